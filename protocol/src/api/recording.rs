@@ -1,0 +1,1 @@
+//! The recording role's API.

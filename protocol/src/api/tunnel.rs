@@ -1,0 +1,1 @@
+//! The tunnel role's API.
