@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The few things that every role does alike.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`config`] | TOML with documented defaults, environment override, unknown keys refused by name |
+//! | [`stop`] | one token and one tracker per role: nothing is left behind |
+//! | [`listen`], [`http`] | sockets, the accept loop, HTTP with deadlines and optional TLS |
+//! | [`client`] | JSON calls from one role to another |
+//! | [`tls`] | private CA, leaves that renew themselves, PEM files, fingerprints |
+//! | [`vault`], [`password`] | secrets at rest; passwords of people and accounts |
+//! | [`database`] | SQLite as every role opens it |
+//! | [`ops`] | metrics and health |
+//! | [`workers`] | one single-threaded runtime per core |
+//! | [`logging`] | structured logs |
+//!
+//! Not here: anything that only one role needs, and anything of the connection flow.
+
+pub mod client;
+pub mod config;
+pub mod database;
+pub mod http;
+pub mod listen;
+pub mod logging;
+pub mod ops;
+pub mod password;
+pub mod stop;
+pub mod tls;
+pub mod vault;
+pub mod workers;
+
+pub use ops::Ops;
+pub use stop::Stop;
+pub use vault::Vault;
+pub use workers::Workers;

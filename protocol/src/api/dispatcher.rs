@@ -1,1 +1,83 @@
-//! The dispatcher role's API.
+//! What a tunnel server asks a dispatcher (steps 2 and 5).
+//!
+//! HTTPS, Basic authentication with a dispatcher account.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `PUT /api/v1/registrations/{serial}` [`NewRegistration`] | [`Registration`]; waits a few seconds for a device that is already there, so that a wrong OAK is told at once |
+//! | `GET /api/v1/registrations/{serial}` | [`Registration`] |
+//! | `DELETE /api/v1/registrations/{serial}` | nothing; the claim is released |
+//! | `GET /api/v1/changes?after=SEQ&wait_s=25` | [`Changes`]; held back until there is one |
+//!
+//! A tunnel server always has one `changes` request open. Asking `after=N` acknowledges everything up
+//! to `N`: the dispatcher sends a device on its way only after the tunnel server has acknowledged the
+//! device's key (or did not within a few seconds), so that the device does not arrive as a stranger.
+//!
+//! Problem codes: `wrong-oak`, `wrong-credentials`, `wrong-serial`, `claimed-by-another-account`,
+//! `unknown-account`, `bad-request`, `not-found`.
+
+use crate::{Oak, Secret, SerialNumber, Step};
+use serde::{Deserialize, Serialize};
+
+/// A registration as a tunnel server relays it. Repeating it replaces the earlier one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewRegistration {
+    /// The OAK on the device's label.
+    pub oak: Oak,
+    /// The device's own user, for the log-in of step 5.
+    pub user: String,
+    /// That user's password.
+    pub password: Secret,
+    /// The tunnel server's public addresses, `host:port`, best first; 1 to 4.
+    pub servers: Vec<String>,
+    /// PEM of the certificate that the device shall trust there.
+    pub trust_anchor: String,
+}
+
+/// How far a registration has come at the dispatcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RegistrationState {
+    /// Nobody has pressed the device's button since.
+    Waiting,
+    /// The device is here and step 5 is under way.
+    Dispatching,
+    /// The device was sent to the tunnel server; credentials are forgotten here.
+    Dispatched,
+    /// Step 5 failed; `problem` says why. The device waits for a corrected registration.
+    Refused,
+    /// The device came back after it had been dispatched (factory reset, or it could not reach its
+    /// tunnel server): relay the registration again, for the credentials.
+    Returned,
+}
+
+/// What the dispatcher knows of one registration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Whose.
+    pub serial: SerialNumber,
+    /// How far.
+    pub state: RegistrationState,
+    /// Hex SHA-256 of the device's SubjectPublicKeyInfo, once the OAK proof and the log-in held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// Why it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<super::ProblemDetail>,
+    /// The last step that was carried out.
+    pub step: Step,
+    /// When the state was entered.
+    pub since: jiff::Timestamp,
+    /// Its place in the account's sequence of changes.
+    pub seq: u64,
+}
+
+/// What has changed for an account since it last asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// The latest state of every registration that changed, in order.
+    pub changes: Vec<Registration>,
+    /// Ask for what comes after this.
+    pub last: u64,
+}

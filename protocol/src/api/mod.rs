@@ -7,3 +7,40 @@
 pub mod dispatcher;
 pub mod recording;
 pub mod tunnel;
+
+use crate::Step;
+use serde::{Deserialize, Serialize};
+
+/// The body of every answer that is not a success: `{"error": {"code": …, "message": …, "step": …}}`.
+///
+/// The message is for the person who can act on it and never holds a secret; programs decide by the
+/// code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What is wrong.
+    pub error: ProblemDetail,
+}
+
+/// The inside of a [`Problem`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemDetail {
+    /// A word for programs, in kebab case: `wrong-oak`, `claimed-by-another-account`.
+    pub code: String,
+    /// A sentence for people: what happened, with whom, and what to check.
+    pub message: String,
+    /// The step of the connection flow that failed, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<Step>,
+}
+
+impl Problem {
+    /// A problem outside the connection flow.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Problem { error: ProblemDetail { code: code.to_owned(), message: message.into(), step: None } }
+    }
+
+    /// A problem in a step of the connection flow.
+    pub fn at(step: Step, code: &str, message: impl Into<String>) -> Self {
+        Problem { error: ProblemDetail { code: code.to_owned(), message: message.into(), step: Some(step) } }
+    }
+}

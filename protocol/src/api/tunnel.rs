@@ -1,1 +1,118 @@
-//! The tunnel role's API.
+//! What a VMS asks a tunnel server on its internal address (steps 1 and 8).
+//!
+//! Basic authentication with the tunnel server's user and password; the same credentials, as
+//! `Proxy-Authorization`, open the forward proxy (`GET http://SERIAL/…`, `CONNECT SERIAL:554`).
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /api/v1/server` | [`Server`] |
+//! | `GET /api/v1/devices`, `GET /api/v1/devices/{serial}` | [`Device`], all or one |
+//! | `POST /api/v1/devices` [`NewDevice`] | [`Device`]: 201 relayed, 202 kept because the dispatcher cannot be reached; a problem when the dispatcher refused, and then nothing is kept |
+//! | `PATCH /api/v1/devices/{serial}` [`ChangeDevice`] | [`Device`] |
+//! | `DELETE /api/v1/devices/{serial}` | nothing; the claim is released |
+//! | `GET /api/v1/devices/{serial}/credentials` | [`crate::secret::Credentials`] for Add Hardware |
+//! | `GET /api/v1/events` | server-sent events: `device` with a [`Device`], `removed` with `{"serial": …}`; begins with one `device` each |
+
+use super::ProblemDetail;
+use crate::{Oak, Secret, SerialNumber, Step};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A registration, step 1.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewDevice {
+    /// Serial number on the label.
+    pub serial: SerialNumber,
+    /// OAK on the label.
+    pub oak: Oak,
+    /// The device's user.
+    pub user: String,
+    /// That user's password.
+    pub password: Secret,
+    /// What people call it; the serial number where empty. At most 64 characters.
+    #[serde(default)]
+    pub name: String,
+    /// Anything worth knowing. At most 256 characters.
+    #[serde(default)]
+    pub description: String,
+}
+
+/// What can be changed on a registration.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeDevice {
+    /// A new name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// A new description.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// How the registration stands with the dispatcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RelayState {
+    /// The dispatcher could not be reached yet; it is tried again.
+    Pending,
+    /// The dispatcher waits for the device.
+    Waiting,
+    /// The device is at the dispatcher.
+    Dispatching,
+    /// The dispatcher has vouched for the device's key.
+    Dispatched,
+    /// The dispatcher refused; see the last error.
+    Refused,
+}
+
+/// A registered device as its tunnel server sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Serial number.
+    pub serial: SerialNumber,
+    /// Name.
+    pub name: String,
+    /// Description.
+    pub description: String,
+    /// The device's user; the password is asked for separately.
+    pub user: String,
+    /// The last step that was carried out: 1 to 7.
+    pub step: Step,
+    /// How the registration stands with the dispatcher.
+    pub relay: RelayState,
+    /// Whether there is an uplink now.
+    pub connected: bool,
+    /// Since when it is connected, or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// The address that the uplink came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Round-trip time of the last PING, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<u32>,
+    /// Bytes received from the device over the present uplink.
+    pub bytes_in: u64,
+    /// Bytes sent to the device over the present uplink.
+    pub bytes_out: u64,
+    /// What went wrong last, until it goes right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<ProblemDetail>,
+}
+
+/// The tunnel server itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// Where it listens for devices.
+    pub external: String,
+    /// What devices are told to dial.
+    pub public: Vec<String>,
+    /// The dispatcher's address.
+    pub dispatcher: String,
+    /// What is wrong between it and the dispatcher (unreachable, unknown account), if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispatcher_problem: Option<ProblemDetail>,
+}

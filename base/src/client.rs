@@ -1,0 +1,265 @@
+//! JSON calls from one role to another, over HTTP or HTTPS.
+
+use anyhow::Context;
+use bytes::Bytes;
+use homing_protocol::{Secret, api::Problem, secret::Credentials};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
+use hyper_rustls::HttpsConnector;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use std::time::Duration;
+
+/// The longest JSON answer that is read.
+const ANSWER_LIMIT_BYTES: usize = 16 * 1024 * 1024;
+
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// For an ordinary call, from the first byte sent to the last received.
+const CALL_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How a caller says who it is.
+#[derive(Clone, Debug)]
+pub enum Auth {
+    /// RFC 7617.
+    Basic(Credentials),
+    /// RFC 6750.
+    Bearer(Secret),
+}
+
+/// Why a call brought no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No answer at all; worth another try later.
+    #[error(
+        "{peer} cannot be reached: {cause}; check its address, the firewall between, and whether it runs"
+    )]
+    Unreachable {
+        /// The peer's role and address.
+        peer: String,
+        /// What the network said.
+        cause: String,
+    },
+    /// The peer refused, and said why.
+    #[error("{peer}: {}", problem.error.message)]
+    Refused {
+        /// The peer's role and address.
+        peer: String,
+        /// Its answer's status.
+        status: StatusCode,
+        /// Its answer.
+        problem: Box<Problem>,
+    },
+    /// An answer that is not of this API.
+    #[error(
+        "{peer} gave an answer that is not of this API ({cause}); check that the address is the right one"
+    )]
+    Unexpected {
+        /// The peer's role and address.
+        peer: String,
+        /// What was wrong with it.
+        cause: String,
+    },
+}
+
+/// A client of one peer; keeps connections and is cheap to clone.
+#[derive(Clone)]
+pub struct ApiClient {
+    peer: String,
+    base: String,
+    authorization: HeaderValue,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+}
+
+impl ApiClient {
+    /// `role` names the peer in errors ("dispatcher"), `base` is its URL without a trailing slash.
+    /// `trust` is the PEM of the only trust anchor for HTTPS; none means the public web's.
+    ///
+    /// # Errors
+    /// When the URL or the trust anchor cannot be read.
+    pub fn new(role: &str, base: &str, auth: &Auth, trust: Option<&str>) -> anyhow::Result<ApiClient> {
+        let base = base.trim_end_matches('/').to_owned();
+        let uri: Uri = base.parse().with_context(|| format!("address of the {role}: {base}"))?;
+        anyhow::ensure!(
+            uri.scheme().is_some() && uri.authority().is_some(),
+            "address of the {role}: {base} has no scheme or host; write it as https://host:port"
+        );
+        let mut authorization = match auth {
+            Auth::Basic(credentials) => HeaderValue::from_str(&basic(credentials)),
+            Auth::Bearer(token) => HeaderValue::from_str(&format!("Bearer {}", token.expose())),
+        }
+        .with_context(|| format!("credentials for the {role} hold characters that a header cannot"))?;
+        authorization.set_sensitive(true);
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+        connector.set_nodelay(true);
+        let tls = crate::tls::client_config(trust).with_context(|| format!("trust anchor of the {role}"))?;
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
+        Ok(ApiClient {
+            peer: format!("{role} at {base}"),
+            base,
+            authorization,
+            client: Client::builder(TokioExecutor::new()).build(connector),
+        })
+    }
+
+    /// The peer's role and address, for messages.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// `GET`, answered in JSON.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, CallError> {
+        self.call::<(), A>(Method::GET, path, None, CALL_DEADLINE).await
+    }
+
+    /// Any method with a JSON body; an empty answer is read as JSON `null`.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn send<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &Q,
+    ) -> Result<A, CallError> {
+        self.call(method, path, Some(body), CALL_DEADLINE).await
+    }
+
+    /// As [`ApiClient::get`] for an answer that the peer holds back for up to `wait` (long poll).
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn wait<A: DeserializeOwned>(&self, path: &str, wait: Duration) -> Result<A, CallError> {
+        self.call::<(), A>(Method::GET, path, None, wait + CALL_DEADLINE).await
+    }
+
+    /// `GET` of an endless answer (server-sent events): the caller reads the body.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn stream(&self, path: &str) -> Result<Response<Incoming>, CallError> {
+        let request = self.request::<()>(Method::GET, path, None)?;
+        let answered = tokio::time::timeout(CALL_DEADLINE, self.client.request(request));
+        let response = answered
+            .await
+            .map_err(|_| self.unreachable("no answer in time"))?
+            .map_err(|error| self.unreachable(&chain(&error)))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refused(response).await)
+    }
+
+    async fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Q>,
+        deadline: Duration,
+    ) -> Result<A, CallError> {
+        let request = self.request(method, path, body)?;
+        let exchange = async {
+            let response =
+                self.client.request(request).await.map_err(|error| self.unreachable(&chain(&error)))?;
+            if !response.status().is_success() {
+                return Err(self.refused(response).await);
+            }
+            self.body(response).await
+        };
+        let body = tokio::time::timeout(deadline, exchange)
+            .await
+            .map_err(|_| self.unreachable(&format!("no answer within {} s", deadline.as_secs())))??;
+        let json: &[u8] = if body.is_empty() { b"null" } else { &body };
+        serde_json::from_slice(json).map_err(|error| self.unexpected(&error.to_string()))
+    }
+
+    fn request<Q: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Q>,
+    ) -> Result<Request<Full<Bytes>>, CallError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header(header::AUTHORIZATION, self.authorization.clone());
+        let mut bytes = Bytes::new();
+        if let Some(body) = body {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+            bytes = serde_json::to_vec(body).map_err(|error| self.unexpected(&error.to_string()))?.into();
+        }
+        request.body(Full::new(bytes)).map_err(|error| self.unexpected(&error.to_string()))
+    }
+
+    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, CallError> {
+        let limited = Limited::new(response.into_body(), ANSWER_LIMIT_BYTES);
+        let body = limited.collect().await.map_err(|error| self.unreachable(&error.to_string()))?;
+        Ok(body.to_bytes())
+    }
+
+    async fn refused(&self, response: Response<Incoming>) -> CallError {
+        let status = response.status();
+        let Ok(body) = self.body(response).await else {
+            return self.unexpected(&format!("status {status}"));
+        };
+        let problem = serde_json::from_slice(&body).unwrap_or_else(|_| {
+            let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+            Problem::new("unexpected", format!("status {status}: {text}"))
+        });
+        CallError::Refused { peer: self.peer.clone(), status, problem: Box::new(problem) }
+    }
+
+    fn unreachable(&self, cause: &str) -> CallError {
+        CallError::Unreachable { peer: self.peer.clone(), cause: cause.to_owned() }
+    }
+
+    fn unexpected(&self, cause: &str) -> CallError {
+        CallError::Unexpected { peer: self.peer.clone(), cause: cause.to_owned() }
+    }
+}
+
+/// The value of an `Authorization` (or `Proxy-Authorization`) header for Basic authentication.
+pub fn basic(credentials: &Credentials) -> String {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let pair = format!("{}:{}", credentials.user, credentials.password.expose());
+    format!("Basic {}", STANDARD.encode(pair))
+}
+
+/// Reads the value of a Basic `Authorization` header; `None` if it is none.
+pub fn parse_basic(value: &str) -> Option<Credentials> {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let (scheme, encoded) = value.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") || encoded.len() > 2048 {
+        return None;
+    }
+    let pair = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let (user, password) = pair.split_once(':')?;
+    Some(Credentials::new(user, password))
+}
+
+/// An error and its causes in one line: hyper hides what matters in the last.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
