@@ -1,1 +1,6 @@
-//! Placeholder.
+//! Video and audio as bytes: RTSP messages, SDP, RTP, H.264, AAC, G.711, fragmented MP4, media time.
+//!
+//! Pure: no sockets, no files, no tokio, no clock; everything takes bytes and gives values, or the other
+//! way round. The recording server and the simulated camera put it to work.
+
+pub mod rtsp;
