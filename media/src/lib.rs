@@ -3,4 +3,6 @@
 //! Pure: no sockets, no files, no tokio, no clock; everything takes bytes and gives values, or the other
 //! way round. The recording server and the simulated camera put it to work.
 
+pub mod h264;
+pub mod rtp;
 pub mod rtsp;
