@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The simulated camera.
+
+pub mod scene;
+pub mod strip;
