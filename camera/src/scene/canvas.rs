@@ -121,7 +121,7 @@ impl Canvas {
     /// Blends a colour in. `coverage(x, y, size)` says how much of it (0.0 to 1.0) the sample at that
     /// point takes; `size` is the sample's edge in points, for soft edges.
     pub fn blend(&mut self, bounds: Rect, ink: Rgb, coverage: impl Fn(f32, f32, f32) -> f32) {
-        self.blend_each(bounds, coverage, |_, _| ink);
+        self.blend_each(bounds, coverage, |_| ink);
     }
 
     /// As [`Canvas::blend`], the colour being a function of the height: one for each row of samples.
@@ -131,37 +131,24 @@ impl Canvas {
         ink: impl Fn(f32) -> Rgb,
         coverage: impl Fn(f32, f32, f32) -> f32,
     ) {
-        self.blend_each(bounds, coverage, |_, y| ink(y));
+        self.blend_each(bounds, coverage, ink);
     }
 
     fn blend_each(
         &mut self,
         bounds: Rect,
         coverage: impl Fn(f32, f32, f32) -> f32,
-        ink: impl Fn(f32, f32) -> Rgb,
+        ink: impl Fn(f32) -> Rgb,
     ) {
-        for (index, plane) in self.planes.iter_mut().enumerate() {
-            let shrink = if index == 0 { 1 } else { 2 };
-            let (columns, rows) = (self.width / shrink, self.height / shrink);
-            let size = HEIGHT / rows as f32;
-            let span = |start: f32, length: f32, limit: usize| {
-                let first = (start / size - 1.0).floor().clamp(0.0, limit as f32) as usize;
-                let last = ((start + length) / size + 1.0).ceil().clamp(0.0, limit as f32) as usize;
-                first..last.max(first)
-            };
-            for row in span(bounds.y, bounds.h, rows) {
-                let y = (row as f32 + 0.5) * size;
-                let value = ink(0.0, y).yuv()[index];
-                let line = &mut plane[row * columns..][..columns];
-                for column in span(bounds.x, bounds.w, columns) {
-                    let share = coverage((column as f32 + 0.5) * size, y, size).clamp(0.0, 1.0);
-                    if share > 0.0 {
-                        let old = f32::from(line[column]);
-                        line[column] = (old + (value - old) * share + 0.5) as u8;
-                    }
-                }
-            }
-        }
+        let (width, height) = (self.width, self.height);
+        let [luma, u, v] = &mut self.planes;
+        for_each_sample(width, height, bounds, &coverage, &ink, |at, share, colour| {
+            mix_into(&mut luma[at], colour[0], share);
+        });
+        for_each_sample(width / 2, height / 2, bounds, &coverage, &ink, |at, share, colour| {
+            mix_into(&mut u[at], colour[1], share);
+            mix_into(&mut v[at], colour[2], share);
+        });
     }
 
     /// Fills a shape that is given by the signed distance (points, negative inside) to its edge.
@@ -180,14 +167,14 @@ impl Canvas {
         let (cx, cy) = (area.x + half_w, area.y + half_h);
         self.shape(area, ink, alpha, |x, y| {
             let (dx, dy) = ((x - cx).abs() - half_w + radius, (y - cy).abs() - half_h + radius);
-            dx.max(0.0).hypot(dy.max(0.0)) + dx.max(dy).min(0.0) - radius
+            length(dx.max(0.0), dy.max(0.0)) + dx.max(dy).min(0.0) - radius
         });
     }
 
     /// A filled ellipse.
     pub fn ellipse(&mut self, (cx, cy): (f32, f32), (rx, ry): (f32, f32), ink: Rgb, alpha: f32) {
         self.shape(rect(cx - rx, cy - ry, 2.0 * rx, 2.0 * ry), ink, alpha, |x, y| {
-            (((x - cx) / rx).hypot((y - cy) / ry) - 1.0) * rx.min(ry)
+            (length((x - cx) / rx, (y - cy) / ry) - 1.0) * rx.min(ry)
         });
     }
 
@@ -209,7 +196,7 @@ impl Canvas {
         );
         self.shape(bounds, ink, alpha, |x, y| {
             let along = (((x - from.0) * dx + (y - from.1) * dy) / square).clamp(0.0, 1.0);
-            (x - from.0 - along * dx).hypot(y - from.1 - along * dy) - half
+            length(x - from.0 - along * dx, y - from.1 - along * dy) - half
         });
     }
 
@@ -226,7 +213,7 @@ impl Canvas {
             edges()
                 .map(|(a, b)| {
                     let (ex, ey) = (b.0 - a.0, b.1 - a.1);
-                    ((x - a.0) * ey - (y - a.1) * ex) / ex.hypot(ey).max(1e-6)
+                    ((x - a.0) * ey - (y - a.1) * ex) / length(ex, ey).max(1e-6)
                 })
                 .fold(f32::MIN, f32::max)
         });
@@ -243,7 +230,7 @@ impl Canvas {
             return;
         }
         self.blend(rect(cx - rx, cy - ry, 2.0 * rx, 2.0 * ry), ink, |x, y, _| {
-            let near = 1.0 - ((x - cx) / rx).hypot((y - cy) / ry);
+            let near = 1.0 - length((x - cx) / rx, (y - cy) / ry);
             strength * near.max(0.0).powi(2)
         });
     }
@@ -278,6 +265,43 @@ impl Canvas {
             }
         }
     }
+}
+
+/// Visits the samples of a plane that a shape covers: index, share, colour as Y, U, V.
+fn for_each_sample(
+    columns: usize,
+    rows: usize,
+    bounds: Rect,
+    coverage: impl Fn(f32, f32, f32) -> f32,
+    ink: impl Fn(f32) -> Rgb,
+    mut visit: impl FnMut(usize, f32, [f32; 3]),
+) {
+    let size = HEIGHT / rows as f32;
+    let span = |start: f32, length: f32, limit: usize| {
+        let first = (start / size - 1.0).floor().clamp(0.0, limit as f32) as usize;
+        let last = ((start + length) / size + 1.0).ceil().clamp(0.0, limit as f32) as usize;
+        first..last.max(first)
+    };
+    for row in span(bounds.y, bounds.h, rows) {
+        let y = (row as f32 + 0.5) * size;
+        let colour = ink(y).yuv();
+        for column in span(bounds.x, bounds.w, columns) {
+            let share = coverage((column as f32 + 0.5) * size, y, size);
+            if share > 0.0 {
+                visit(row * columns + column, share.min(1.0), colour);
+            }
+        }
+    }
+}
+
+fn mix_into(sample: &mut u8, value: f32, share: f32) {
+    let old = f32::from(*sample);
+    *sample = (old + (value - old) * share + 0.5) as u8;
+}
+
+/// `f32::hypot` guards against overflow that cannot happen here, and takes ten times as long.
+fn length(x: f32, y: f32) -> f32 {
+    (x * x + y * y).sqrt()
 }
 
 /// Width of a line of text in points.

@@ -162,7 +162,7 @@ fn street_lamp(canvas: &mut Canvas, view: &View, x: f32, lamps: f32) {
 
 fn street_life(canvas: &mut Canvas, view: &View) {
     let width = canvas.points();
-    clouds(canvas, view, 70.0);
+    clouds(canvas, view, 48.0);
     person(canvas, view, view.crossing(width, 30.0, 21.0, 0.35), 266.0, 36.0, 1.0, 0.45);
     person(canvas, view, view.crossing(width, 30.0, -17.0, 0.6), 269.0, 38.0, -1.0, 0.05);
     car(canvas, view, view.crossing(width, 240.0, -74.0, 0.1), 292.0, -1.0, view.own(0.5, 0.55, 0.5));
@@ -199,7 +199,7 @@ fn person(canvas: &mut Canvas, view: &View, x: f32, y: f32, height: f32, directi
     let stride = (view.time * 1.05 * TAU).sin();
     let bob = (view.time * 2.1 * TAU).cos().abs() * 0.8 * unit;
     let (hip, neck) = (y - 16.0 * unit - bob, y - 28.0 * unit - bob);
-    let (trousers, jacket, skin) = (view.on(0x2C3550), view.own(coat, 0.6, 0.52), view.on(0xE3B08C));
+    let (trousers, jacket, skin) = (view.on(0x2C3550), view.own(coat, 0.45, 0.5), view.on(0xE3B08C));
     canvas.glow((x, y), (11.0 * unit, 3.0 * unit), Rgb::hex(0), 0.8);
     for swing in [-stride, stride] {
         let lift = (swing * direction).max(0.0) * 1.2 * unit;
@@ -224,7 +224,7 @@ fn clouds(canvas: &mut Canvas, view: &View, y: f32) {
     for cloud in 0..3 {
         let speed = 3.0 + 2.0 * view.random(900 + cloud);
         let x = view.crossing(width, 90.0, speed, view.random(910 + cloud));
-        let y = y + 45.0 * (view.random(920 + cloud) - 0.5);
+        let y = y + 28.0 * (view.random(920 + cloud) - 0.5);
         for puff in 0..4 {
             let radius = 15.0 + 14.0 * view.random(930 + cloud * 5 + puff);
             let at = (x + puff as f32 * 24.0 - 36.0, y - radius * 0.25);
@@ -281,6 +281,15 @@ fn harbour_set(canvas: &mut Canvas, view: &View) {
     }
     containers(canvas, view, width - 216.0, 306.0);
     crane(canvas, view, width * 0.55);
+    let lamps = view.light.lamps();
+    for x in [width * 0.29, width * 0.79] {
+        let pole = view.on(0x3A3E44);
+        canvas.line((x, 306.0), (x, 216.0), 3.0, pole, 1.0);
+        canvas.rounded(rect(x - 11.0, 212.0, 22.0, 5.0), 2.0, pole, 1.0);
+        canvas.fill(rect(x - 9.0, 217.0, 18.0, 1.8), LAMP, 0.25 + 0.75 * lamps);
+        canvas.glow((x, 222.0), (70.0, 60.0), LAMP, 0.6 * lamps);
+        canvas.glow((x, 304.0), (120.0, 26.0), LAMP, 0.55 * lamps);
+    }
 }
 
 fn lighthouse(canvas: &mut Canvas, view: &View, x: f32) {
@@ -313,7 +322,7 @@ fn containers(canvas: &mut Canvas, view: &View, left: f32, floor: f32) {
 }
 
 fn crane(canvas: &mut Canvas, view: &View, x: f32) {
-    let steel = view.own(0.08, 0.65, 0.52);
+    let steel = view.own(0.08, 0.42, 0.44);
     for leg in [-22.0, 22.0] {
         canvas.line((x + leg, 306.0), (x + leg * 0.7, 128.0), 5.0, steel, 1.0);
     }
@@ -332,7 +341,7 @@ fn crane(canvas: &mut Canvas, view: &View, x: f32) {
 
 fn harbour_life(canvas: &mut Canvas, view: &View) {
     let (width, lamps) = (canvas.points(), view.light.lamps());
-    clouds(canvas, view, 66.0);
+    clouds(canvas, view, 62.0);
     for glint in 0..16 {
         let drift = (view.time * 0.35 + view.random(1100 + glint) * TAU).sin();
         let (x, y) = (view.random(1120 + glint) * width + drift * 9.0, 204.0 + 70.0 * view.random(1140 + glint));
@@ -372,6 +381,9 @@ fn ship(canvas: &mut Canvas, view: &View, x: f32, y: f32) {
     canvas.fill(rect(x - 86.0, y - 60.0, 9.0, 11.0), view.own(0.0, 0.6, 0.5), 1.0);
     canvas.convex(&[(x - 104.0, y - 20.0), (x + 104.0, y - 20.0), (x + 88.0, y + 3.0), (x - 98.0, y + 3.0)], hull, 1.0);
     canvas.fill(rect(x - 98.0, y - 1.0, 187.0, 4.0), view.on(0x8E2F2A), 1.0);
+    for porthole in 0..9 {
+        canvas.circle((x - 76.0 + porthole as f32 * 18.0, y - 11.0), 1.7, WINDOW, view.light.lamps());
+    }
     canvas.line((x - 110.0, y + 4.5), (x + 96.0, y + 4.5), 1.6, view.light.low(), 0.55);
 }
 
@@ -384,8 +396,8 @@ fn sail_boat(canvas: &mut Canvas, view: &View, x: f32, y: f32) {
 
 fn depot_set(canvas: &mut Canvas, view: &View) {
     let (width, lamps) = (canvas.points(), view.light.lamps());
-    view.light.paint_sky(canvas, 240.0);
-    skyline(canvas, view, 240.0);
+    view.light.paint_sky(canvas, 250.0);
+    skyline(canvas, view, 250.0);
     let (hall, wall) = (rect(width * 0.1, 92.0, width * 0.8, 156.0), view.own(0.0, 0.14, 0.66));
     canvas.fill(hall, wall, 1.0);
     for rib in 0..(hall.w / 9.0) as u32 {
@@ -437,7 +449,7 @@ fn containers_small(canvas: &mut Canvas, view: &View, left: f32, door: u32) {
 
 fn depot_life(canvas: &mut Canvas, view: &View) {
     let width = canvas.points();
-    clouds(canvas, view, 54.0);
+    clouds(canvas, view, 48.0);
     let leg = (view.time / 22.0).rem_euclid(2.0);
     let there = leg < 1.0;
     let share = if there { leg } else { 2.0 - leg };
@@ -529,7 +541,7 @@ fn farm(canvas: &mut Canvas, view: &View, x: f32, y: f32) {
 
 fn hills_life(canvas: &mut Canvas, view: &View) {
     let width = canvas.points();
-    clouds(canvas, view, 76.0);
+    clouds(canvas, view, 60.0);
     for (index, tower) in TURBINES.into_iter().enumerate() {
         let hub = (width * tower.0, tower.1 - tower.2);
         let steel = view.light.far(Rgb::hex(0xFBFBFC), 0.08);
