@@ -354,7 +354,8 @@ mod tests {
     #[test]
     fn colours_become_limited_range_bt709() {
         let mut canvas = Canvas::new(16, 16);
-        for (code, expected) in [(0xFFFFFF, [235, 128, 128]), (0x000000, [16, 128, 128]), (0xFF0000, [63, 102, 240])]
+        for (code, expected) in
+            [(0xFFFFFF, [235, 128, 128]), (0x000000, [16, 128, 128]), (0xFF0000, [63, 102, 240])]
         {
             canvas.fill(rect(-10.0, -10.0, 500.0, 500.0), Rgb::hex(code), 1.0);
             let [y, u, v] = canvas.planes();

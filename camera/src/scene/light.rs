@@ -76,7 +76,8 @@ impl Light {
             }
         }
 
-        let place = |height: f32| (width * (0.12 + 0.76 * self.arc), horizon + 20.0 - height * (horizon - 45.0));
+        let place =
+            |height: f32| (width * (0.12 + 0.76 * self.arc), horizon + 20.0 - height * (horizon - 45.0));
         if self.elevation > -0.2 {
             let at = place(self.elevation);
             let disc = Rgb::hex(0xFFF6DC).mix(Rgb::hex(0xFFC46B), self.warm);

@@ -79,7 +79,9 @@ impl Scene {
     /// Sizes are in pixels, even.
     pub fn new(name: &str, place: Option<Place>, width: usize, height: usize, timing: Timing) -> Scene {
         // FNV-1a: the same name has the same colours in every version and on every machine.
-        let seed = name.bytes().fold(0x811C_9DC5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        let seed = name
+            .bytes()
+            .fold(0x811C_9DC5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         let canvas = Canvas::new(width, height);
         Scene {
             name: name.to_owned(),

@@ -245,7 +245,10 @@ fn skyline(canvas: &mut Canvas, view: &View, ground: f32) {
         let (w, h) = (16.0 + 26.0 * view.random(300 + house), 40.0 + 110.0 * view.random(340 + house));
         canvas.fill(rect(x, ground - h, w, h), wall, 1.0);
         for light in 0..5 {
-            let at = (x + 3.0 + (w - 8.0) * view.random(400 + house * 7 + light), ground - h + 8.0 + 15.0 * light as f32);
+            let at = (
+                x + 3.0 + (w - 8.0) * view.random(400 + house * 7 + light),
+                ground - h + 8.0 + 15.0 * light as f32,
+            );
             canvas.fill(rect(at.0, at.1, 2.4, 3.0), WINDOW, 0.75 * view.light.lamps());
         }
         x += w + 2.0;
@@ -255,7 +258,10 @@ fn skyline(canvas: &mut Canvas, view: &View, ground: f32) {
 fn hill(canvas: &mut Canvas, view: &View, base: f32, swell: f32, index: u32, ink: Rgb) {
     let turns = [0, 1, 2].map(|wave| TAU * view.random(600 + index * 3 + wave));
     let top = move |x: f32| {
-        base - swell * ((x / 97.0 + turns[0]).sin() + 0.6 * (x / 53.0 + turns[1]).sin() + 0.3 * (x / 23.0 + turns[2]).sin())
+        base - swell
+            * ((x / 97.0 + turns[0]).sin()
+                + 0.6 * (x / 53.0 + turns[1]).sin()
+                + 0.3 * (x / 23.0 + turns[2]).sin())
     };
     let bounds = rect(0.0, base - 2.0 * swell, canvas.points(), 360.0);
     canvas.below(bounds, ink, top);
@@ -267,9 +273,13 @@ fn harbour_set(canvas: &mut Canvas, view: &View) {
     hill(canvas, view, 182.0, 9.0, 1, view.light.far(Rgb::hex(0x5F7D86), 0.55));
     hill(canvas, view, 192.0, 5.0, 2, view.light.far(Rgb::hex(0x4C7367), 0.3));
     let (near, far) = (view.on(0x1F5673), view.light.low().mix(view.on(0x3F8FB0), 0.55));
-    canvas.blend_rows(rect(0.0, 196.0, width, 170.0), |y| far.mix(near, ((y - 196.0) / 90.0).min(1.0)), |_, y, _| {
-        if y > 196.0 { 1.0 } else { 0.0 }
-    });
+    canvas.blend_rows(
+        rect(0.0, 196.0, width, 170.0),
+        |y| far.mix(near, ((y - 196.0) / 90.0).min(1.0)),
+        |_, y, _| {
+            if y > 196.0 { 1.0 } else { 0.0 }
+        },
+    );
     lighthouse(canvas, view, width * 0.13);
     canvas.fill(rect(0.0, 282.0, width, 80.0), view.on(0x8C8A86), 1.0);
     canvas.fill(rect(0.0, 282.0, width, 4.0), view.on(0xC9C3B4), 1.0);
@@ -294,10 +304,15 @@ fn harbour_set(canvas: &mut Canvas, view: &View) {
 
 fn lighthouse(canvas: &mut Canvas, view: &View, x: f32) {
     canvas.ellipse((x, 205.0), (46.0, 10.0), view.on(0x4F5A50), 1.0);
-    canvas.convex(&[(x - 6.0, 120.0), (x + 6.0, 120.0), (x + 10.0, 200.0), (x - 10.0, 200.0)], view.on(0xF2EEE6), 1.0);
+    canvas.convex(
+        &[(x - 6.0, 120.0), (x + 6.0, 120.0), (x + 10.0, 200.0), (x - 10.0, 200.0)],
+        view.on(0xF2EEE6),
+        1.0,
+    );
     for band in [134.0, 164.0] {
         let (top, bottom) = (6.0 + (band - 120.0) / 20.0, 6.0 + (band - 106.0) / 20.0);
-        let corners = [(x - top, band), (x + top, band), (x + bottom, band + 14.0), (x - bottom, band + 14.0)];
+        let corners =
+            [(x - top, band), (x + top, band), (x + bottom, band + 14.0), (x - bottom, band + 14.0)];
         canvas.convex(&corners, view.on(0xC8372F), 1.0);
     }
     canvas.fill(rect(x - 8.0, 117.0, 16.0, 3.0), view.on(0x2F3338), 1.0);
@@ -344,16 +359,23 @@ fn harbour_life(canvas: &mut Canvas, view: &View) {
     clouds(canvas, view, 62.0);
     for glint in 0..16 {
         let drift = (view.time * 0.35 + view.random(1100 + glint) * TAU).sin();
-        let (x, y) = (view.random(1120 + glint) * width + drift * 9.0, 204.0 + 70.0 * view.random(1140 + glint));
+        let (x, y) =
+            (view.random(1120 + glint) * width + drift * 9.0, 204.0 + 70.0 * view.random(1140 + glint));
         let ink = view.light.low().mix(Rgb::hex(0xFFFFFF), 0.3);
         canvas.line((x, y), (x + 10.0 + (y - 200.0) * 0.3, y), 1.3, ink, 0.25 + 0.25 * drift.abs());
     }
     let beam = (view.time * 0.9).sin().max(0.0).powi(6);
-    canvas.glow((width * 0.13, 112.0), (34.0 + 40.0 * beam, 22.0 + 12.0 * beam), LAMP, (0.15 + 0.85 * lamps) * beam);
+    canvas.glow(
+        (width * 0.13, 112.0),
+        (34.0 + 40.0 * beam, 22.0 + 12.0 * beam),
+        LAMP,
+        (0.15 + 0.85 * lamps) * beam,
+    );
     ship(canvas, view, view.crossing(width, 170.0, 8.0, 0.45), 226.0);
     let boat = view.crossing(width, 60.0, -19.0, 0.2);
     sail_boat(canvas, view, boat, 252.0 + (view.time * 1.7).sin());
-    let (hook, drop) = (width * 0.55 - 70.0 + 55.0 * (view.time * 0.14).sin(), 190.0 + 26.0 * (view.time * 0.21).sin());
+    let (hook, drop) =
+        (width * 0.55 - 70.0 + 55.0 * (view.time * 0.14).sin(), 190.0 + 26.0 * (view.time * 0.21).sin());
     canvas.line((hook, 124.0), (hook, drop), 1.4, view.on(0x24272B), 1.0);
     canvas.fill(rect(hook - 25.0, drop, 50.0, 21.0), view.own(0.46, 0.5, 0.48), 1.0);
     canvas.fill(rect(hook - 25.0, drop, 50.0, 1.6), Rgb::hex(0xFFFFFF), 0.3);
@@ -379,7 +401,11 @@ fn ship(canvas: &mut Canvas, view: &View, x: f32, y: f32) {
     canvas.fill(rect(x - 96.0, y - 50.0, 32.0, 6.0), view.on(0xF8F6F2), 1.0);
     canvas.fill(rect(x - 90.0, y - 43.0, 20.0, 3.6), view.on(0x3B4A58).mix(WINDOW, view.light.lamps()), 1.0);
     canvas.fill(rect(x - 86.0, y - 60.0, 9.0, 11.0), view.own(0.0, 0.6, 0.5), 1.0);
-    canvas.convex(&[(x - 104.0, y - 20.0), (x + 104.0, y - 20.0), (x + 88.0, y + 3.0), (x - 98.0, y + 3.0)], hull, 1.0);
+    canvas.convex(
+        &[(x - 104.0, y - 20.0), (x + 104.0, y - 20.0), (x + 88.0, y + 3.0), (x - 98.0, y + 3.0)],
+        hull,
+        1.0,
+    );
     canvas.fill(rect(x - 98.0, y - 1.0, 187.0, 4.0), view.on(0x8E2F2A), 1.0);
     for porthole in 0..9 {
         canvas.circle((x - 76.0 + porthole as f32 * 18.0, y - 11.0), 1.7, WINDOW, view.light.lamps());
@@ -389,9 +415,17 @@ fn ship(canvas: &mut Canvas, view: &View, x: f32, y: f32) {
 
 fn sail_boat(canvas: &mut Canvas, view: &View, x: f32, y: f32) {
     canvas.convex(&[(x - 2.0, y - 44.0), (x - 2.0, y - 8.0), (x - 22.0, y - 8.0)], view.on(0xF8F4EA), 1.0);
-    canvas.convex(&[(x + 1.0, y - 40.0), (x + 14.0, y - 8.0), (x + 1.0, y - 8.0)], view.own(0.5, 0.55, 0.6), 1.0);
+    canvas.convex(
+        &[(x + 1.0, y - 40.0), (x + 14.0, y - 8.0), (x + 1.0, y - 8.0)],
+        view.own(0.5, 0.55, 0.6),
+        1.0,
+    );
     canvas.line((x - 0.5, y - 46.0), (x - 0.5, y - 4.0), 1.5, view.on(0x5A4632), 1.0);
-    canvas.convex(&[(x - 24.0, y - 6.0), (x + 20.0, y - 6.0), (x + 13.0, y + 3.0), (x - 19.0, y + 3.0)], view.on(0xA9532F), 1.0);
+    canvas.convex(
+        &[(x - 24.0, y - 6.0), (x + 20.0, y - 6.0), (x + 13.0, y + 3.0), (x - 19.0, y + 3.0)],
+        view.on(0xA9532F),
+        1.0,
+    );
 }
 
 fn depot_set(canvas: &mut Canvas, view: &View) {
@@ -432,7 +466,8 @@ fn depot_set(canvas: &mut Canvas, view: &View) {
         |_, y, size| ((y - 248.0) / size + 0.5).clamp(0.0, 1.0),
     );
     for line in 0..doors + 1 {
-        let (top, foot) = (hall.x + pitch * line as f32, width * 0.5 + (hall.x + pitch * line as f32 - width * 0.5) * 1.5);
+        let (top, foot) =
+            (hall.x + pitch * line as f32, width * 0.5 + (hall.x + pitch * line as f32 - width * 0.5) * 1.5);
         canvas.line((top, 252.0), (foot, 360.0), 3.0, view.on(0xE3C23C), 0.75);
     }
 }
@@ -484,7 +519,12 @@ fn fork_lift(canvas: &mut Canvas, view: &View, x: f32, y: f32, direction: f32) {
     canvas.fill(span(26.0, 52.0, -27.0, -24.0), view.on(0xD9BE93), 0.8);
     let blink = (view.time * 1.4 * TAU).sin().max(0.0);
     canvas.circle((at(-4.0), y - 62.0), 2.4, Rgb::hex(0xFF9B21), 1.0);
-    canvas.glow((at(-4.0), y - 62.0), (26.0, 20.0), Rgb::hex(0xFF9B21), blink * (0.35 + 0.5 * view.light.lamps()));
+    canvas.glow(
+        (at(-4.0), y - 62.0),
+        (26.0, 20.0),
+        Rgb::hex(0xFF9B21),
+        blink * (0.35 + 0.5 * view.light.lamps()),
+    );
 }
 
 fn hills_set(canvas: &mut Canvas, view: &View) {
@@ -507,7 +547,8 @@ fn hills_set(canvas: &mut Canvas, view: &View) {
             let x = view.random(1500 + tree + 40 * index as u32) * width;
             let size = (5.0 + 3.0 * index as f32) * (0.8 + 0.5 * view.random(1600 + tree));
             let y = base + 2.0 + 10.0 * view.random(1700 + tree);
-            let leaf = view.light.far(Rgb::hsl(view.hue * 0.15 + 0.26, 0.33, 0.3), 0.28 - 0.09 * index as f32);
+            let leaf =
+                view.light.far(Rgb::hsl(view.hue * 0.15 + 0.26, 0.33, 0.3), 0.28 - 0.09 * index as f32);
             canvas.line((x, y), (x, y - size), size * 0.22, view.on(0x4D3B2C), 1.0);
             canvas.circle((x, y - size * 1.4), size * 0.8, leaf, 1.0);
             canvas.circle((x - size * 0.5, y - size), size * 0.55, leaf, 1.0);
@@ -531,7 +572,11 @@ const TURBINES: [(f32, f32, f32); 3] = [(0.2, 246.0, 132.0), (0.4, 226.0, 92.0),
 
 fn farm(canvas: &mut Canvas, view: &View, x: f32, y: f32) {
     canvas.fill(rect(x - 36.0, y - 30.0, 60.0, 32.0), view.on(0xB5473A), 1.0);
-    canvas.convex(&[(x - 42.0, y - 29.0), (x - 24.0, y - 48.0), (x + 12.0, y - 48.0), (x + 30.0, y - 29.0)], view.on(0x5B4A44), 1.0);
+    canvas.convex(
+        &[(x - 42.0, y - 29.0), (x - 24.0, y - 48.0), (x + 12.0, y - 48.0), (x + 30.0, y - 29.0)],
+        view.on(0x5B4A44),
+        1.0,
+    );
     canvas.fill(rect(x - 12.0, y - 20.0, 16.0, 22.0), view.on(0xF0E9DD), 1.0);
     window(canvas, view, rect(x - 30.0, y - 22.0, 9.0, 9.0), true);
     window(canvas, view, rect(x + 10.0, y - 22.0, 9.0, 9.0), true);
