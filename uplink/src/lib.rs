@@ -1,1 +1,85 @@
-//! Placeholder.
+//! ONVIF Uplink 26.06, both ends: a device behind a NAT dials out, and its server sends it HTTP requests.
+//!
+//! ```text
+//! device: Dialer::dial ──TCP, TLS 1.3, both authenticated──▶ server: Acceptor::accept
+//!         GET / Upgrade: h2c-reverse ─────────────────────▶  Arrival::accept (or refuse, with the reason)
+//!         DialedUplink::serve (HTTP/2 server) ◀───requests── Uplink::request, Uplink::open_websocket
+//! ```
+//!
+//! | to | use |
+//! |---|---|
+//! | keep an uplink up | [`Keep`], or [`Dialer`] and [`DialedUplink::serve`] with a [`Service`] |
+//! | take devices | [`Acceptor`], [`Arrival`], [`UplinkDriver`] |
+//! | reach a device | [`Uplink`], [`WebSocketStream`] |
+//! | know who it is | [`PeerIdentity`], [`Fingerprint`], [`Exporter`] |
+//!
+//! Both ways of ONVIF to carry it are there: native `h2c-reverse`, and a WebSocket with that subprotocol (`wss:`).
+//!
+//! HTTP/2 itself is the `h2` crate's, on [`transport`]'s bytes. It is named in `uplink.rs`, `serve.rs`, `body.rs` and
+//! `stream.rs` only, and in no public signature, so that another codec can take its place.
+//!
+//! Not here: which devices to admit, what requests mean, where keys are kept. Nothing here knows of Homing.
+
+#![forbid(unsafe_code)]
+
+mod accept;
+mod address;
+mod backoff;
+mod body;
+mod dial;
+mod keep;
+mod liveness;
+mod serve;
+mod stream;
+mod tls;
+mod transport;
+mod upgrade;
+mod uplink;
+pub mod websocket;
+
+pub use accept::{AcceptError, AcceptLimits, Acceptor, Arrival};
+pub use address::{AddressError, Carrier, HttpProxy, UplinkAddress};
+pub use backoff::{Backoff, BackoffSettings};
+pub use body::{Body, BodyError, BodySender};
+pub use dial::{DialError, DialedUplink, Dialer};
+pub use keep::{Keep, UplinkState};
+pub use serve::{Incoming, RespondError, ServeSettings, Service, UplinkInfo};
+pub use stream::WebSocketStream;
+pub use tls::{
+    AnyDeviceKey, CertificateError, Fingerprint, FingerprintError, PeerIdentity, TlsPolicy,
+    client_tls_config, crypto_provider, roots_from_pem, server_tls_config,
+};
+pub use transport::{Exporter, ExporterError};
+pub use upgrade::{BearerToken, HeadError};
+pub use uplink::{OpenError, RequestError, Uplink, UplinkDriver, UplinkSettings, UplinkStats};
+
+pub(crate) use upgrade::shown;
+
+/// Why an uplink ended, at either end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndReason {
+    /// The other end closed it in order.
+    #[error("the other end closed the uplink")]
+    PeerClosed,
+    /// Nothing came from the other end, no answer to a ping either.
+    #[error("nothing came from the other end for {seconds} s")]
+    Silent {
+        /// How long.
+        seconds: u64,
+    },
+    /// TCP or TLS failed.
+    #[error("the connection broke: {0}")]
+    Io(String),
+    /// The other end broke HTTP/2's rules, or said that we did.
+    #[error("HTTP/2 failed: {0}")]
+    Protocol(String),
+    /// The same device connected again.
+    #[error("the device connected again, which replaced this uplink")]
+    Replaced,
+    /// This end was told to stop.
+    #[error("this end is stopping")]
+    Stopped,
+    /// This end closed it for a reason of its own.
+    #[error("{0}")]
+    Closed(String),
+}

@@ -1,0 +1,226 @@
+//! The server's door: TLS, the upgrade head, then admit or refuse (ONVIF Uplink 26.06 §5.1).
+//!
+//! The accept loop stays the caller's: permit, `accept()`, spawn, and only then [`Acceptor::accept`], which has its own
+//! deadline. So a silent peer costs a permit for ten seconds and delays nobody.
+//!
+//! Not here: whom to admit. Flow steps 4 (phone home, at the dispatcher) and 7 (tunnel, at the tunnel server).
+
+use crate::address::Carrier;
+use crate::tls::PeerIdentity;
+use crate::transport::{Exporter, Transport};
+use crate::upgrade::{self, BearerToken, HeadError, UpgradeRequest};
+use crate::uplink::{Uplink, UplinkDriver, UplinkSettings};
+use crate::websocket::Role;
+use crate::{EndReason, shown};
+use bytes::{Bytes, BytesMut};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsStream};
+
+/// Longest reason that a refusal carries, in bytes.
+const REASON_MAX: usize = 1024;
+
+/// How long a refused device may take to read the reason and close.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What a server allows a peer before it knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct AcceptLimits {
+    /// For TLS and the upgrade head together. 10 s.
+    pub deadline: Duration,
+    /// TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged before the kernel gives up. 30 s.
+    pub tcp_user_timeout: Duration,
+}
+
+impl Default for AcceptLimits {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(10), tcp_user_timeout: Duration::from_secs(30) }
+    }
+}
+
+/// Why a connection did not become an arrival. The peer has been told what HTTP or TLS can tell.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The TLS handshake failed: no client certificate, an old version, not TLS at all.
+    #[error("TLS handshake with {peer} failed: {error}")]
+    Tls {
+        /// Its address.
+        peer: SocketAddr,
+        /// What rustls says.
+        error: io::Error,
+    },
+    /// What came through TLS is not the head of an uplink.
+    #[error("{peer} connected, but {error}")]
+    Head {
+        /// Its address.
+        peer: SocketAddr,
+        /// What is wrong.
+        error: HeadError,
+    },
+    /// The peer went away.
+    #[error("{peer} went away before it asked for an uplink: {error}")]
+    Gone {
+        /// Its address.
+        peer: SocketAddr,
+        /// How it did.
+        error: io::Error,
+    },
+    /// TLS and head took too long.
+    #[error("{peer} did not complete TLS and its uplink request within {} s", deadline.as_secs())]
+    Timeout {
+        /// Its address.
+        peer: SocketAddr,
+        /// [`AcceptLimits::deadline`].
+        deadline: Duration,
+    },
+}
+
+/// Takes devices' connections; one for each listener, shared by its tasks.
+#[derive(Clone)]
+pub struct Acceptor {
+    tls: TlsAcceptor,
+    limits: AcceptLimits,
+}
+
+impl Acceptor {
+    /// An acceptor with this TLS configuration, see [`server_tls_config`](crate::server_tls_config).
+    pub fn new(tls: Arc<rustls::ServerConfig>, limits: AcceptLimits) -> Self {
+        Self { tls: TlsAcceptor::from(tls), limits }
+    }
+
+    /// Does the TLS handshake and reads the upgrade head, within the deadline. To be called in the connection's own task.
+    pub async fn accept(&self, tcp: TcpStream, peer: SocketAddr) -> Result<Arrival, AcceptError> {
+        let deadline = self.limits.deadline;
+        let accepting = self.accept_unhurried(tcp, peer);
+        // On the heap for the time it takes: a handshake's future is large, an uplink's task should not be.
+        timeout(deadline, Box::pin(accepting)).await.unwrap_or(Err(AcceptError::Timeout { peer, deadline }))
+    }
+
+    async fn accept_unhurried(&self, tcp: TcpStream, peer: SocketAddr) -> Result<Arrival, AcceptError> {
+        prepare_socket(&tcp, self.limits.tcp_user_timeout);
+        let tls = self.tls.accept(tcp).await.map_err(|error| AcceptError::Tls { peer, error })?;
+        let transport = Transport::new(TlsStream::Server(tls));
+        match read_head(&transport, UpgradeRequest::parse).await {
+            Ok((request, early)) => {
+                let peer_identity = transport.peer_identity();
+                Ok(Arrival { peer, path: request.path.clone(), peer_identity, request, transport, early })
+            }
+            Err(ReadHeadError::Io(error)) => Err(AcceptError::Gone { peer, error }),
+            Err(ReadHeadError::Head(error)) => {
+                refuse(transport, error.status(), &error.to_string()).await;
+                Err(AcceptError::Head { peer, error })
+            }
+        }
+    }
+}
+
+/// A device that asks for an uplink: look at it, then [`accept`](Self::accept) or [`refuse`](Self::refuse) it.
+/// Dropping it closes the connection without an answer.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Where it comes from; behind NAT, its router.
+    pub peer: SocketAddr,
+    /// Path and query that it asked for, without the token.
+    pub path: String,
+    /// Who it is by its client certificate; the possession of the key is proved, names are claims.
+    pub peer_identity: Option<PeerIdentity>,
+    request: UpgradeRequest,
+    transport: Transport,
+    early: Bytes,
+}
+
+impl Arrival {
+    /// Its access token, from `Authorization: Bearer` or the query parameter of RFC 6750 §2.3.
+    pub fn bearer_token(&self) -> Option<&BearerToken> {
+        self.request.token.as_ref()
+    }
+
+    /// Native or WebSocket.
+    pub fn carrier(&self) -> Carrier {
+        self.request.carrier
+    }
+
+    /// The `Host` header that it sent: how it calls us.
+    pub fn host(&self) -> Option<&str> {
+        self.request.host.as_deref()
+    }
+
+    /// The `User-Agent` that it sent; unverified, at most 200 characters.
+    pub fn user_agent(&self) -> Option<&str> {
+        self.request.user_agent.as_deref()
+    }
+
+    /// The TLS exporter of this connection, to bind a proof to it; stays usable while the uplink stands.
+    pub fn exporter(&self) -> Exporter {
+        self.transport.exporter()
+    }
+
+    /// Answers with an HTTP status (4xx or 5xx) and the reason as text, then closes TLS in order, so that the device
+    /// can show why. Takes up to two seconds if the device does not read.
+    pub async fn refuse(self, status: u16, reason: &str) {
+        refuse(self.transport, status, reason).await;
+    }
+
+    /// Answers `101` and begins HTTP/2. Nothing happens until the driver runs.
+    pub async fn accept(self, settings: UplinkSettings) -> Result<(Uplink, UplinkDriver), EndReason> {
+        let Self { request, mut transport, early, .. } = self;
+        let io_failed = |error: io::Error| EndReason::Io(error.to_string());
+        transport.write_all(request.switching_protocols().as_bytes()).await.map_err(io_failed)?;
+        // What a device sends before the 101 is over would be HTTP/2; WebSocket frames begin after it too.
+        transport.begin(early, (request.carrier == Carrier::WebSocket).then_some(Role::Server));
+        UplinkDriver::begin(transport, settings)
+            .await
+            .map_err(|error| crate::uplink::end_of_connection(Err(error)))
+    }
+}
+
+pub(crate) enum ReadHeadError {
+    Io(io::Error),
+    Head(HeadError),
+}
+
+/// Reads a head of at most [`upgrade::HEAD_MAX`] bytes, and returns what came behind it too.
+pub(crate) async fn read_head<H>(
+    transport: &Transport,
+    parse: impl Fn(&[u8]) -> Result<Option<(H, usize)>, HeadError>,
+) -> Result<(H, Bytes), ReadHeadError> {
+    let mut transport = transport.clone();
+    let mut bytes = BytesMut::with_capacity(1024);
+    loop {
+        if transport.read_buf(&mut bytes).await.map_err(ReadHeadError::Io)? == 0 {
+            return Err(ReadHeadError::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        if let Some((head, length)) = parse(&bytes).map_err(ReadHeadError::Head)? {
+            return Ok((head, bytes.freeze().slice(length..)));
+        }
+    }
+}
+
+async fn refuse(mut transport: Transport, status: u16, reason: &str) {
+    let reason = &reason[..reason.floor_char_boundary(REASON_MAX)];
+    let refusing = async {
+        transport.write_all(upgrade::refusal(status, &shown(reason)).as_bytes()).await?;
+        transport.shutdown().await?;
+        // Closing a socket with unread bytes resets the connection, which could overtake the reason.
+        let mut rest = [0; 512];
+        while transport.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // If the device does not listen to the reason there is nobody to tell.
+    let _ = timeout(LINGER, refusing).await;
+    transport.close().await;
+}
+
+/// No delay for small packets, and a limit on unacknowledged ones; failures cost latency, not function.
+pub(crate) fn prepare_socket(tcp: &TcpStream, user_timeout: Duration) {
+    let _ = tcp.set_nodelay(true);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(user_timeout));
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = user_timeout;
+}
