@@ -266,6 +266,7 @@ pub(crate) fn sha1(bytes: &[u8]) -> [u8; 20] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rcgen::PublicKeyData as _;
 
     #[test]
     fn a_fingerprint_prints_as_it_parses() {
