@@ -3,6 +3,10 @@
 //! Pure: no sockets, no files, no tokio, no clock; everything takes bytes and gives values, or the other
 //! way round. The recording server and the simulated camera put it to work.
 
+pub mod aac;
+pub mod flac;
+pub mod g711;
 pub mod h264;
 pub mod rtp;
 pub mod rtsp;
+pub mod sdp;
