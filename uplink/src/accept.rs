@@ -25,8 +25,8 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 /// Longest reason that a refusal carries, in bytes.
 const REASON_MAX: usize = 1024;
 
-/// How long a refused device may take to read the reason and close.
-const LINGER: Duration = Duration::from_secs(2);
+/// How long a refused device may take to let the reason into its socket.
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What a server allows a peer before it knows it.
 #[derive(Clone, Copy, Debug)]
@@ -161,7 +161,7 @@ impl Arrival {
     }
 
     /// Answers with an HTTP status (4xx or 5xx) and the reason as text, then closes TLS in order, so that the device
-    /// can show why. Takes up to two seconds if the device does not read.
+    /// can show why. Takes a second or two if the device does not read.
     pub async fn refuse(self, status: u16, reason: &str) {
         refuse(self.transport, status, reason).await;
     }
@@ -204,15 +204,10 @@ pub(crate) async fn read_head<H>(
 async fn refuse(mut transport: Transport, status: u16, reason: &str) {
     let reason = &reason[..reason.floor_char_boundary(REASON_MAX)];
     let refusing = async {
-        transport.write_all(upgrade::refusal(status, &shown(reason)).as_bytes()).await?;
-        transport.shutdown().await?;
-        // Closing a socket with unread bytes resets the connection, which could overtake the reason.
-        let mut rest = [0; 512];
-        while transport.read(&mut rest).await? > 0 {}
-        io::Result::Ok(())
+        transport.write_all(upgrade::refusal(status, &shown(reason)).as_bytes()).await
     };
     // If the device does not listen to the reason there is nobody to tell.
-    let _ = timeout(LINGER, refusing).await;
+    let _ = timeout(REFUSAL_DEADLINE, refusing).await;
     transport.close().await;
 }
 

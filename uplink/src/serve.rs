@@ -208,7 +208,10 @@ impl DialedUplink {
             tasks.spawn(async move { ended.run_until_cancelled(service.call(incoming)).await });
         };
         let reason = drive(&transport, &uplink, &settings, &stop, spawn).await;
-        transport.close().await;
+        match reason {
+            EndReason::Silent { .. } | EndReason::Io(_) => transport.abort(),
+            _ => transport.close().await,
+        }
         tasks.close();
         if timeout(TASK_GRACE, tasks.wait()).await.is_err() {
             ended.cancel();

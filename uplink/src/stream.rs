@@ -21,7 +21,7 @@ const PAYLOAD_MAX: usize = DATA_MAX - HEAD_MAX;
 /// 1. Made by `Uplink::open_websocket` or `Incoming::accept_websocket`.
 /// 2. Bytes of binary frames, both ways; pings are answered.
 /// 3. Shutting the writing side down sends a close frame and the end; the peer's close reads as the end.
-/// 4. Dropping it before that resets the stream.
+/// 4. Dropping it before either end has closed resets the stream.
 ///
 /// Each write is one frame, so writes should be gathered (`write_vectored`, [`poll_send`](Self::poll_send)).
 pub struct WebSocketStream {
@@ -157,10 +157,10 @@ impl WebSocketStream {
                     self.payload = bytes.freeze();
                 }
                 Step::Ping => self.answer_ping()?,
+                // Answered when this end stops writing: the peer still wants what is on its way (RFC 6455 §5.5.1).
                 Step::Close => {
                     self.read_ended = true;
                     self.input = Bytes::new();
-                    self.close_writing(1000)?;
                 }
             }
         }
@@ -269,7 +269,10 @@ impl AsyncWrite for WebSocketStream {
 
 impl Drop for WebSocketStream {
     fn drop(&mut self) {
-        if !self.write_ended {
+        if self.read_ended {
+            // The peer ended in order, so do we; it fails if the uplink has gone, which ends the stream too.
+            let _ = self.close_writing(1000);
+        } else if !self.write_ended {
             self.send.send_reset(h2::Reason::CANCEL);
         }
     }

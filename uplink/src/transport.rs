@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsStream;
@@ -139,12 +139,23 @@ impl Transport {
         self.0.began + Duration::from_nanos(self.0.last_in.load(Ordering::Relaxed))
     }
 
-    /// Sends what is left and the TLS close, then closes the socket; waits at most [`CLOSE_DEADLINE`].
+    /// Sends what is left and the TLS close, waits for the peer's, then closes the socket; within [`CLOSE_DEADLINE`].
     pub async fn close(&self) {
         let mut this = self.clone();
-        let closing = std::future::poll_fn(|cx| Pin::new(&mut this).poll_shutdown(cx));
+        let closing = async {
+            this.shutdown().await?;
+            // Closing a socket with unread bytes resets the connection, which could overtake our last words.
+            let mut rest = [0; 512];
+            while this.read(&mut rest).await? > 0 {}
+            io::Result::Ok(())
+        };
         // An error or the deadline: the peer is gone, the socket is closed all the same.
         let _ = tokio::time::timeout(CLOSE_DEADLINE, closing).await;
+        self.abort();
+    }
+
+    /// Closes the socket at once.
+    pub fn abort(&self) {
         self.lock().tls = None;
     }
 

@@ -414,14 +414,19 @@ impl UplinkDriver {
         shared.streams.close();
         shared.ended.cancel();
         // Without streams this sends GOAWAY; with streams, or a dead peer, the deadline ends it.
-        if !matches!(reason, EndReason::Silent { .. } | EndReason::Io(_) | EndReason::PeerClosed) {
-            let _ = timeout(CLOSE_DEADLINE, connection).await;
-        } else {
+        let peer_is_gone = matches!(reason, EndReason::Silent { .. } | EndReason::Io(_));
+        if peer_is_gone || reason == EndReason::PeerClosed {
             drop(connection);
+        } else {
+            let _ = timeout(CLOSE_DEADLINE, connection).await;
         }
         shared.uploads.close();
         shared.uploads.wait().await;
-        shared.transport.close().await;
+        if peer_is_gone {
+            shared.transport.abort();
+        } else {
+            shared.transport.close().await;
+        }
         tracing::debug!(%reason, "uplink ended");
         reason
     }

@@ -1,0 +1,99 @@
+//! Requests, streams and WebSockets through an uplink, over both carriers.
+
+use crate::world::*;
+use bytes::Bytes;
+use homing_uplink::*;
+use http::{HeaderMap, Request, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const CARRIERS: [Carrier; 2] = [Carrier::Native, Carrier::WebSocket];
+
+/// Goal: a request reaches the device and its answer comes back; statuses and missing answers too.
+#[tokio::test]
+async fn requests_are_answered_over_both_carriers() {
+    let mut server = Server::start().await;
+    for carrier in CARRIERS {
+        let pair = server.default_pair(carrier).await;
+        let response = within("an answer", pair.uplink.request(get("/hello"))).await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.into_body().collect(100).await.expect("a body"), "hello");
+        let missing = pair.uplink.request(get("/nothing")).await.expect("an answer");
+        assert_eq!(missing.status(), StatusCode::NOT_FOUND);
+        let dropped = pair.uplink.request(get("/dropped")).await.expect("an answer");
+        assert_eq!(dropped.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        pair.end().await;
+    }
+    server.end().await;
+}
+
+/// Goal: heads as they come from an HTTP/1.1 proxy are made fit for HTTP/2.
+#[tokio::test]
+async fn heads_of_http_1_pass() {
+    let mut server = Server::start().await;
+    let pair = server.default_pair(Carrier::Native).await;
+    let request = Request::get("/host")
+        .header("Host", "00408c702009:80")
+        .header("Connection", "keep-alive, X-Hop")
+        .header("X-Hop", "1")
+        .header("Transfer-Encoding", "chunked")
+        .body(Bytes::new())
+        .expect("a request");
+    let response = pair.uplink.request(request).await.expect("an answer");
+    assert_eq!(response.into_body().collect(100).await.expect("a body"), "00408c702009:80");
+    pair.end().await;
+    server.end().await;
+}
+
+/// Goal: bodies larger than every window come back unchanged, sent whole and as a stream.
+#[tokio::test]
+async fn bodies_stream_both_ways_over_both_carriers() {
+    let mut server = Server::start().await;
+    let data: Bytes = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+    for carrier in CARRIERS {
+        let pair = server.default_pair(carrier).await;
+        let whole = Request::post("/echo").body(data.clone()).expect("a request");
+        let echo = within("an answer", pair.uplink.request(whole)).await.expect("an answer").into_body();
+        assert!(within("the body", echo.collect(4_000_000)).await.expect("a body") == data);
+
+        let source = within("an answer", pair.uplink.request(Request::post("/echo").body(data.clone()).expect("a request")));
+        let source = source.await.expect("an answer").into_body();
+        let streaming = Request::post("/echo").body(source).expect("a request");
+        let echo = within("an answer", pair.uplink.request_streaming(streaming)).await.expect("an answer").into_body();
+        assert!(within("the body", echo.collect(4_000_000)).await.expect("a body") == data);
+
+        let long = pair.uplink.request(Request::post("/echo").body(data.clone()).expect("a request")).await;
+        let error = long.expect("an answer").into_body().collect(1000).await;
+        assert_eq!(error, Err(BodyError::TooLong { limit: 1000 }));
+        pair.end().await;
+    }
+    server.end().await;
+}
+
+/// Goal: a WebSocket is a byte pipe, both ways, to its orderly end.
+#[tokio::test]
+async fn websockets_carry_bytes_over_both_carriers() {
+    let mut server = Server::start().await;
+    let data: Vec<u8> = (0..2_500_000_u32).map(|n| (n % 241) as u8).collect();
+    for carrier in CARRIERS {
+        let pair = server.default_pair(carrier).await;
+        let opening = pair.uplink.open_websocket("/echo", "rtsp.onvif.org", HeaderMap::new());
+        let stream = within("a WebSocket", opening).await.expect("a WebSocket");
+        assert_eq!(stream.subprotocol(), Some("rtsp.onvif.org"));
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let sent = data.clone();
+        let writing = server.tasks.spawn(async move {
+            writer.write_all(&sent).await.expect("written");
+            writer.shutdown().await.expect("closed");
+        });
+        let mut received = Vec::new();
+        within("the echo", reader.read_to_end(&mut received)).await.expect("read");
+        assert!(received == data);
+        writing.await.expect("no panic");
+        drop(reader);
+        let refused = pair.uplink.open_websocket("/nothing", "rtsp.onvif.org", HeaderMap::new()).await;
+        let reason = "no such path".to_owned();
+        assert_eq!(refused.expect_err("refused"), OpenError::Refused { status: StatusCode::NOT_FOUND, reason });
+        pair.end().await;
+    }
+    server.end().await;
+}

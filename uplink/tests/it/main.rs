@@ -1,0 +1,6 @@
+//! Both ends of an uplink against each other over real sockets, against Node's HTTP/2, and against hostile peers.
+//!
+//! `world` has the server and the device of every test; the other modules are one subject each.
+
+mod exchange;
+mod world;
