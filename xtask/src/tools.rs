@@ -38,7 +38,11 @@ const NEEDED: &[(&str, Sign, &str)] = &[
     ("chromium-driver", Sign::Program("chromedriver"), "browser tests"),
     ("python3", Sign::File("/usr/bin/python3"), "peers in the lab"),
     ("python3-gi", Sign::Python("gi"), "the lab's camera"),
-    ("python3-gst-1.0", Sign::Python("gi.overrides.Gst"), "the lab's camera"),
+    (
+        "python3-gst-1.0",
+        Sign::Python("gi.require_version('Gst', '1.0'); from gi.repository import Gst; Gst.init([])"),
+        "the lab's camera",
+    ),
     (
         "gir1.2-gst-rtsp-server-1.0",
         Sign::Python("gi.require_version('GstRtspServer', '1.0')"),

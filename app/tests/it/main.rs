@@ -1,0 +1,15 @@
+//! Tests of the whole: real programs, real sockets, real firewalls, real pictures.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`tidy`] | the rules of the house, read from the source |
+//! | [`harness`] | processes, HTTP, waiting, cleaning up: what every test here uses |
+//!
+//! Run by `cargo xtask test`, which installs what is needed; one module alone by
+//! `cargo xtask test --only lab`.
+
+// Helpers of tests, which clippy does not recognise as tests; a failing test prints what it knows.
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
+
+mod harness;
+mod tidy;
