@@ -462,7 +462,7 @@ mod tests {
                 "missing_content_type_describe.txt",
                 "rtsp://h/",
                 &[
-                    ("Video H264/90000: avc1.64000D 320x240", "rtsp://h/streamid=0"),
+                    ("Video H264/90000: avc1.64000D 320x180", "rtsp://h/streamid=0"),
                     ("Audio MPEG4-GENERIC/48000: mp4a.40.2 48000 Hz 2 ch", "rtsp://h/streamid=1"),
                 ],
             ),
