@@ -203,9 +203,7 @@ pub(crate) async fn read_head<H>(
 
 async fn refuse(mut transport: Transport, status: u16, reason: &str) {
     let reason = &reason[..reason.floor_char_boundary(REASON_MAX)];
-    let refusing = async {
-        transport.write_all(upgrade::refusal(status, &shown(reason)).as_bytes()).await
-    };
+    let refusing = async { transport.write_all(upgrade::refusal(status, &shown(reason)).as_bytes()).await };
     // If the device does not listen to the reason there is nobody to tell.
     let _ = timeout(REFUSAL_DEADLINE, refusing).await;
     transport.close().await;

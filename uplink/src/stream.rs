@@ -37,6 +37,8 @@ pub struct WebSocketStream {
     /// Bytes of the last DATA frame, to be given back as credit once it is read.
     owed: usize,
     read_ended: bool,
+    /// An error for the next read: this one had bytes to hand out.
+    failed: Option<io::Error>,
     write_ended: bool,
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -59,6 +61,7 @@ impl WebSocketStream {
             input: Bytes::new(),
             payload: Bytes::new(),
             owed: 0,
+            failed: None,
             write_ended: false,
             _permit: permit,
         }
@@ -102,6 +105,9 @@ impl WebSocketStream {
 
     /// Fills `self.payload`; false at the end.
     fn poll_payload(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
         while self.payload.is_empty() {
             if self.read_ended {
                 return Poll::Ready(Ok(false));
@@ -143,7 +149,8 @@ impl WebSocketStream {
                 Ok(step) => step,
                 Err(error) => {
                     self.read_ended = true;
-                    self.close_writing(error.close_code())?;
+                    // The peer may have gone by now; what it did wrong is what counts.
+                    let _ = self.close_writing(error.close_code());
                     return Err(io::Error::new(io::ErrorKind::InvalidData, error));
                 }
             };
@@ -216,8 +223,10 @@ impl AsyncRead for WebSocketStream {
                 Poll::Pending if buf.filled().len() == before => return Poll::Pending,
                 Poll::Pending => break,
                 Poll::Ready(Err(error)) if buf.filled().len() == before => return Poll::Ready(Err(error)),
-                // The error comes again with the next read.
-                Poll::Ready(Err(_)) => break,
+                Poll::Ready(Err(error)) => {
+                    this.failed = Some(error);
+                    break;
+                }
             }
         }
         Poll::Ready(Ok(()))

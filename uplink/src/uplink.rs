@@ -23,8 +23,8 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long an orderly end may take before the connection is dropped.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+/// How long to wait for GOAWAY to get out. h2 sends it only when no stream is left; TLS closes in order in any case.
+const GOAWAY_DEADLINE: Duration = Duration::from_millis(100);
 
 /// Longest header list that a device may answer with, in bytes.
 const HEADER_LIST_MAX: u32 = 32 * 1024;
@@ -413,12 +413,11 @@ impl UplinkDriver {
         *shared.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
         shared.streams.close();
         shared.ended.cancel();
-        // Without streams this sends GOAWAY; with streams, or a dead peer, the deadline ends it.
         let peer_is_gone = matches!(reason, EndReason::Silent { .. } | EndReason::Io(_));
         if peer_is_gone || reason == EndReason::PeerClosed {
             drop(connection);
         } else {
-            let _ = timeout(CLOSE_DEADLINE, connection).await;
+            let _ = timeout(GOAWAY_DEADLINE, connection).await;
         }
         shared.uploads.close();
         shared.uploads.wait().await;

@@ -55,10 +55,16 @@ async fn bodies_stream_both_ways_over_both_carriers() {
         let echo = within("an answer", pair.uplink.request(whole)).await.expect("an answer").into_body();
         assert!(within("the body", echo.collect(4_000_000)).await.expect("a body") == data);
 
-        let source = within("an answer", pair.uplink.request(Request::post("/echo").body(data.clone()).expect("a request")));
+        let source = within(
+            "an answer",
+            pair.uplink.request(Request::post("/echo").body(data.clone()).expect("a request")),
+        );
         let source = source.await.expect("an answer").into_body();
         let streaming = Request::post("/echo").body(source).expect("a request");
-        let echo = within("an answer", pair.uplink.request_streaming(streaming)).await.expect("an answer").into_body();
+        let echo = within("an answer", pair.uplink.request_streaming(streaming))
+            .await
+            .expect("an answer")
+            .into_body();
         assert!(within("the body", echo.collect(4_000_000)).await.expect("a body") == data);
 
         let long = pair.uplink.request(Request::post("/echo").body(data.clone()).expect("a request")).await;
@@ -92,7 +98,10 @@ async fn websockets_carry_bytes_over_both_carriers() {
         drop(reader);
         let refused = pair.uplink.open_websocket("/nothing", "rtsp.onvif.org", HeaderMap::new()).await;
         let reason = "no such path".to_owned();
-        assert_eq!(refused.expect_err("refused"), OpenError::Refused { status: StatusCode::NOT_FOUND, reason });
+        assert_eq!(
+            refused.expect_err("refused"),
+            OpenError::Refused { status: StatusCode::NOT_FOUND, reason }
+        );
         pair.end().await;
     }
     server.end().await;

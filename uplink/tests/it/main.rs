@@ -2,5 +2,11 @@
 //!
 //! `world` has the server and the device of every test; the other modules are one subject each.
 
+mod ending;
 mod exchange;
+mod hostile;
+mod identity;
+mod node;
+mod pressure;
+mod proxy;
 mod world;

@@ -59,14 +59,17 @@ impl Identity {
 
     pub fn server_config(&self) -> rustls::ServerConfig {
         let key = crypto_provider().key_provider.load_private_key(self.private_key()).expect("a key");
-        let resolver = SingleCertAndKey::from(rustls::sign::CertifiedKey::new(vec![self.certificate.clone()], key));
+        let resolver =
+            SingleCertAndKey::from(rustls::sign::CertifiedKey::new(vec![self.certificate.clone()], key));
         server_tls_config(Arc::new(resolver), TlsPolicy::Tls13).expect("a configuration")
     }
 
     pub fn client_config(&self, trusted: &Self) -> Arc<rustls::ClientConfig> {
         let roots = roots_from_pem(trusted.certificate_pem.as_bytes()).expect("anchors");
         let chain = vec![self.certificate.clone()];
-        Arc::new(client_tls_config(roots, chain, self.private_key(), TlsPolicy::Tls13).expect("a configuration"))
+        Arc::new(
+            client_tls_config(roots, chain, self.private_key(), TlsPolicy::Tls13).expect("a configuration"),
+        )
     }
 }
 
