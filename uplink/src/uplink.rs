@@ -199,9 +199,8 @@ impl Uplink {
             self.shared.uploads.spawn(async move {
                 let sending = BodySender::new(sender).send_all(body);
                 // The receiver of the answer sees what went wrong; here it is only worth a trace.
-                match ended.run_until_cancelled(sending).await {
-                    Some(Err(error)) => tracing::debug!(%error, "request body not sent to its end"),
-                    Some(Ok(())) | None => {}
+                if let Some(Err(error)) = ended.run_until_cancelled(sending).await {
+                    tracing::debug!(%error, "request body not sent to its end");
                 }
             });
         }

@@ -431,8 +431,11 @@ mod tests {
         bytes
     }
 
+    /// Payload, control frames, and whether the end is between frames.
+    type Decoded = (Vec<u8>, Vec<(Step, Vec<u8>)>, bool);
+
     /// All that a decoder for the peer of `role` makes of `pieces`.
-    fn decode(role: Role, pieces: &[&[u8]]) -> Result<(Vec<u8>, Vec<(Step, Vec<u8>)>, bool), FrameError> {
+    fn decode(role: Role, pieces: &[&[u8]]) -> Result<Decoded, FrameError> {
         let mut decoder = Decoder::new(role);
         let (mut payload, mut controls) = (Vec::new(), Vec::new());
         for piece in pieces {
