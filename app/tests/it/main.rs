@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`tidy`] | the rules of the house, read from the source |
+//! | [`lab`] | the whole in networks of its own |
 //! | [`harness`] | processes, HTTP, waiting, cleaning up: what every test here uses |
 //!
 //! Run by `cargo xtask test`, which installs what is needed; one module alone by
@@ -12,4 +13,5 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 mod harness;
+mod lab;
 mod tidy;

@@ -18,7 +18,7 @@ use std::{
 /// A log longer than this many lines loses its oldest; a test at level trace stays in memory.
 const LINES_KEPT: usize = 400_000;
 /// Lines of a log that a failing test shows.
-const LINES_SHOWN: usize = 60;
+const LINES_SHOWN: usize = 40;
 
 /// A running program.
 pub struct Process {

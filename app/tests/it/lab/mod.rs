@@ -1,0 +1,23 @@
+//! The whole in networks of its own: namespaces, real routing, real firewalls.
+//!
+//! ```text
+//! site ── router ── internet ── firewall ── dmz ── inner firewall ── central
+//! 192.168.1.10   masquerades,            forwards two   both sides    10.2.0.10
+//! camera, agent  drops all inbound       ports inwards                recording, management
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`topology`] | namespaces, addresses, rules; watched for connections towards the site |
+//! | [`camera`] | the camera in the site, which is not ours, and what it says it sent |
+//! | [`pictures`] | what a recording holds, slice by slice |
+//! | [`self_test`] | the lab by itself: its walls stand, its watch sees |
+//!
+//! Needs root. A test holds its [`topology::Lab`] first, so that it goes last.
+
+pub mod camera;
+pub mod pictures;
+mod self_test;
+pub mod topology;
+
+pub use topology::Host;

@@ -1,0 +1,387 @@
+//! Seven network namespaces, one for each box of the picture, and the rules between them.
+//!
+//! Invariant: names hold the id of the test process, so that labs run side by side and what a killed
+//! run left behind is found and removed by the next one. `Drop` fails the test when anything is left.
+
+use crate::harness::{Http, Process, output, seconds, wait_for};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::{
+    fs::{self, File},
+    io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+/// Begins the name of every namespace of every lab.
+const PREFIX: &str = "homing-lab-";
+/// Boxes of the picture, from the site inwards.
+const BOXES: [&str; 7] = ["site", "router", "internet", "firewall", "dmz", "inner", "central"];
+/// How long a lab waits for a connection that firewalls may swallow.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// The site's host: camera and agent.
+pub const SITE: &str = "192.168.1.10";
+/// The site's first public address.
+pub const SITE_PUBLIC: &str = "203.0.113.2";
+/// The site's public address after [`Lab::give_the_site_a_new_public_address`].
+pub const SITE_PUBLIC_AFTERWARDS: &str = "203.0.113.77";
+/// What the world knows of the centre: the outer firewall.
+pub const PUBLIC: &str = "198.51.100.2";
+/// The DMZ's host as the outer firewall sees it.
+pub const DMZ_EXTERNAL: &str = "10.1.0.10";
+/// The DMZ's host as the inner firewall sees it.
+pub const DMZ_INTERNAL: &str = "10.1.1.10";
+/// The surveillance network's host.
+pub const CENTRAL: &str = "10.2.0.10";
+/// The dispatcher's external port; forwarded.
+pub const DISPATCHER_PORT: u16 = 9443;
+/// The tunnel server's external port; forwarded.
+pub const TUNNEL_PORT: u16 = 8443;
+/// The tunnel server's internal port; open from the surveillance network only.
+pub const INTERNAL_PORT: u16 = 8444;
+
+/// Both ends of every cable: box, name there, address there.
+const CABLES: [[(&str, &str, &str); 2]; 6] = [
+    [("site", "lan", "192.168.1.10/24"), ("router", "lan", "192.168.1.1/24")],
+    [("router", "wan", "203.0.113.2/24"), ("internet", "homes", "203.0.113.1/24")],
+    [("internet", "offices", "198.51.100.1/24"), ("firewall", "wan", "198.51.100.2/24")],
+    [("firewall", "dmz", "10.1.0.1/24"), ("dmz", "outer", "10.1.0.10/24")],
+    [("dmz", "inner", "10.1.1.10/24"), ("inner", "dmz", "10.1.1.1/24")],
+    [("inner", "central", "10.2.0.1/24"), ("central", "lan", "10.2.0.10/24")],
+];
+
+/// Box and route.
+const ROUTES: [(&str, &str); 6] = [
+    ("site", "default via 192.168.1.1"),
+    ("router", "default via 203.0.113.1"),
+    ("firewall", "default via 198.51.100.1"),
+    ("dmz", "default via 10.1.0.1"),
+    ("dmz", "10.2.0.0/24 via 10.1.1.1"),
+    ("central", "default via 10.2.0.1"),
+];
+
+/// What every home has, and a watch: whoever connects from outside is counted before anything else
+/// is decided about it, and counted again where it is dropped.
+const ROUTER_RULES: &str = "
+table inet watch {
+    counter tcp_from_outside {}
+    counter other_from_outside {}
+    counter dropped_from_outside {}
+    chain arrivals {
+        type filter hook prerouting priority mangle; policy accept;
+        iifname wan tcp flags & (syn | ack) == syn counter name tcp_from_outside
+        iifname wan meta l4proto != tcp ct state new counter name other_from_outside
+    }
+    chain input {
+        type filter hook input priority filter; policy drop;
+        iifname { lo, lan } accept
+        ct state established,related accept
+        counter name dropped_from_outside
+    }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        iifname lan oifname wan accept
+        counter name dropped_from_outside
+    }
+}
+table ip nat {
+    chain outwards {
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname wan masquerade
+    }
+}";
+
+/// Two ports from the world to the DMZ; nothing outwards but answers.
+const FIREWALL_RULES: &str = "
+table ip nat {
+    chain inwards {
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname wan ip daddr 198.51.100.2 tcp dport { 8443, 9443 } dnat to 10.1.0.10
+    }
+}
+table inet filter {
+    chain input { type filter hook input priority filter; policy drop; iifname lo accept; }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        iifname wan oifname dmz ip daddr 10.1.0.10 tcp dport { 8443, 9443 } ct state new accept
+    }
+}";
+
+/// One port from the surveillance network to the DMZ; nothing the other way.
+const INNER_RULES: &str = "
+table inet filter {
+    chain input { type filter hook input priority filter; policy drop; iifname lo accept; }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        iifname central oifname dmz ip daddr 10.1.1.10 tcp dport 8444 ct state new accept
+    }
+}";
+
+/// The networks, until dropped.
+pub struct Lab {
+    name: String,
+    /// Prints a line for every TCP connection attempt that arrives from outside at the site's router.
+    capture: Option<Process>,
+}
+
+/// What arrived at the site's router from outside, unasked for, since the lab began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FromOutside {
+    /// TCP connection attempts, by the router's counter.
+    pub tcp: u64,
+    /// TCP connection attempts, by the capture on its outer interface.
+    pub captured: u64,
+    /// Anything else that began there.
+    pub other: u64,
+    /// What the router dropped.
+    pub dropped: u64,
+}
+
+impl Lab {
+    /// Builds the networks.
+    ///
+    /// # Panics
+    /// When it may not (not root), with what to do about it.
+    pub fn new() -> Lab {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "the lab makes network namespaces and needs root: run `sudo -E cargo xtask test --only lab`, \
+             or a container with CAP_NET_ADMIN and CAP_SYS_ADMIN"
+        );
+        remove_stale();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut lab = Lab { name: format!("{PREFIX}{}-{number}-", std::process::id()), capture: None };
+        for name in BOXES {
+            ip(&format!("netns add {}{name}", lab.name));
+            let settings = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.disable_ipv6=1"];
+            lab.host(name).run("sysctl", &["-q", "-w", settings[0], settings[1]]);
+            ip(&format!("-n {}{name} link set lo up", lab.name));
+        }
+        for [(one, one_name, one_address), (other, other_name, other_address)] in CABLES {
+            let l = &lab.name;
+            ip(&format!("-n {l}{one} link add {one_name} type veth peer name {other_name} netns {l}{other}"));
+            for (host, name, address) in [(one, one_name, one_address), (other, other_name, other_address)] {
+                ip(&format!("-n {l}{host} address add {address} dev {name}"));
+                ip(&format!("-n {l}{host} link set {name} up"));
+            }
+        }
+        for (host, route) in ROUTES {
+            ip(&format!("-n {}{host} route add {route}", lab.name));
+        }
+        for (host, rules) in [("router", ROUTER_RULES), ("firewall", FIREWALL_RULES), ("inner", INNER_RULES)]
+        {
+            lab.host(host).run("nft", &[rules]);
+        }
+        let mut capture = lab.host("router").command("tcpdump");
+        capture.args(["-i", "wan", "-Q", "in", "-n", "-l", "tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn"]);
+        let mut capture = Process::spawn("tcpdump", &mut capture);
+        capture.wait_for_line("listening on wan", seconds(10));
+        lab.capture = Some(capture);
+        lab
+    }
+
+    /// The host in the site.
+    pub fn site(&self) -> Host {
+        self.host("site")
+    }
+
+    /// Anybody on the Internet.
+    pub fn internet(&self) -> Host {
+        self.host("internet")
+    }
+
+    /// The host in the DMZ.
+    pub fn dmz(&self) -> Host {
+        self.host("dmz")
+    }
+
+    /// The host in the surveillance network.
+    pub fn central(&self) -> Host {
+        self.host("central")
+    }
+
+    fn host(&self, name: &str) -> Host {
+        Host { namespace: format!("{}{name}", self.name) }
+    }
+
+    /// What came from outside, so far. Only meaningful once [`Lab::prove_the_watch_sees`] has run.
+    pub fn from_outside(&self) -> FromOutside {
+        let listing = self.host("router").run("nft", &["list counters table inet watch"]);
+        let count = |name: &str| -> u64 {
+            let after = listing.split(&format!("counter {name} {{")).nth(1);
+            let word = after.and_then(|rest| rest.split_whitespace().nth(1));
+            word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("{name} in {listing}"))
+        };
+        let capture = self.capture.as_ref().expect("runs as long as the lab");
+        FromOutside {
+            tcp: count("tcp_from_outside"),
+            captured: capture.log().iter().filter(|line| line.contains("Flags [S]")).count() as u64,
+            other: count("other_from_outside"),
+            dropped: count("dropped_from_outside"),
+        }
+    }
+
+    /// Shows that a connection towards the site is seen by every means and dropped: a wall that
+    /// nobody has run into proves nothing. Gives the counts to compare with at the end.
+    pub fn prove_the_watch_sees(&self) -> FromOutside {
+        let before = self.from_outside();
+        // The router itself, and a host behind it as if there were a route.
+        ip(&format!("-n {}internet route replace 192.168.1.0/24 via {SITE_PUBLIC}", self.name));
+        for target in [format!("{SITE_PUBLIC}:554"), format!("{SITE}:554")] {
+            let attempt = self.internet().connect(&target);
+            assert!(attempt.is_err(), "somebody outside connected to {target} in the site");
+        }
+        ip(&format!("-n {}internet route del 192.168.1.0/24", self.name));
+        let twice = |now: u64, before: u64| now >= before + 2;
+        wait_for("the router's watch sees two connection attempts from outside", seconds(5), || {
+            let now = self.from_outside();
+            let seen = twice(now.tcp, before.tcp) && twice(now.captured, before.captured);
+            // A repeated SYN may still be on its way: capture and counter must agree first.
+            let settled = now.tcp == now.captured && twice(now.dropped, before.dropped);
+            if seen && settled { Ok(now) } else { Err(format!("{now:?}, before {before:?}")) }
+        })
+    }
+
+    /// The provider gives the site another address: flows over the old one are dead from now on.
+    pub fn give_the_site_a_new_public_address(&self) {
+        let (router, internet) = (format!("{}router", self.name), format!("{}internet", self.name));
+        ip(&format!("-n {router} address del {SITE_PUBLIC}/24 dev wan"));
+        ip(&format!("-n {router} address add {SITE_PUBLIC_AFTERWARDS}/24 dev wan"));
+        ip(&format!("-n {router} route replace default via 203.0.113.1"));
+        // What the router remembers of its flows goes with the address that they were mapped to.
+        self.host("router").run("conntrack", &["-F"]);
+        ip(&format!("-n {internet} neighbour flush dev homes"));
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.capture = None;
+        let mut left_behind = Vec::new();
+        for name in BOXES {
+            let namespace = format!("{}{name}", self.name);
+            left_behind.extend(processes_in(&namespace).into_iter().map(|id| format!("{id} in {name}")));
+            remove(&namespace);
+        }
+        if thread::panicking() {
+            return;
+        }
+        assert!(left_behind.is_empty(), "processes left behind in the lab: {}", left_behind.join(", "));
+        let namespaces: Vec<String> =
+            namespaces().into_iter().filter(|name| name.starts_with(&self.name)).collect();
+        assert!(namespaces.is_empty(), "namespaces left behind: {namespaces:?}");
+    }
+}
+
+/// One box of the picture, to run things in.
+#[derive(Clone)]
+pub struct Host {
+    namespace: String,
+}
+
+impl Host {
+    /// A command that will run here.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace]).arg(program.as_ref());
+        command
+    }
+
+    /// Starts a program here; the lab's tests call it by its file name.
+    pub fn spawn(&self, program: impl AsRef<Path>, arguments: &[&str]) -> Process {
+        let name = program.as_ref().file_name().expect("a program").to_string_lossy().into_owned();
+        Process::spawn(&name, self.command(program).args(arguments))
+    }
+
+    /// Runs a program here to its end and gives what it printed.
+    #[track_caller]
+    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        String::from_utf8(output(self.command(program).args(arguments))).unwrap()
+    }
+
+    /// Does something in a thread that lives here; sockets made there stay here.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/run/netns/{}", self.namespace)).unwrap();
+        let in_here = || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        };
+        thread::scope(|scope| scope.spawn(in_here).join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+    }
+
+    /// A connection from here; gives up soon, since firewalls answer by silence.
+    pub fn connect(&self, address: &str) -> io::Result<TcpStream> {
+        let address: SocketAddr = address.parse().map_err(io::Error::other)?;
+        self.inside(|| TcpStream::connect_timeout(&address, CONNECT_DEADLINE))
+    }
+
+    /// A listener here.
+    pub fn listen(&self, address: &str) -> TcpListener {
+        self.inside(|| TcpListener::bind(address).unwrap())
+    }
+
+    /// A client of `http://host:port` that sits here.
+    pub fn http(&self, url: &str) -> Http {
+        let host = self.clone();
+        Http::through(url, Arc::new(move |authority| host.connect(authority)))
+    }
+
+    /// Addresses that somebody listens at here, for TCP.
+    pub fn listeners(&self) -> Vec<String> {
+        let lines = self.run("ss", &["--listening", "--tcp", "--numeric", "--no-header"]);
+        lines.lines().filter_map(|line| line.split_whitespace().nth(3)).map(str::to_owned).collect()
+    }
+}
+
+fn ip(arguments: &str) {
+    output(Command::new("ip").args(arguments.split(' ')));
+}
+
+fn namespaces() -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(PREFIX)).collect()
+}
+
+fn processes_in(namespace: &str) -> Vec<i32> {
+    let ids = Command::new("ip").args(["netns", "pids", namespace]).output().map(|output| output.stdout);
+    let ids = String::from_utf8(ids.unwrap_or_default()).unwrap_or_default();
+    ids.lines().filter_map(|id| id.parse().ok()).collect()
+}
+
+/// Ends what runs there, then takes the namespace away.
+fn remove(namespace: &str) {
+    use rustix::process::{Pid, Signal, kill_process};
+    for id in processes_in(namespace).into_iter().filter_map(Pid::from_raw) {
+        let _ = kill_process(id, Signal::KILL);
+    }
+    let _ = Command::new("ip").args(["netns", "del", namespace]).output();
+}
+
+/// Removes the labs of test processes that no longer live (somebody killed them).
+fn remove_stale() {
+    for name in namespaces() {
+        let id = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if !id.is_some_and(|id| Path::new("/proc").join(id).exists()) {
+            remove(&name);
+        }
+    }
+}
+
+/// The name of a namespace as a lab of a test process with this id would call it.
+#[cfg(test)]
+pub(super) fn name_for(process: u32) -> String {
+    format!("{PREFIX}{process}-0-site")
+}
