@@ -9,6 +9,9 @@ use std::f32::consts::TAU;
 /// Seconds from one sunrise to the next.
 pub const DAY_S: f64 = 720.0;
 
+/// Part of it between sunrise and sunset: summer, since more is to be seen by day.
+const DAYLIGHT: f32 = 0.68;
+
 /// The light at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Light {
@@ -25,8 +28,14 @@ pub struct Light {
 }
 
 impl Light {
-    /// The light at a part of the day: 0.0 midnight, 0.25 sunrise, 0.5 noon, 0.75 sunset.
-    pub fn at(part: f32) -> Light {
+    /// The light when this part (0.0 to 1.0) of the time from one sunrise to the next has passed.
+    pub fn at(passed: f32) -> Light {
+        // As the sun goes: 0.0 midnight, 0.25 sunrise, 0.5 noon, 0.75 sunset.
+        let part = if passed < DAYLIGHT {
+            0.25 + 0.5 * passed / DAYLIGHT
+        } else {
+            0.75 + 0.5 * (passed - DAYLIGHT) / (1.0 - DAYLIGHT)
+        };
         let elevation = ((part - 0.25) * TAU).sin();
         let day = smooth(-0.3, 0.35, elevation);
         let warm = (-(elevation / 0.28).powi(2)).exp();
