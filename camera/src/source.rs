@@ -314,7 +314,9 @@ struct Production<'a> {
     next_frame: u32,
     /// The first sample of the next packet of sound.
     next_sample: u64,
-    last_key_us: i64,
+    is_first: bool,
+    /// The last key frame that somebody asked for.
+    last_wanted_us: i64,
 }
 
 /// Wall-clock time that does not jump while the thread runs, whatever happens to the machine's clock.
@@ -353,7 +355,8 @@ impl<'a> Production<'a> {
             audio_sequence: rand::random(),
             next_frame: timing.frame_at(now_us) + 1,
             next_sample: samples / audio::PACKET_SAMPLES * audio::PACKET_SAMPLES,
-            last_key_us: i64::MIN,
+            is_first: true,
+            last_wanted_us: i64::MIN,
             clock,
         }
     }
@@ -428,12 +431,16 @@ impl<'a> Production<'a> {
     /// Whether this frame becomes a key frame: the first, by the interval, or since somebody asked.
     fn takes_key(&mut self, frame: u32, taken_us: i64) -> bool {
         let mut state = self.shared.state();
-        let pause_over = taken_us.saturating_sub(self.last_key_us) >= KEY_PAUSE_US;
-        let is_key =
-            frame.is_multiple_of(self.shared.settings.key_interval) || state.key_wanted && pause_over;
+        let pause_over = taken_us.saturating_sub(self.last_wanted_us) >= KEY_PAUSE_US;
+        let is_first = std::mem::take(&mut self.is_first);
+        // The first one is made for the watcher that started the thread, whether it has asked yet or not.
+        let granted = is_first || state.key_wanted && pause_over;
+        if granted {
+            self.last_wanted_us = taken_us;
+        }
+        let is_key = granted || frame.is_multiple_of(self.shared.settings.key_interval);
         if is_key {
             state.key_wanted = false;
-            self.last_key_us = taken_us;
         }
         is_key
     }

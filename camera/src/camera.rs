@@ -1,0 +1,170 @@
+//! What the listeners of one camera share: who it is, its stream, who watches, and its faults.
+//!
+//! [`Handle`] is the tests' view of it: which frames were sent to whom, and faults on demand.
+
+use crate::{
+    config::Config,
+    source::{Source, Unit},
+};
+use homing_protocol::{
+    SerialNumber,
+    digest::{DigestGuard, Refusal, Rfc2069Policy, User},
+    secret::Credentials,
+};
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Viewers that a [`Handle`] remembers; the oldest are forgotten.
+const REMEMBERED_SESSIONS: usize = 256;
+
+/// One camera.
+#[derive(Debug)]
+pub(crate) struct Camera {
+    pub name: String,
+    pub serial: SerialNumber,
+    pub credentials: Credentials,
+    pub source: Arc<Source>,
+    guard: DigestGuard,
+    started: Instant,
+    sessions: Mutex<VecDeque<Arc<Session>>>,
+    silent: AtomicBool,
+    /// Cancelled, and replaced, when all viewers are to be cut.
+    cut: Mutex<CancellationToken>,
+}
+
+impl Camera {
+    pub fn new(config: &Config, credentials: Credentials, source: Arc<Source>) -> Camera {
+        let realm = format!("Homing camera {}", config.serial);
+        Camera {
+            name: config.name.clone(),
+            serial: config.serial,
+            credentials,
+            source,
+            guard: DigestGuard::new(&realm, rand::random()),
+            started: Instant::now(),
+            sessions: Mutex::default(),
+            silent: AtomicBool::new(false),
+            cut: Mutex::default(),
+        }
+    }
+
+    /// Checks a request's `Authorization`; RFC 2069 answers are taken over RTSP only, where many
+    /// clients know nothing else.
+    pub fn check(
+        &self,
+        rfc2069: Rfc2069Policy,
+        method: &str,
+        uri: &str,
+        authorization: Option<&str>,
+    ) -> Result<User, Refusal> {
+        let password =
+            |user: &str| (user == self.credentials.user).then(|| self.credentials.password.clone());
+        self.guard.clone().rfc2069(rfc2069).check(method, uri, authorization, password, self.uptime_s())
+    }
+
+    /// `WWW-Authenticate` values for a request that was refused.
+    pub fn challenges(&self, refusal: Refusal) -> Vec<String> {
+        self.guard.challenges(self.uptime_s(), refusal == Refusal::Stale)
+    }
+
+    fn uptime_s(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+
+    /// Notes that somebody watches.
+    pub fn begin_session(&self, peer: SocketAddr) -> Arc<Session> {
+        let session = Arc::new(Session { peer, frames: Mutex::default(), ended: AtomicBool::new(false) });
+        let mut sessions = lock(&self.sessions);
+        if sessions.len() == REMEMBERED_SESSIONS {
+            sessions.pop_front();
+        }
+        sessions.push_back(session.clone());
+        session
+    }
+
+    /// Whether nothing is to be sent, though somebody watches.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
+    /// Cancelled when the connection is to be cut.
+    pub fn cut_token(&self) -> CancellationToken {
+        lock(&self.cut).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One viewer, from PLAY to the end of its connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    peer: SocketAddr,
+    frames: Mutex<Vec<RangeInclusive<u32>>>,
+    ended: AtomicBool,
+}
+
+impl Session {
+    /// Notes what was written whole to the connection.
+    pub fn sent(&self, unit: &Unit) {
+        let Some(frame) = unit.frame else { return };
+        let mut runs = lock(&self.frames);
+        match runs.last_mut() {
+            Some(run) if run.end().checked_add(1) == Some(frame) => *run = *run.start()..=frame,
+            _ => runs.push(frame..=frame),
+        }
+    }
+
+    /// Notes that nothing will come any more.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What one viewer was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionReport {
+    /// Where it connected from.
+    pub peer: SocketAddr,
+    /// The frame numbers that were written whole to its connection, as runs without a gap, in order.
+    pub frames: Vec<RangeInclusive<u32>>,
+    /// Whether its connection has ended.
+    pub ended: bool,
+}
+
+/// A running camera, as tests and the demo see it: accounting and faults. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle(pub(crate) Arc<Camera>);
+
+impl Handle {
+    /// What every viewer was sent, oldest first; at most the last 256 viewers.
+    pub fn sessions(&self) -> Vec<SessionReport> {
+        let report = |session: &Arc<Session>| SessionReport {
+            peer: session.peer,
+            frames: lock(&session.frames).clone(),
+            ended: session.ended.load(Ordering::Relaxed),
+        };
+        lock(&self.0.sessions).iter().map(report).collect()
+    }
+
+    /// Fault: says nothing more to any viewer, though connections stay and requests are answered, as
+    /// when a camera's encoder hangs. `false` goes on, with a key frame.
+    pub fn stop_sending(&self, silent: bool) {
+        self.0.silent.store(silent, Ordering::Relaxed);
+    }
+
+    /// Fault: cuts the connection of everybody who is connected by RTSP now. New ones are welcome.
+    pub fn cut(&self) {
+        std::mem::take(&mut *lock(&self.0.cut)).cancel();
+    }
+}
