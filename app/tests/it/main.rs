@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`tidy`] | the rules of the house, read from the source |
 //! | [`lab`] | the whole in networks of its own |
+//! | [`webdriver`] | Chromium |
 //! | [`harness`] | processes, HTTP, waiting, cleaning up: what every test here uses |
 //!
 //! Run by `cargo xtask test`, which installs what is needed; one module alone by
@@ -15,3 +16,4 @@
 mod harness;
 mod lab;
 mod tidy;
+mod webdriver;

@@ -84,7 +84,14 @@ impl Http {
         head += &format!("content-length: {}\r\n\r\n{body}", body.len());
         stream.write_all(head.as_bytes())?;
         let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes)?;
+        let mut buffer = vec![0; 64 * 1024];
+        // Not every server closes when it was asked to.
+        while !is_whole(&bytes) {
+            match stream.read(&mut buffer)? {
+                0 => break,
+                length => bytes.extend_from_slice(&buffer[..length]),
+            }
+        }
         parse(&bytes)
     }
 
@@ -148,22 +155,42 @@ impl Answer {
     }
 }
 
-fn parse(bytes: &[u8]) -> io::Result<Answer> {
-    let broken = |what: &str| {
-        let start = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
-        io::Error::new(io::ErrorKind::InvalidData, format!("{what}: {start:?}"))
-    };
-    let end =
-        bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or_else(|| broken("no end of head"))?;
-    let head = std::str::from_utf8(&bytes[..end]).map_err(|_| broken("head is not text"))?;
+/// Whether nothing is missing of an answer that says how long it is; one that does not lasts until
+/// the connection ends.
+fn is_whole(bytes: &[u8]) -> bool {
+    let Ok((head, end)) = parse_head(bytes) else { return false };
+    let body = bytes.len() - end;
+    match head.header("content-length").map(str::parse::<usize>) {
+        Some(Ok(length)) => body >= length,
+        _ if head.header("transfer-encoding") == Some("chunked") => bytes.ends_with(b"\r\n0\r\n\r\n"),
+        _ => [204, 304].contains(&head.status),
+    }
+}
+
+fn broken(bytes: &[u8], what: &str) -> io::Error {
+    let start = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what}: {start:?}"))
+}
+
+/// An answer without its body, and where that begins.
+fn parse_head(bytes: &[u8]) -> io::Result<(Answer, usize)> {
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");
+    let end = end.ok_or_else(|| broken(bytes, "no end of head"))?;
+    let head = std::str::from_utf8(&bytes[..end]).map_err(|_| broken(bytes, "head is not text"))?;
     let mut lines = head.split("\r\n");
     let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok());
-    let status = status.ok_or_else(|| broken("no status"))?;
+    let status = status.ok_or_else(|| broken(bytes, "no status"))?;
     let headers: Vec<(String, String)> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let mut answer = Answer { status, headers, body: bytes[end + 4..].to_vec() };
+    Ok((Answer { status, headers, body: Vec::new() }, end + 4))
+}
+
+fn parse(bytes: &[u8]) -> io::Result<Answer> {
+    let broken = |what: &str| broken(bytes, what);
+    let (mut answer, end) = parse_head(bytes)?;
+    answer.body = bytes[end..].to_vec();
     if answer.header("transfer-encoding") == Some("chunked") {
         answer.body = unchunk(&answer.body).ok_or_else(|| broken("broken off in the middle of a chunk"))?;
     } else if let Some(length) = answer.header("content-length") {
@@ -202,8 +229,10 @@ mod tests {
         let sized = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno";
         assert_eq!(parse(sized).unwrap().text(), "no");
         assert!(parse(sized).unwrap().success().is_err());
+        assert!(is_whole(chunked) && is_whole(sized));
         for (whole, cut) in [(&chunked[..], 12), (&sized[..], 1), (&sized[..], 10)] {
-            assert!(parse(&whole[..whole.len() - cut]).is_err());
+            let part = &whole[..whole.len() - cut];
+            assert!(parse(part).is_err() && !is_whole(part));
         }
     }
 }

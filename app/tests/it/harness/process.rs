@@ -100,6 +100,15 @@ impl Process {
         wait_for(&what, within, || self.status().ok_or("it still runs"))
     }
 
+    /// Ends it and waits until what it started, which ends by itself, has ended too.
+    pub fn end_with_children(&mut self, within: Duration) {
+        self.terminate(within);
+        let group = self.group;
+        wait_for(&format!("all of {} has ended", self.name), within, || {
+            if test_kill_process_group(group).is_err() { Ok(()) } else { Err("some still run") }
+        });
+    }
+
     /// Ends it at once (SIGKILL): power loss, as far as a process can tell.
     pub fn kill(&mut self) {
         if self.status().is_none() {
