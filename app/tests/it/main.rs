@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`tidy`] | the rules of the house, read from the source |
+//! | [`frames`] | accounting for every frame, also after a crash |
 //! | [`lab`] | the whole in networks of its own |
 //! | [`webdriver`] | Chromium |
 //! | [`harness`] | processes, HTTP, waiting, cleaning up: what every test here uses |
@@ -13,6 +14,7 @@
 // Helpers of tests, which clippy does not recognise as tests; a failing test prints what it knows.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
+mod frames;
 mod harness;
 mod lab;
 mod tidy;

@@ -189,12 +189,15 @@ fn every_key_of_every_reference_configuration_is_explained() {
         }
         for file in references {
             let text = read(&file);
-            let lines: Vec<&str> = text.lines().collect();
-            for (index, line) in lines.iter().enumerate() {
-                let Some(key) = configuration_key(line) else { continue };
-                let above = index.checked_sub(1).map_or("", |above| lines[above]);
-                if !above.starts_with('#') || configuration_key(above).is_some() {
-                    faults.add(&format!("{file}:{}", index + 1), &format!("{key} is not explained"));
+            // A sentence explains the keys right below it, up to the next empty line.
+            let mut explained = false;
+            for (index, line) in text.lines().enumerate() {
+                match configuration_key(line) {
+                    Some(key) if !explained => {
+                        faults.add(&format!("{file}:{}", index + 1), &format!("{key} is not explained"));
+                    }
+                    Some(_) => (),
+                    None => explained = line.starts_with('#') && !line.trim_end().ends_with(']'),
                 }
             }
         }

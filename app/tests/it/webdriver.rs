@@ -26,7 +26,10 @@ impl Browser {
     /// Starts one whose window has this size in CSS pixels.
     pub fn start(width: u32, height: u32) -> Browser {
         let profile = Folder::new();
-        let mut driver = Process::spawn("chromedriver", Command::new("chromedriver").arg("--port=0"));
+        let mut driver = Process::spawn(
+            "chromedriver",
+            Command::new("chromedriver").arg("--port=0").env("TMPDIR", profile.path()),
+        );
         let line = driver.wait_for_line("started successfully on port", seconds(20));
         let port = line.rsplit(' ').next().expect("a last word").trim_end_matches('.').to_owned();
         let http = Http::new(&format!("http://127.0.0.1:{port}"));

@@ -1,12 +1,14 @@
-//! What every test of the whole uses: waiting, processes, HTTP, folders.
+//! What every test of the whole uses: waiting, processes, HTTP, folders, the demo.
 //!
 //! Plain threads and blocking sockets, none of the project's own code: a fault there cannot hide a
 //! fault here. Invariant: nothing outlives its owner. Each `Drop` ends what it started and then looks
 //! whether it is gone; a test that leaves something behind fails.
 
+pub mod demo;
 pub mod http;
 pub mod process;
 
+pub use demo::Demo;
 pub use http::Http;
 pub use process::Process;
 
