@@ -32,6 +32,8 @@ pub enum Auth {
     Basic(Credentials),
     /// RFC 6750.
     Bearer(Secret),
+    /// Not at all.
+    Nobody,
 }
 
 /// Why a call brought no answer.
@@ -74,7 +76,7 @@ pub enum CallError {
 pub struct ApiClient {
     peer: String,
     base: String,
-    authorization: HeaderValue,
+    authorization: Option<HeaderValue>,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
@@ -91,12 +93,19 @@ impl ApiClient {
             uri.scheme().is_some() && uri.authority().is_some(),
             "address of the {role}: {base} has no scheme or host; write it as https://host:port"
         );
-        let mut authorization = match auth {
-            Auth::Basic(credentials) => HeaderValue::from_str(&basic(credentials)),
-            Auth::Bearer(token) => HeaderValue::from_str(&format!("Bearer {}", token.expose())),
-        }
-        .with_context(|| format!("credentials for the {role} hold characters that a header cannot"))?;
-        authorization.set_sensitive(true);
+        let authorization = match auth {
+            Auth::Basic(credentials) => Some(basic(credentials)),
+            Auth::Bearer(token) => Some(format!("Bearer {}", token.expose())),
+            Auth::Nobody => None,
+        };
+        let authorization = authorization
+            .map(|text| {
+                let mut value = HeaderValue::from_str(&text)?;
+                value.set_sensitive(true);
+                Ok::<_, header::InvalidHeaderValue>(value)
+            })
+            .transpose()
+            .with_context(|| format!("credentials for the {role} hold characters that a header cannot"))?;
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_DEADLINE));
@@ -195,10 +204,10 @@ impl ApiClient {
         path: &str,
         body: Option<&Q>,
     ) -> Result<Request<Full<Bytes>>, CallError> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base))
-            .header(header::AUTHORIZATION, self.authorization.clone());
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization.clone());
+        }
         let mut bytes = Bytes::new();
         if let Some(body) = body {
             request = request.header(header::CONTENT_TYPE, "application/json");
