@@ -1,1 +1,346 @@
-//! Placeholder.
+//! The management server: web page, users and the JSON API.
+//!
+//! It owns users, sessions, API tokens and the audit log, and knows of devices and cameras only what
+//! tunnel servers and the recording role tell it. It carries out nothing of the connection flow itself
+//! but its two ends that a person starts: step 1 (register, passed to a tunnel server) and step 8 (Add
+//! Hardware, passed to the recording role).
+//!
+//! | module | what |
+//! |---|---|
+//! | [`config`] | what it can be told |
+//! | [`gate`] | who is let in: default deny |
+//! | [`accounts`], [`throttle`], [`audit`] | users, sessions, tokens; slowing guesses down; who did what |
+//! | [`world`], [`board`] | what is known of the others, and how browsers see it change |
+//! | [`tunnels`], [`sse`], [`recording`] | where that is known from |
+//! | [`api`], [`views`] | the JSON API and its OpenAPI document |
+//! | [`web`] | the page |
+//!
+//! Not here: roles and organisations, several recording servers, PostgreSQL.
+
+pub mod accounts;
+pub mod api;
+pub mod audit;
+pub mod board;
+pub mod config;
+pub mod gate;
+pub mod recording;
+pub mod sse;
+pub mod throttle;
+pub mod tunnels;
+pub mod views;
+pub mod web;
+pub mod world;
+
+pub use config::Config;
+
+use accounts::{Accounts, Lifetimes};
+use anyhow::Context;
+use axum::{Router, http::StatusCode, routing::get};
+use homing_base::{Ops, Stop, database, http::Failure, listen, password, tls, vault};
+use homing_protocol::{Secret, secret::Credentials};
+use prometheus_client::metrics::counter::Counter;
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+/// The database's schema, in order.
+pub(crate) const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+
+/// Password hashes at once; see [`api::account::sign_in`].
+const HASHES_AT_ONCE: usize = 2;
+
+/// Characters of a generated password: 116 bits.
+const GENERATED_PASSWORD: usize = 20;
+
+/// How often ended sessions and old audit entries are swept away.
+const SWEEP: Duration = Duration::from_secs(600);
+
+/// A management server whose socket and database are open.
+pub struct Bound {
+    app: App,
+    listener: TcpListener,
+    address: SocketAddr,
+    leaf: Option<Arc<tls::Leaf>>,
+    audit_days: u32,
+    first_start: Option<Credentials>,
+}
+
+/// What every handler has. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    accounts: Accounts,
+    audit: audit::Audit,
+    world: world::World,
+    recording: recording::Recording,
+    tunnels: Arc<Vec<tunnels::TunnelServer>>,
+    simulated: Arc<Vec<config::SimulatedCamera>>,
+    guesses: Guesses,
+    hashing: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    cookie: Arc<str>,
+    secure: bool,
+    metrics: Metrics,
+    stop: Stop,
+}
+
+/// Opens the database (made at the first start, with a user `admin`) and the listening socket.
+///
+/// `recording` is the recording role's router, called in process.
+///
+/// # Errors
+/// Names what cannot be opened, and what to check.
+pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Result<Bound> {
+    config.check()?;
+    vault::private_folder(&config.data)?;
+    let database = open_database(&config.data).await?;
+    let lifetimes = Lifetimes {
+        idle: Duration::from_secs(u64::from(config.session_idle_min) * 60),
+        absolute: Duration::from_secs(u64::from(config.session_hours) * 3600),
+    };
+    let accounts = Accounts::new(database.clone(), lifetimes);
+    let first_start = first_user(&accounts, &config.first_password).await?;
+
+    let leaf = config.leaf()?;
+    let tunnels =
+        config.tunnel_servers.iter().map(tunnels::TunnelServer::new).collect::<anyhow::Result<_>>()?;
+    let listener = listen::bind(config.listen, "management: web page and API")?;
+    let address = listener.local_addr().context("address of the web page")?;
+    let app = App {
+        accounts,
+        audit: audit::Audit::new(database),
+        world: world::World::new(&config),
+        recording: recording::Recording::new(recording),
+        tunnels: Arc::new(tunnels),
+        simulated: Arc::new(config.simulated_cameras),
+        guesses: Guesses::default(),
+        hashing: Arc::new(Semaphore::new(HASHES_AT_ONCE)),
+        streams: Arc::new(Semaphore::new(api::events::STREAMS)),
+        cookie: cookie_name(leaf.is_some(), address).into(),
+        secure: leaf.is_some(),
+        metrics: Metrics::register(ops),
+        stop: Stop::new(),
+    };
+    Ok(Bound { app, listener, address, leaf, audit_days: config.audit_days, first_start })
+}
+
+impl Bound {
+    /// Where the page is; the port is the real one where 0 was asked for.
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The page's address for a person.
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.leaf.is_some() { "https" } else { "http" }, self.address)
+    }
+
+    /// At the first start: the user that was made, for whoever started the program. It is in no log.
+    pub fn first_start(&self) -> Option<&Credentials> {
+        self.first_start.as_ref()
+    }
+
+    /// Makes an API token for a user, for scripts that the caller starts.
+    ///
+    /// # Errors
+    /// When there is no such user, or the database cannot be written.
+    pub async fn create_token(&self, user: &str, name: &str) -> anyhow::Result<Secret> {
+        let users = self.app.accounts.users().await?;
+        let user = users
+            .iter()
+            .find(|known| known.name.eq_ignore_ascii_case(user))
+            .with_context(|| format!("there is no user called {user:?}"))?;
+        let (_, secret) = self.app.accounts.add_token(user.id, name).await?;
+        self.app.audit.record(&user.name, "this machine", "add-token", name, "").await?;
+        Ok(secret)
+    }
+
+    /// Serves until the role stops.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub async fn run(self, stop: Stop, ops: Ops) -> anyhow::Result<()> {
+        let Bound { mut app, listener, leaf, audit_days, .. } = self;
+        app.stop = stop.clone();
+        for tunnel in app.tunnels.iter() {
+            stop.spawn(tunnel.clone().watch(app.world.clone(), stop.clone()));
+        }
+        stop.spawn(app.recording.clone().watch(app.world.clone(), stop.clone()));
+        stop.spawn(sweep(app.clone(), audit_days));
+        let tls = match leaf {
+            None => None,
+            Some(leaf) => {
+                stop.spawn(leaf.clone().keep_fresh(stop.clone()));
+                Some(tls::server_config(leaf)?)
+            }
+        };
+        tracing::info!(address = %listener.local_addr()?, tls = tls.is_some(), "management server ready");
+        homing_base::http::serve(listener, router(app, &ops), tls, stop).await;
+        Ok(())
+    }
+}
+
+/// Gives a user a new random password, for who has lost it and can reach the data folder.
+///
+/// # Errors
+/// When there is no such user, or the database cannot be opened.
+pub async fn reset_password(config: &Config, user: &str) -> anyhow::Result<Secret> {
+    let database = open_database(&config.data).await?;
+    let nothing = Lifetimes { idle: Duration::ZERO, absolute: Duration::ZERO };
+    let accounts = Accounts::new(database.clone(), nothing);
+    let users = accounts.users().await?;
+    let found = users
+        .iter()
+        .find(|known| known.name.eq_ignore_ascii_case(user))
+        .with_context(|| format!("there is no user called {user:?}"))?;
+    let password = password::generate(GENERATED_PASSWORD);
+    accounts.set_password(found.id, password.clone(), None).await?;
+    audit::Audit::new(database)
+        .record(&found.name, "this machine", "reset-password", &found.name, "")
+        .await?;
+    Ok(password)
+}
+
+async fn open_database(folder: &Path) -> anyhow::Result<sqlx::SqlitePool> {
+    database::open(&folder.join("management.sqlite"), MIGRATIONS).await
+}
+
+async fn first_user(accounts: &Accounts, given: &Secret) -> anyhow::Result<Option<Credentials>> {
+    if !accounts.is_empty().await? {
+        return Ok(None);
+    }
+    let password = if given.is_empty() { password::generate(GENERATED_PASSWORD) } else { given.clone() };
+    accounts.add_user("admin", password.clone()).await?;
+    tracing::info!("first start: user \"admin\" made");
+    Ok(Some(Credentials::new("admin", password)))
+}
+
+/// Browsers keep cookies by host, not by port: two servers on one machine must not take each other's.
+/// Over HTTPS the prefix makes the browser refuse the cookie from anybody but this host.
+fn cookie_name(secure: bool, address: SocketAddr) -> String {
+    let prefix = if secure { "__Host-" } else { "" };
+    format!("{prefix}homing_session_{}", address.port())
+}
+
+/// Everything that is served, behind the gate.
+fn router(app: App, ops: &Ops) -> Router {
+    let (api, document) = api::routes();
+    let document: Arc<str> =
+        document.to_json().expect("a document of plain values can be written as JSON").into();
+    let document = async move || ([(http::header::CONTENT_TYPE, "application/json")], document.to_string());
+    let (health, metrics) = (ops.clone(), ops.clone());
+    let metrics = async move || {
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        ([(http::header::CONTENT_TYPE, kind)], metrics.metrics())
+    };
+    Router::new()
+        .merge(web::router())
+        .merge(api)
+        .route("/api/openapi.json", get(document))
+        .route("/healthz", get(async move || health.health()))
+        .route("/metrics", get(metrics))
+        .fallback(async || Failure::not_found("There is nothing at this address."))
+        .method_not_allowed_fallback(async || {
+            let problem = homing_protocol::api::Problem::new("method-not-allowed", "Not with this method.");
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, problem)
+        })
+        .layer(axum::middleware::from_fn_with_state(app.clone(), gate::gate))
+        .with_state(app)
+}
+
+async fn sweep(app: App, audit_days: u32) {
+    let keep = Duration::from_secs(u64::from(audit_days) * 86_400);
+    loop {
+        if let Err(error) = app.accounts.sweep().await {
+            tracing::error!(error = format!("{error:#}"), "ended sessions not swept");
+        }
+        if let Err(error) = app.audit.sweep(keep).await {
+            tracing::error!(error = format!("{error:#}"), "audit log not swept");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => (),
+            () = app.stop.cancelled() => return,
+        }
+    }
+}
+
+impl App {
+    /// Writes into the audit log on behalf of the caller.
+    async fn record(
+        &self,
+        caller: &gate::Caller,
+        action: &str,
+        object: &str,
+        detail: &str,
+    ) -> anyhow::Result<()> {
+        self.audit.record(&caller.identity.name, &caller.peer, action, object, detail).await
+    }
+
+    /// Makes [`world::World`] true about the hardware now, not at the next poll: whoever changed it
+    /// shall see it in the next answer.
+    async fn refresh_hardware(&self) {
+        let hardware = self.recording.hardware().await;
+        self.world.recording(hardware.map_err(|failure| failure.problem.error));
+    }
+}
+
+/// Wrong passwords, by address and by user.
+#[derive(Clone)]
+struct Guesses {
+    tables: Arc<Mutex<(throttle::Throttle, throttle::Throttle)>>,
+}
+
+impl Default for Guesses {
+    fn default() -> Self {
+        let tables =
+            (throttle::Throttle::new(throttle::BY_ADDRESS), throttle::Throttle::new(throttle::BY_USER));
+        Guesses { tables: Arc::new(Mutex::new(tables)) }
+    }
+}
+
+impl Guesses {
+    fn wait(&self, now: Instant, peer: &str, user: &str) -> Option<Duration> {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.0.wait(now, peer).max(tables.1.wait(now, user))
+    }
+
+    fn failed(&self, now: Instant, peer: &str, user: &str) {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.0.failed(now, peer);
+        tables.1.failed(now, user);
+    }
+
+    fn succeeded(&self, peer: &str, user: &str) {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.0.succeeded(peer);
+        tables.1.succeeded(user);
+    }
+}
+
+#[derive(Clone, Default)]
+struct Metrics {
+    sign_ins_refused: Counter,
+    cross_site: Counter,
+}
+
+impl Metrics {
+    fn register(ops: &Ops) -> Self {
+        let metrics = Metrics::default();
+        ops.register("management", |registry| {
+            registry.register(
+                "sign_ins_refused",
+                "Sign-ins with a wrong user name or password",
+                metrics.sign_ins_refused.clone(),
+            );
+            registry.register(
+                "cross_site_requests_refused",
+                "Requests with a session that came from another site",
+                metrics.cross_site.clone(),
+            );
+        });
+        metrics
+    }
+}

@@ -1,0 +1,196 @@
+//! Registered devices and the tunnel servers that they are registered at: steps 1 to 7.
+
+use super::{Body, Path, passed_through};
+use crate::{App, gate::Caller, tunnels, views};
+use axum::{Json, extract::State, http::StatusCode};
+use homing_base::http::Failure;
+use homing_protocol::{
+    Oak, Secret, SerialNumber, Step,
+    api::{
+        Problem,
+        tunnel::{ChangeDevice, NewDevice, RelayState},
+    },
+};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+/// A device to register, as an administrator types it from the label.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    /// The tunnel server to register it at; may be left out where there is only one.
+    #[serde(default)]
+    tunnel_server: Option<String>,
+    /// Serial number on the label; any case, any separators.
+    #[schema(example = "00408C702009")]
+    serial: String,
+    /// OAK on the label; any case, any separators.
+    #[schema(example = "0123-4567-89AB")]
+    oak: String,
+    /// The device's user.
+    user: String,
+    /// That user's password.
+    #[schema(value_type = String)]
+    password: Secret,
+    /// What people call it; the serial number where empty.
+    #[serde(default)]
+    name: String,
+    /// Anything worth knowing.
+    #[serde(default)]
+    description: String,
+}
+
+/// What can be changed on a registration.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// A new name, at most 64 characters.
+    #[serde(default)]
+    name: Option<String>,
+    /// A new description, at most 256 characters.
+    #[serde(default)]
+    description: Option<String>,
+}
+
+/// All registered devices
+#[utoipa::path(get, path = "/api/v1/devices", tag = "devices",
+    responses((status = 200, body = [views::Device]), (status = 401, body = views::Problem)))]
+pub async fn list(State(app): State<App>) -> Json<Vec<views::Device>> {
+    Json(app.world.devices())
+}
+
+/// One registered device
+#[utoipa::path(get, path = "/api/v1/devices/{serial}", tag = "devices",
+    params(("serial" = String, Path, description = "Serial number")),
+    responses((status = 200, body = views::Device), (status = 404, body = views::Problem)))]
+pub async fn one(State(app): State<App>, Path(serial): Path<String>) -> Result<Json<views::Device>, Failure> {
+    Ok(Json(registered(&app, &serial)?.1))
+}
+
+/// Register a device
+///
+/// What the tunnel server or the dispatcher refuses (`wrong-oak`, `claimed-by-another-account`,
+/// `already-registered`) is passed through, and then nothing is kept.
+#[utoipa::path(post, path = "/api/v1/devices", tag = "devices", request_body = Register,
+    responses(
+        (status = 201, body = views::Device, description = "Registered"),
+        (status = 202, body = views::Device, description = "Kept, and relayed as soon as the dispatcher can be reached"),
+        (status = 409, body = views::Problem), (status = 422, body = views::Problem),
+        (status = 502, body = views::Problem, description = "The tunnel server cannot be reached")))]
+pub async fn register(
+    State(app): State<App>,
+    caller: Caller,
+    Body(asked): Body<Register>,
+) -> Result<(StatusCode, Json<views::Device>), Failure> {
+    let serial: SerialNumber = asked.serial.parse().map_err(|error| mistyped("bad-serial", &error))?;
+    let oak: Oak = asked.oak.parse().map_err(|error| mistyped("bad-oak", &error))?;
+    let server = tunnel_server(&app, asked.tunnel_server.as_deref())?;
+    let device = NewDevice {
+        serial,
+        oak,
+        user: asked.user,
+        password: asked.password,
+        name: asked.name,
+        description: asked.description,
+    };
+    let answered = server.register(&device).await;
+    let detail = match &answered {
+        Ok(device) if device.relay == RelayState::Pending => {
+            "kept until the dispatcher can be reached".to_owned()
+        }
+        Ok(_) => format!("at {}", server.name()),
+        Err(error) => format!("refused: {error}"),
+    };
+    app.record(&caller, "register-device", &serial.to_string(), &detail).await?;
+    let device = answered.map_err(passed_through)?;
+    let status = if device.relay == RelayState::Pending { StatusCode::ACCEPTED } else { StatusCode::CREATED };
+    // The event stream tells the same in a moment; who registered shall see it at once.
+    app.world.device(server.name(), device.clone());
+    let view = app.world.find(serial).unwrap_or_else(|| views::Device::new(server.name(), &device, None));
+    Ok((status, Json(view)))
+}
+
+/// Rename a device
+#[utoipa::path(patch, path = "/api/v1/devices/{serial}", tag = "devices", request_body = Change,
+    params(("serial" = String, Path, description = "Serial number")),
+    responses((status = 200, body = views::Device), (status = 404, body = views::Problem)))]
+pub async fn change(
+    State(app): State<App>,
+    caller: Caller,
+    Path(serial): Path<String>,
+    Body(asked): Body<Change>,
+) -> Result<Json<views::Device>, Failure> {
+    let (serial, before) = registered(&app, &serial)?;
+    let server = tunnel_server(&app, Some(&before.tunnel_server))?;
+    let change = ChangeDevice { name: asked.name, description: asked.description };
+    let device = server.change(serial, &change).await.map_err(passed_through)?;
+    app.record(&caller, "change-device", &serial.to_string(), &format!("name: {}", device.name)).await?;
+    app.world.device(server.name(), device);
+    Ok(Json(registered(&app, &serial.to_string())?.1))
+}
+
+/// Unregister a device
+///
+/// The claim is released: another owner may register it. Refused while it is added to a recording
+/// server.
+#[utoipa::path(delete, path = "/api/v1/devices/{serial}", tag = "devices",
+    params(("serial" = String, Path, description = "Serial number")),
+    responses((status = 204, description = "Released"), (status = 404, body = views::Problem),
+        (status = 409, body = views::Problem)))]
+pub async fn unregister(
+    State(app): State<App>,
+    caller: Caller,
+    Path(serial): Path<String>,
+) -> Result<StatusCode, Failure> {
+    let (serial, device) = registered(&app, &serial)?;
+    if device.hardware.is_some() {
+        let message = format!("{serial} is still added to a recording server; remove its hardware first.");
+        return Err(Failure::new(StatusCode::CONFLICT, Problem::new("still-added", message)));
+    }
+    let server = tunnel_server(&app, Some(&device.tunnel_server))?;
+    server.unregister(serial).await.map_err(passed_through)?;
+    app.world.device_removed(server.name(), serial);
+    app.record(&caller, "unregister-device", &serial.to_string(), &format!("from {}", server.name())).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// All tunnel servers
+#[utoipa::path(get, path = "/api/v1/tunnel-servers", tag = "devices",
+    responses((status = 200, body = [views::TunnelServer])))]
+pub async fn tunnel_servers(State(app): State<App>) -> Json<Vec<views::TunnelServer>> {
+    Json(app.world.tunnel_servers())
+}
+
+/// A registered device by its serial number as typed.
+pub(super) fn registered(app: &App, serial: &str) -> Result<(SerialNumber, views::Device), Failure> {
+    let serial: SerialNumber = serial.parse().map_err(|error| mistyped("bad-serial", &error))?;
+    let device = app.world.find(serial).ok_or_else(|| {
+        Failure::not_found(format!("No device with serial number {serial} is registered at a tunnel server."))
+    })?;
+    Ok((serial, device))
+}
+
+pub(super) fn tunnel_server<'a>(
+    app: &'a App,
+    name: Option<&str>,
+) -> Result<&'a tunnels::TunnelServer, Failure> {
+    match (name, app.tunnels.as_slice()) {
+        (_, []) => {
+            let message = "No tunnel server is configured; add one to tunnel_servers in [management].";
+            Err(Failure::new(StatusCode::CONFLICT, Problem::at(Step::Register, "no-tunnel-server", message)))
+        }
+        (None, [only]) => Ok(only),
+        (None, _) => {
+            Err(Failure::bad_request("There are several tunnel servers: say which, as tunnel_server."))
+        }
+        (Some(name), all) => all
+            .iter()
+            .find(|server| server.name() == name)
+            .ok_or_else(|| Failure::not_found(format!("There is no tunnel server called {name:?}."))),
+    }
+}
+
+/// 422 at step 1: what was typed is no serial number or no OAK. The text never repeats an OAK.
+fn mistyped(code: &str, error: &dyn std::error::Error) -> Failure {
+    Failure::new(StatusCode::UNPROCESSABLE_ENTITY, Problem::at(Step::Register, code, error.to_string()))
+}

@@ -1,0 +1,218 @@
+//! Our end of each tunnel server's API: one event stream that is kept open (steps 2 to 7 as they
+//! happen), and the calls of steps 1 and 8.
+//!
+//! Invariant: [`World`] says that a tunnel server is reachable exactly while its event stream is open.
+//! The stream is opened before the devices are listed, so that no change falls between the two.
+
+use crate::{config, sse, world::World};
+use anyhow::Context;
+use homing_base::{
+    Stop,
+    client::{ApiClient, Auth, CallError},
+};
+use homing_protocol::{
+    SerialNumber,
+    api::{
+        ProblemDetail,
+        tunnel::{ChangeDevice, Device, NewDevice, Server},
+    },
+    secret::Credentials,
+};
+use http::Method;
+use http_body_util::BodyExt;
+use rand::Rng;
+use serde::Deserialize;
+use std::time::Duration;
+
+/// Between attempts: grows from the first to the last, each with jitter.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_secs(15);
+
+/// A stream that stood so long was a good one: the next attempt begins with the first interval.
+const STABLE: Duration = Duration::from_secs(30);
+
+/// Event streams are kept alive by comments; one that is silent for so long is dead.
+const SILENCE: Duration = Duration::from_secs(45);
+
+/// How often a tunnel server is asked about itself (its dispatcher may have gone).
+const SELF_CHECK: Duration = Duration::from_secs(5);
+
+/// One tunnel server. Cheap to clone.
+#[derive(Clone)]
+pub struct TunnelServer {
+    name: String,
+    client: ApiClient,
+}
+
+impl TunnelServer {
+    /// As configured.
+    ///
+    /// # Errors
+    /// When its address or trust anchor cannot be read.
+    pub fn new(config: &config::TunnelServer) -> anyhow::Result<Self> {
+        let trust = if config.trust_anchor.as_os_str().is_empty() {
+            None
+        } else {
+            let path = &config.trust_anchor;
+            Some(std::fs::read_to_string(path).with_context(|| format!("trust anchor {}", path.display()))?)
+        };
+        let role = format!("tunnel server {:?}", config.name);
+        let client =
+            ApiClient::new(&role, &config.url, &Auth::Basic(config.credentials()), trust.as_deref())?;
+        Ok(TunnelServer { name: config.name.clone(), client })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Step 1.
+    ///
+    /// # Errors
+    /// The tunnel server's own refusal, or that it cannot be reached.
+    pub async fn register(&self, device: &NewDevice) -> Result<Device, CallError> {
+        self.client.send(Method::POST, "/api/v1/devices", device).await
+    }
+
+    /// Renames a device.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn change(&self, serial: SerialNumber, change: &ChangeDevice) -> Result<Device, CallError> {
+        self.client.send(Method::PATCH, &format!("/api/v1/devices/{serial}"), change).await
+    }
+
+    /// Releases a device.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn unregister(&self, serial: SerialNumber) -> Result<(), CallError> {
+        self.client.send::<(), ()>(Method::DELETE, &format!("/api/v1/devices/{serial}"), &()).await
+    }
+
+    /// The device's own user and password, for step 8.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn credentials(&self, serial: SerialNumber) -> Result<Credentials, CallError> {
+        self.client.get(&format!("/api/v1/devices/{serial}/credentials")).await
+    }
+
+    /// Keeps the event stream open until the role stops.
+    pub async fn watch(self, world: World, stop: Stop) {
+        let mut retry = FIRST_RETRY;
+        loop {
+            let began = tokio::time::Instant::now();
+            let ended = tokio::select! {
+                ended = self.follow(&world) => ended,
+                () = stop.cancelled() => return,
+            };
+            let problem = match ended {
+                Ok(never) => match never {},
+                Err(error) => {
+                    ProblemDetail { code: error.code().into(), message: error.to_string(), step: None }
+                }
+            };
+            tracing::warn!(tunnel = self.name, problem = problem.message, "tunnel server unreachable");
+            world.tunnel_lost(&self.name, problem);
+            if began.elapsed() >= STABLE {
+                retry = FIRST_RETRY;
+            }
+            let pause = retry.mul_f64(rand::rng().random_range(0.5..1.5));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => (),
+                () = stop.cancelled() => return,
+            }
+            retry = (retry * 2).min(LONGEST_RETRY);
+        }
+    }
+
+    /// From opening the stream to its end, which is always an error.
+    async fn follow(&self, world: &World) -> Result<std::convert::Infallible, Lost> {
+        let mut stream = self.client.stream("/api/v1/events").await?.into_body();
+        let server: Server = self.client.get("/api/v1/server").await?;
+        let devices: Vec<Device> = self.client.get("/api/v1/devices").await?;
+        tracing::info!(tunnel = self.name, devices = devices.len(), "tunnel server reached");
+        world.tunnel_reached(&self.name, server, devices);
+
+        let mut parser = sse::Parser::default();
+        let mut self_check = tokio::time::interval(SELF_CHECK);
+        self_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE));
+        loop {
+            let frame = tokio::select! {
+                frame = stream.frame() => frame,
+                () = silence.as_mut() => return Err(self.lost("its event stream went silent")),
+                _ = self_check.tick() => {
+                    // A failure here is not yet a lost stream: that shows by itself, soon.
+                    if let Ok(server) = self.client.get::<Server>("/api/v1/server").await {
+                        world.tunnel_server(&self.name, server);
+                    }
+                    continue;
+                }
+            };
+            let frame = frame
+                .ok_or_else(|| self.lost("its event stream ended"))?
+                .map_err(|error| self.lost(&format!("its event stream broke: {error}")))?;
+            silence.as_mut().reset(tokio::time::Instant::now() + SILENCE);
+            let Ok(bytes) = frame.into_data() else { continue };
+            for event in parser.feed(&bytes).map_err(|error| self.lost(&error.to_string()))? {
+                self.happened(world, &event)?;
+            }
+        }
+    }
+
+    fn happened(&self, world: &World, event: &sse::Event) -> Result<(), Lost> {
+        #[derive(Deserialize)]
+        struct Removed {
+            serial: SerialNumber,
+        }
+        let strange = |error: serde_json::Error| {
+            self.lost(&format!("its event {:?} is not of this API: {error}", event.name))
+        };
+        match event.name.as_str() {
+            "device" => {
+                let device: Device = serde_json::from_str(&event.data).map_err(strange)?;
+                tracing::debug!(
+                    tunnel = self.name, serial = %device.serial, step = %device.step, connected = device.connected,
+                    "device changed"
+                );
+                world.device(&self.name, device);
+            }
+            "removed" => {
+                let removed: Removed = serde_json::from_str(&event.data).map_err(strange)?;
+                world.device_removed(&self.name, removed.serial);
+            }
+            // A newer tunnel server may tell more.
+            _ => (),
+        }
+        Ok(())
+    }
+
+    fn lost(&self, cause: &str) -> Lost {
+        Lost::Stream { peer: self.client.peer().to_owned(), cause: cause.to_owned() }
+    }
+}
+
+/// Why an event stream is not open.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("{peer}: {cause}; trying again")]
+    Stream { peer: String, cause: String },
+}
+
+impl Lost {
+    fn code(&self) -> &'static str {
+        match self {
+            Lost::Call(CallError::Refused { status, .. }) if status.as_u16() == 401 => {
+                "tunnel-server-refused-log-in"
+            }
+            Lost::Call(CallError::Refused { .. }) => "tunnel-server-refused",
+            Lost::Call(CallError::Unexpected { .. }) => "tunnel-server-unexpected",
+            Lost::Call(CallError::Unreachable { .. }) | Lost::Stream { .. } => "tunnel-server-unreachable",
+        }
+    }
+}

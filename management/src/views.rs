@@ -1,0 +1,339 @@
+//! The JSON that browsers and scripts are given: what the OpenAPI document describes.
+//!
+//! Views of what other roles own have the other roles' field names; a test holds them to the types in
+//! `protocol::api`, which stay free of documentation attributes.
+
+use homing_protocol::{
+    DeviceState, Step,
+    api::{ProblemDetail, recording, tunnel},
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// What is wrong.
+    pub error: ProblemView,
+}
+
+/// What is wrong, for programs and for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ProblemDetail)]
+pub struct ProblemView {
+    /// A word for programs, in kebab case.
+    pub code: String,
+    /// A sentence for people: what happened, with whom, and what to check.
+    pub message: String,
+    /// The step of the connection flow that failed, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub step: Option<Step>,
+}
+
+impl From<ProblemDetail> for ProblemView {
+    fn from(problem: ProblemDetail) -> Self {
+        ProblemView { code: problem.code, message: problem.message, step: problem.step }
+    }
+}
+
+/// A registered device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Device {
+    /// Serial number, twelve upper case hex digits.
+    pub serial: String,
+    /// Name.
+    pub name: String,
+    /// Description.
+    pub description: String,
+    /// The device's user.
+    pub user: String,
+    /// `red`: registered, not connected. `yellow`: connected, not added. `green`: added to a recording
+    /// server; see `connected` for whether it is there now.
+    #[schema(example = "yellow")]
+    pub state: String,
+    /// The word beside the colour.
+    #[schema(example = "Ready to add")]
+    pub word: String,
+    /// Whether there is an uplink now.
+    pub connected: bool,
+    /// The last step of the connection flow that was carried out.
+    #[schema(value_type = String, example = "tunnel")]
+    pub step: Step,
+    /// Its number, 1 to 8.
+    pub step_number: u8,
+    /// How the registration stands with the dispatcher: `pending`, `waiting`, `dispatching`,
+    /// `dispatched`, `refused`.
+    #[schema(value_type = String, example = "dispatched")]
+    pub relay: tunnel::RelayState,
+    /// Since when it is connected, or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub since: Option<Timestamp>,
+    /// The address that the uplink came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Round-trip time of the last PING, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<u32>,
+    /// Bytes received over the present uplink.
+    pub bytes_in: u64,
+    /// Bytes sent over the present uplink.
+    pub bytes_out: u64,
+    /// What went wrong last, until it goes right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<ProblemView>,
+    /// The tunnel server that it is registered at.
+    pub tunnel_server: String,
+    /// Its hardware's number, once added.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<i64>,
+}
+
+impl Device {
+    /// What follows from the tunnel server's knowledge, and from whether it was added (step 8).
+    pub fn new(tunnel_server: &str, device: &tunnel::Device, hardware: Option<i64>) -> Self {
+        let state = DeviceState::of(device.connected, hardware.is_some());
+        // A device that was added and then reset begins again at step 3: that is what matters then.
+        let on_its_way_again = !device.connected && device.relay != tunnel::RelayState::Dispatched;
+        let step = if hardware.is_some() && !on_its_way_again { Step::Add } else { device.step };
+        Device {
+            serial: device.serial.to_string(),
+            name: device.name.clone(),
+            description: device.description.clone(),
+            user: device.user.clone(),
+            state: state.colour().to_owned(),
+            word: state.word().to_owned(),
+            connected: device.connected,
+            step,
+            step_number: step.number(),
+            relay: device.relay,
+            since: device.since,
+            peer: device.peer.clone(),
+            rtt_ms: device.rtt_ms,
+            bytes_in: device.bytes_in,
+            bytes_out: device.bytes_out,
+            problem: device.problem.clone().map(Into::into),
+            tunnel_server: tunnel_server.to_owned(),
+            hardware,
+        }
+    }
+}
+
+/// A tunnel server, as this management server sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TunnelServer {
+    /// Its name.
+    pub name: String,
+    /// Its internal address.
+    pub url: String,
+    /// Whether its event stream is open.
+    pub reachable: bool,
+    /// Since when it is reachable, or not.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// Where it listens for devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external: Option<String>,
+    /// What devices are told to dial.
+    pub public: Vec<String>,
+    /// Its dispatcher's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dispatcher: Option<String>,
+    /// What is wrong between us and it, or between it and its dispatcher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<ProblemView>,
+    /// Registered devices.
+    pub devices: usize,
+    /// Registered devices that are connected now.
+    pub connected: usize,
+}
+
+/// A recording server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RecordingServer {
+    /// Its name.
+    pub name: String,
+    /// Whether it answers.
+    pub reachable: bool,
+    /// What is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<ProblemView>,
+    /// Devices added to it.
+    pub hardware: usize,
+    /// Their channels.
+    pub cameras: usize,
+}
+
+/// A device that was added to a recording server, with its channels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Hardware {
+    /// Stable for as long as the hardware exists.
+    pub id: i64,
+    /// Name.
+    pub name: String,
+    /// How it is reached.
+    pub device: DeviceAddress,
+    /// Serial number.
+    pub serial: String,
+    /// Manufacturer and model.
+    pub model: String,
+    /// One a channel.
+    pub cameras: Vec<Camera>,
+}
+
+/// How a recording server reaches a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "via", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum DeviceAddress {
+    /// Through a tunnel server.
+    Tunnel {
+        /// The tunnel server's name.
+        server: String,
+        /// The device's serial number.
+        serial: String,
+    },
+    /// On the recording server's own network.
+    Direct {
+        /// `host` or `host:port`.
+        host: String,
+    },
+}
+
+/// One channel of a hardware.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Camera {
+    /// Stable for as long as the camera exists; never used again.
+    pub id: i64,
+    /// The hardware that it is a channel of.
+    pub hardware: i64,
+    /// Serial number of the device.
+    pub serial: String,
+    /// Name.
+    pub name: String,
+    /// How it is now.
+    pub status: CameraStatus,
+}
+
+/// Whether a camera delivers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CameraStatus {
+    /// `connecting`, `recording` or `error`.
+    #[schema(value_type = String, example = "recording")]
+    pub state: recording::CameraState,
+    /// Since when.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// Why it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<ProblemView>,
+    /// Over the last seconds, bits a second. Not in events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bitrate_bps: Option<u64>,
+    /// When the last frame arrived. Not in events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub last_frame: Option<Timestamp>,
+}
+
+impl Camera {
+    /// As it is put on the board: without what changes with every frame, or each change of nothing
+    /// would be told to every browser.
+    pub fn calm(camera: &recording::Camera) -> Self {
+        let status = &camera.status;
+        Camera {
+            id: camera.id,
+            hardware: camera.hardware,
+            serial: camera.serial.to_string(),
+            name: camera.name.clone(),
+            status: CameraStatus {
+                state: status.state,
+                since: status.since,
+                problem: status.problem.clone().map(Into::into),
+                bitrate_bps: None,
+                last_frame: None,
+            },
+        }
+    }
+}
+
+impl Hardware {
+    /// As it is put on the board: its cameras are things of their own there.
+    pub fn calm(hardware: &recording::Hardware) -> Self {
+        Hardware {
+            id: hardware.id,
+            name: hardware.name.clone(),
+            device: match &hardware.device {
+                recording::DeviceAddress::Tunnel { server, serial } => {
+                    DeviceAddress::Tunnel { server: server.clone(), serial: serial.to_string() }
+                }
+                recording::DeviceAddress::Direct { host } => DeviceAddress::Direct { host: host.clone() },
+            },
+            serial: hardware.serial.to_string(),
+            model: hardware.model.clone(),
+            cameras: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use homing_protocol::SerialNumber;
+    use serde_json::json;
+
+    fn at_the_tunnel_server(connected: bool, relay: tunnel::RelayState, step: Step) -> tunnel::Device {
+        tunnel::Device {
+            serial: SerialNumber::new([0, 0x40, 0x8C, 0x70, 0x20, 0x09]),
+            name: "Gate".into(),
+            description: String::new(),
+            user: "root".into(),
+            step,
+            relay,
+            connected,
+            since: None,
+            peer: None,
+            rtt_ms: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn colour_word_and_step_follow_from_uplink_and_hardware() {
+        use tunnel::RelayState::{Dispatched, Waiting};
+        for (connected, relay, step, hardware, expected) in [
+            (false, Waiting, Step::Relay, None, ("red", "Not connected", Step::Relay)),
+            (true, Dispatched, Step::Tunnel, None, ("yellow", "Ready to add", Step::Tunnel)),
+            (true, Dispatched, Step::Tunnel, Some(1), ("green", "Connected", Step::Add)),
+            (false, Dispatched, Step::Tunnel, Some(1), ("green", "Offline", Step::Add)),
+            (false, Waiting, Step::PhoneHome, Some(1), ("green", "Offline", Step::PhoneHome)),
+        ] {
+            let device = Device::new("sts", &at_the_tunnel_server(connected, relay, step), hardware);
+            assert_eq!((device.state.as_str(), device.word.as_str(), device.step), expected);
+            assert_eq!(device.step_number, expected.2.number());
+        }
+    }
+
+    /// A field that `protocol` has and the view has not would be missing from the document.
+    #[test]
+    fn hardware_is_described_as_the_recording_server_sends_it() {
+        let sent = json!({
+            "id": 1, "name": "Gate", "device": {"via": "tunnel", "server": "sts", "serial": "00408C702009"},
+            "serial": "00408C702009", "model": "Homing Simulated",
+            "cameras": [{"id": 2, "hardware": 1, "serial": "00408C702009", "name": "Gate", "status": {
+                "state": "error", "since": "2026-11-21T12:00:00Z", "bitrate_bps": 512_000u64,
+                "last_frame": "2026-11-21T12:00:00Z",
+                "problem": {"code": "away", "message": "The device is away.", "step": "tunnel"}}}],
+        });
+        let typed: recording::Hardware = serde_json::from_value(sent.clone()).unwrap();
+        let described: Hardware = serde_json::from_value(serde_json::to_value(&typed).unwrap()).unwrap();
+        assert_eq!(serde_json::to_value(described).unwrap(), sent);
+        assert_eq!(serde_json::to_value(typed).unwrap(), sent);
+    }
+}

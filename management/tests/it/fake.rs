@@ -1,0 +1,454 @@
+//! A tunnel server and a recording role that do what a test says, and a management server between them.
+
+use axum::{
+    Json, Router,
+    extract::{Path, State, WebSocketUpgrade, ws::Message},
+    http::{HeaderMap, Method, Request, StatusCode, header},
+    response::{
+        Response,
+        sse::{Event, Sse},
+    },
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use homing_base::{Ops, Stop, http::Failure};
+use homing_management::{Bound, Config, config};
+use homing_protocol::{
+    SerialNumber, Step,
+    api::{
+        Problem, recording,
+        tunnel::{Device, NewDevice, RelayState, Server},
+    },
+    secret::Credentials,
+};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::broadcast};
+
+/// For anything that a test waits for.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+pub const PASSWORD: &str = "correct horse battery";
+
+// A tunnel server
+
+#[derive(Clone)]
+pub struct FakeTunnel {
+    pub devices: Arc<Mutex<BTreeMap<SerialNumber, Device>>>,
+    changes: broadcast::Sender<(String, String)>,
+    stop: Stop,
+}
+
+impl FakeTunnel {
+    pub fn new() -> Self {
+        FakeTunnel { devices: Arc::default(), changes: broadcast::channel(64).0, stop: Stop::new() }
+    }
+
+    /// A device is new or has changed; its event stream tells.
+    pub fn put(&self, device: Device) {
+        let json = serde_json::to_string(&device).unwrap();
+        self.devices.lock().unwrap().insert(device.serial, device);
+        let _ = self.changes.send(("device".into(), json));
+    }
+
+    pub fn remove(&self, serial: SerialNumber) {
+        self.devices.lock().unwrap().remove(&serial);
+        let _ = self.changes.send(("removed".into(), json!({ "serial": serial }).to_string()));
+    }
+
+    pub fn connect(&self, serial: SerialNumber, connected: bool) {
+        let mut device = self.devices.lock().unwrap()[&serial].clone();
+        device.connected = connected;
+        device.step = if connected { Step::Tunnel } else { device.step };
+        device.relay = RelayState::Dispatched;
+        device.since = Some(Timestamp::now());
+        device.peer = connected.then(|| "192.0.2.7:40000".into());
+        self.put(device);
+    }
+
+    /// Serves until `stop`, on a given port or any.
+    pub async fn serve(&self, port: u16, stop: Stop) -> u16 {
+        let listener = homing_base::listen::bind(([127, 0, 0, 1], port).into(), "fake tunnel").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let router = FakeTunnel { stop: stop.clone(), ..self.clone() }.router();
+        stop.clone().spawn(homing_base::http::serve(listener, router, None, stop));
+        port
+    }
+
+    fn router(&self) -> Router {
+        Router::new()
+            .route("/api/v1/server", get(async || Json(server())))
+            .route("/api/v1/devices", get(list).post(register))
+            .route("/api/v1/devices/{serial}", axum::routing::delete(unregister).patch(rename))
+            .route("/api/v1/devices/{serial}/credentials", get(credentials))
+            .route("/api/v1/events", get(events))
+            .layer(axum::middleware::map_request(only_the_vms))
+            .with_state(self.clone())
+    }
+}
+
+async fn only_the_vms<B>(request: Request<B>) -> Result<Request<B>, Failure> {
+    let value = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    match value.and_then(homing_base::client::parse_basic) {
+        Some(given) if given == Credentials::new("vms", "sesame") => Ok(request),
+        _ => Err(Failure::new(StatusCode::UNAUTHORIZED, Problem::new("unauthorised", "who are you?"))),
+    }
+}
+
+fn server() -> Server {
+    Server {
+        name: "sts".into(),
+        external: "0.0.0.0:8443".into(),
+        public: vec!["sts.example:8443".into()],
+        dispatcher: "https://dispatcher.example".into(),
+        dispatcher_problem: None,
+    }
+}
+
+async fn list(State(tunnel): State<FakeTunnel>) -> Json<Vec<Device>> {
+    Json(tunnel.devices.lock().unwrap().values().cloned().collect())
+}
+
+/// An OAK of zeros is wrong, one of ones finds no dispatcher.
+async fn register(
+    State(tunnel): State<FakeTunnel>,
+    Json(new): Json<NewDevice>,
+) -> Result<(StatusCode, Json<Device>), Failure> {
+    let refuse =
+        |status, code: &str| Err(Failure::new(status, Problem::at(Step::Relay, code, format!("no: {code}"))));
+    if tunnel.devices.lock().unwrap().contains_key(&new.serial) {
+        return refuse(StatusCode::CONFLICT, "already-registered");
+    }
+    let (status, relay) = match new.oak.label().as_str() {
+        "0000-0000-0000" => return refuse(StatusCode::UNPROCESSABLE_ENTITY, "wrong-oak"),
+        "1111-1111-1111" => (StatusCode::ACCEPTED, RelayState::Pending),
+        _ => (StatusCode::CREATED, RelayState::Waiting),
+    };
+    let mut device = device(new.serial, &new.name);
+    device.relay = relay;
+    device.user = new.user;
+    tunnel.put(device.clone());
+    Ok((status, Json(device)))
+}
+
+async fn rename(
+    State(tunnel): State<FakeTunnel>,
+    Path(serial): Path<SerialNumber>,
+    Json(change): Json<homing_protocol::api::tunnel::ChangeDevice>,
+) -> Json<Device> {
+    let mut device = tunnel.devices.lock().unwrap()[&serial].clone();
+    device.name = change.name.unwrap_or(device.name);
+    tunnel.put(device.clone());
+    Json(device)
+}
+
+async fn unregister(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialNumber>) -> StatusCode {
+    tunnel.remove(serial);
+    StatusCode::NO_CONTENT
+}
+
+async fn credentials(Path(_): Path<SerialNumber>) -> Json<Credentials> {
+    Json(Credentials::new("root", "device-secret"))
+}
+
+async fn events(State(tunnel): State<FakeTunnel>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let changes = tunnel.changes.subscribe();
+    let first: Vec<_> = tunnel.devices.lock().unwrap().values().cloned().collect();
+    let first =
+        first.into_iter().map(|device| ("device".to_owned(), serde_json::to_string(&device).unwrap()));
+    let changes = stream::unfold(changes, async |mut changes| Some((changes.recv().await.ok()?, changes)));
+    let all = stream::iter(first).chain(changes).take_until(tunnel.stop.token().clone().cancelled_owned());
+    Sse::new(all.map(|(name, data)| Ok(Event::default().event(name).data(data))))
+}
+
+pub fn serial(last: u8) -> SerialNumber {
+    SerialNumber::new([0, 0x40, 0x8C, 0x70, 0x20, last])
+}
+
+pub fn device(serial: SerialNumber, name: &str) -> Device {
+    Device {
+        serial,
+        name: name.into(),
+        description: String::new(),
+        user: "root".into(),
+        step: Step::Relay,
+        relay: RelayState::Waiting,
+        connected: false,
+        since: None,
+        peer: None,
+        rtt_ms: None,
+        bytes_in: 0,
+        bytes_out: 0,
+        problem: None,
+    }
+}
+
+// A recording role
+
+#[derive(Clone, Default)]
+pub struct FakeRecording {
+    pub hardware: Arc<Mutex<Vec<recording::Hardware>>>,
+    /// Headers of the last request that was passed on.
+    pub seen: Arc<Mutex<HeaderMap>>,
+}
+
+impl FakeRecording {
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/api/v1/hardware", get(hardware).post(add))
+            .route("/api/v1/hardware/{id}", axum::routing::delete(remove))
+            .route("/api/v1/cameras", get(cameras))
+            .route("/api/v1/cameras/{id}", get(camera).patch(camera))
+            .route("/api/v1/cameras/{id}/live", get(live))
+            .route("/api/v1/cameras/{id}/timeline", get(async || Json(json!({"ranges": [], "gaps": []}))))
+            .route("/api/v1/cameras/{id}/recording.mp4", get(async || "mp4"))
+            .route("/api/v1/cameras/{id}/init/{init}", get(async |Path(ids): Path<(i64, i64)>| Json(ids)))
+            .route("/api/v1/cameras/{id}/fragment", get(async || "moof"))
+            .with_state(self.clone())
+    }
+}
+
+async fn hardware(State(recording): State<FakeRecording>) -> Json<Vec<recording::Hardware>> {
+    Json(recording.hardware.lock().unwrap().clone())
+}
+
+async fn add(
+    State(recording): State<FakeRecording>,
+    Json(new): Json<recording::NewHardware>,
+) -> Result<(StatusCode, Json<recording::Hardware>), Failure> {
+    if !new.password.matches("device-secret") {
+        let problem = Problem::at(Step::Add, "wrong-credentials", "The device refused user and password.");
+        return Err(Failure::new(StatusCode::BAD_GATEWAY, problem));
+    }
+    let recording::DeviceAddress::Tunnel { serial, .. } = new.device else { panic!("{new:?}") };
+    let mut all = recording.hardware.lock().unwrap();
+    let id = all.len() as i64 + 1;
+    let camera = recording::Camera {
+        id: id * 10,
+        hardware: id,
+        serial,
+        name: new.name.clone(),
+        status: recording::CameraStatus {
+            state: recording::CameraState::Recording,
+            since: Timestamp::now(),
+            problem: None,
+            bitrate_bps: 500_000,
+            last_frame: Some(Timestamp::now()),
+        },
+    };
+    let added = recording::Hardware {
+        id,
+        name: new.name,
+        device: new.device,
+        serial,
+        model: "Homing Simulated".into(),
+        cameras: vec![camera],
+    };
+    all.push(added.clone());
+    Ok((StatusCode::CREATED, Json(added)))
+}
+
+async fn remove(State(recording): State<FakeRecording>, Path(id): Path<i64>) -> Result<StatusCode, Failure> {
+    let mut all = recording.hardware.lock().unwrap();
+    let before = all.len();
+    all.retain(|hardware| hardware.id != id);
+    if all.len() == before { Err(Failure::not_found("no such hardware")) } else { Ok(StatusCode::NO_CONTENT) }
+}
+
+async fn cameras(State(recording): State<FakeRecording>, headers: HeaderMap) -> Json<Vec<recording::Camera>> {
+    *recording.seen.lock().unwrap() = headers;
+    Json(recording.hardware.lock().unwrap().iter().flat_map(|hardware| hardware.cameras.clone()).collect())
+}
+
+async fn camera(
+    State(recording): State<FakeRecording>,
+    Path(id): Path<i64>,
+) -> Result<Json<recording::Camera>, Failure> {
+    let all = recording.hardware.lock().unwrap();
+    let found = all.iter().flat_map(|hardware| &hardware.cameras).find(|camera| camera.id == id);
+    found.cloned().map(Json).ok_or_else(|| Failure::not_found("no such camera"))
+}
+
+async fn live(Path(id): Path<i64>, upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(async move |mut socket| {
+        let start = json!({"type": "start", "camera": id}).to_string();
+        let _ = socket.send(Message::Text(start.into())).await;
+        let _ = socket.send(Message::Binary(Bytes::from_static(b"moof"))).await;
+    })
+}
+
+// A management server between them
+
+pub struct Site {
+    pub tunnel: FakeTunnel,
+    pub recording: FakeRecording,
+    pub tunnel_port: u16,
+    pub address: std::net::SocketAddr,
+    pub token: String,
+    pub presses: Arc<Mutex<u32>>,
+    tunnel_stop: Mutex<Stop>,
+    stop: Stop,
+    _folder: tempfile::TempDir,
+}
+
+impl Site {
+    pub async fn start() -> Site {
+        Site::start_with(|_| ()).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Site {
+        let folder = tempfile::tempdir().unwrap();
+        let stop = Stop::new();
+        let tunnel = FakeTunnel::new();
+        let tunnel_stop = stop.child();
+        let tunnel_port = tunnel.serve(0, tunnel_stop.clone()).await;
+        let recording = FakeRecording::default();
+        let presses = Arc::new(Mutex::new(0));
+        let press = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let press_address = press.local_addr().unwrap();
+        let pressed = presses.clone();
+        let button = post(async move || *pressed.lock().unwrap() += 1);
+        stop.spawn(homing_base::http::serve(
+            press,
+            Router::new().route("/press", button),
+            None,
+            stop.clone(),
+        ));
+
+        let mut config = Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            data: folder.path().join("management"),
+            first_password: PASSWORD.into(),
+            tunnel_servers: vec![config::TunnelServer {
+                name: "sts".into(),
+                url: format!("http://127.0.0.1:{tunnel_port}"),
+                user: "vms".into(),
+                password: "sesame".into(),
+                trust_anchor: Default::default(),
+            }],
+            simulated_cameras: vec![config::SimulatedCamera {
+                name: "Spare".into(),
+                serial: serial(9),
+                oak: "0123-4567-89AB".parse().unwrap(),
+                user: "root".into(),
+                password: "pass".into(),
+                press: format!("http://{press_address}/press"),
+            }],
+            ..Config::default()
+        };
+        change(&mut config);
+        let ops = Ops::new();
+        let bound: Bound = homing_management::bind(config, recording.router(), &ops).await.unwrap();
+        let address = bound.addr();
+        assert!(bound.first_start().is_some_and(|first| first.password.matches(PASSWORD)));
+        let token = bound.create_token("admin", "test").await.unwrap().expose().to_owned();
+        let run = bound.run(stop.clone(), ops);
+        stop.spawn(async move { run.await.unwrap() });
+        Site {
+            tunnel,
+            recording,
+            tunnel_port,
+            address,
+            token,
+            presses,
+            tunnel_stop: Mutex::new(tunnel_stop),
+            stop,
+            _folder: folder,
+        }
+    }
+
+    pub async fn stop_tunnel(&self) {
+        let stop = self.tunnel_stop.lock().unwrap().clone();
+        stop.stop();
+    }
+
+    pub async fn restart_tunnel(&self) {
+        let stop = self.stop.child();
+        *self.tunnel_stop.lock().unwrap() = stop.clone();
+        self.tunnel.serve(self.tunnel_port, stop).await;
+    }
+
+    /// With the API token.
+    pub async fn call(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+        let bearer = format!("Bearer {}", self.token);
+        let answer = self.raw(method, path, &[("authorization", &bearer)], body).await;
+        (answer.0, answer.2)
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.call(Method::GET, path, None).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {body}");
+        body
+    }
+
+    pub async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> (StatusCode, HeaderMap, Value) {
+        let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let body = match body {
+            Some(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                body.to_string()
+            }
+            None => String::new(),
+        };
+        let answered = client.request(request.body(Full::from(body)).unwrap());
+        let response = tokio::time::timeout(DEADLINE, answered).await.unwrap().unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let value = serde_json::from_slice(&body)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
+        (head.status, head.headers, value)
+    }
+
+    /// Signs in as the administrator and gives the cookie to send.
+    pub async fn sign_in(&self) -> String {
+        let body = json!({"user": "admin", "password": PASSWORD});
+        let (status, headers, answer) = self.raw(Method::POST, "/api/v1/session", &[], Some(body)).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        let cookie = headers[header::SET_COOKIE].to_str().unwrap();
+        cookie.split(';').next().unwrap().to_owned()
+    }
+
+    /// Waits until the one device is in this state.
+    pub async fn until_device(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let waiting = async {
+            loop {
+                let devices = self.get("/api/v1/devices").await;
+                if let Some(device) = devices.as_array().unwrap().iter().find(|device| holds(device)) {
+                    return device.clone();
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let waited = tokio::time::timeout(DEADLINE, waiting).await;
+        match waited {
+            Ok(device) => device,
+            Err(_) => panic!("{what}: {}", self.get("/api/v1/devices").await),
+        }
+    }
+
+    pub async fn end(self) {
+        assert!(self.stop.drain(Duration::from_secs(5)).await, "{} tasks are left", self.stop.running());
+    }
+}
