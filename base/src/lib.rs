@@ -6,8 +6,10 @@
 //! | [`stop`] | one token and one tracker per role: nothing is left behind |
 //! | [`listen`], [`http`] | sockets, the accept loop, HTTP with deadlines and optional TLS |
 //! | [`client`] | JSON calls from one role to another |
+//! | [`onvif`] | calls to a device, over whatever carries them |
 //! | [`tls`] | private CA, leaves that renew themselves, PEM files, fingerprints |
 //! | [`vault`], [`password`] | secrets at rest; passwords of people and accounts |
+//! | [`throttle`] | who guesses is slowed down |
 //! | [`database`] | SQLite as every role opens it |
 //! | [`ops`] | metrics and health |
 //! | [`workers`] | one single-threaded runtime per core |
@@ -21,9 +23,11 @@ pub mod database;
 pub mod http;
 pub mod listen;
 pub mod logging;
+pub mod onvif;
 pub mod ops;
 pub mod password;
 pub mod stop;
+pub mod throttle;
 pub mod tls;
 pub mod vault;
 pub mod workers;
