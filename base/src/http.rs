@@ -63,7 +63,12 @@ pub async fn serve_with<A, F>(
             let Some(acceptor) = acceptor else {
                 return connection(tcp, peer, answer, stop).await;
             };
-            match tokio::time::timeout(HEAD_DEADLINE, acceptor.accept(tcp)).await {
+            let handshake = tokio::time::timeout(HEAD_DEADLINE, acceptor.accept(tcp));
+            let shaken = tokio::select! {
+                shaken = handshake => shaken,
+                () = stop.cancelled() => return,
+            };
+            match shaken {
                 Ok(Ok(tls)) => connection(tls, peer, answer, stop).await,
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "TLS handshake not finished in time"),
