@@ -1,1 +1,132 @@
-//! Placeholder.
+//! The dispatcher: where a device phones first, and is told where its owner's tunnel server is.
+//!
+//! | module | what | step |
+//! |---|---|---|
+//! | [`accounts`] | who may register devices here | 2 relay |
+//! | `api` | what tunnel servers ask | 2 relay |
+//! | `devices` | who has phoned home and waits | 4 phone-home |
+//! | `dispatch` | OAK proof, log-in, trust anchor, address | 5 dispatch |
+//! | `store` | registrations, their secrets sealed and then forgotten | 2, 5 |
+//!
+//! Not here: the tunnel. A device is at the dispatcher for seconds, or waits idle for its registration.
+
+pub mod accounts;
+mod api;
+mod config;
+mod devices;
+mod dispatch;
+mod metrics;
+mod store;
+
+pub use config::{Config, REFERENCE};
+
+use anyhow::Context;
+use devices::{Devices, Room};
+use homing_base::{
+    Ops, Stop, Workers, http, listen,
+    tls::{LEAF_LIFE, Leaf, PrivateCa, server_config},
+    vault,
+};
+use homing_uplink::{AcceptLimits, Acceptor, TlsPolicy, server_tls_config};
+use std::{net::SocketAddr, sync::Arc};
+use store::Store;
+use tokio::net::TcpListener;
+
+/// A dispatcher whose sockets and files are open; [`run`](Self::run) it.
+pub struct Bound {
+    config: Config,
+    external: TcpListener,
+    api: TcpListener,
+    external_addr: SocketAddr,
+    api_addr: SocketAddr,
+    ca: Option<Arc<PrivateCa>>,
+    leaf: Arc<Leaf>,
+    store: Arc<Store>,
+    metrics: metrics::Metrics,
+    ops: Ops,
+    workers: Workers,
+}
+
+/// Opens database, keys and sockets. Port 0 takes a free one.
+///
+/// # Errors
+/// Names the key of the configuration, the file or the address, and what to check.
+pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Result<Bound> {
+    config.check()?;
+    vault::private_folder(&config.data)?;
+    let (ca, leaf) = certificate(&config).context("certificate of the dispatcher")?;
+    let store = Arc::new(Store::open(&config.data).await.context("dispatcher")?);
+    let external = listen::bind(config.external, "[dispatcher] external, for devices")?;
+    let api = listen::bind(config.api, "[dispatcher] api, for tunnel servers")?;
+    Ok(Bound {
+        external_addr: external.local_addr()?,
+        api_addr: api.local_addr()?,
+        config,
+        external,
+        api,
+        ca,
+        leaf,
+        store,
+        metrics: metrics::Metrics::register(ops),
+        ops: ops.clone(),
+        workers: workers.clone(),
+    })
+}
+
+fn certificate(config: &Config) -> anyhow::Result<(Option<Arc<PrivateCa>>, Arc<Leaf>)> {
+    if !config.certificate.as_os_str().is_empty() {
+        return Ok((None, Leaf::from_files(&config.certificate, &config.private_key)?));
+    }
+    let ca = Arc::new(PrivateCa::open(&config.data, "dispatcher")?);
+    let leaf = Leaf::issued_by(ca.clone(), config.names.clone(), LEAF_LIFE)?;
+    Ok((Some(ca), leaf))
+}
+
+impl Bound {
+    /// Where devices dial in.
+    pub fn external_addr(&self) -> SocketAddr {
+        self.external_addr
+    }
+
+    /// Where tunnel servers register devices.
+    pub fn api_addr(&self) -> SocketAddr {
+        self.api_addr
+    }
+
+    /// PEM of its own CA, which devices and tunnel servers are to trust; none if the certificate was
+    /// given by configuration, and then they trust whoever issued that.
+    pub fn trust_anchor(&self) -> Option<&str> {
+        self.ca.as_ref().map(|ca| ca.trust_anchor())
+    }
+
+    /// Serves until told to stop; connections then end within the role's drain deadline.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
+        let policy = if self.config.tls_1_2 { TlsPolicy::Tls12AndUp } else { TlsPolicy::Tls13 };
+        let device_tls = server_tls_config(self.leaf.clone(), policy).context("TLS for devices")?;
+        let api_tls = server_config(self.leaf.clone())?;
+        let devices = Arc::new(Devices {
+            store: self.store.clone(),
+            acceptor: Acceptor::new(Arc::new(device_tls), AcceptLimits::default()),
+            metrics: self.metrics.clone(),
+            workers: self.workers,
+            per_address: self.config.connections_per_address,
+            stop: stop.clone(),
+            room: Room::new(),
+        });
+        let limit = self.config.registrations_per_account;
+        let api = Arc::new(api::Api::new(self.store, devices.clone(), self.metrics, limit));
+        let router = api.router().merge(self.ops.router());
+        tracing::info!(external = %self.external_addr, api = %self.api_addr, "dispatcher is ready");
+        self.ops.report("dispatcher", Ok(()));
+        stop.spawn(self.leaf.keep_fresh(stop.clone()));
+        let handle = move |tcp, peer| devices.clone().handle(tcp, peer);
+        tokio::join!(
+            http::serve(self.api, router, Some(api_tls), stop.clone()),
+            listen::accept_loop(self.external, self.config.connections, stop, handle),
+        );
+        Ok(())
+    }
+}

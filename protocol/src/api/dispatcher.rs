@@ -13,8 +13,20 @@
 //! to `N`: the dispatcher sends a device on its way only after the tunnel server has acknowledged the
 //! device's key (or did not within a few seconds), so that the device does not arrive as a stranger.
 //!
-//! Problem codes: `wrong-oak`, `wrong-credentials`, `wrong-serial`, `claimed-by-another-account`,
-//! `unknown-account`, `bad-request`, `not-found`.
+//! One account belongs to one tunnel server. Asking after more than there is (the dispatcher's database was
+//! set back) is answered with everything, and a `last` that is smaller.
+//!
+//! | problem code | status, or in [`Registration::problem`] | who can mend it |
+//! |---|---|---|
+//! | `bad-request` | 400 | the tunnel server |
+//! | `unknown-account` | 401 | the administrators: name, password, or a disabled account |
+//! | `too-many-registrations` | 403 | the dispatcher's administrator |
+//! | `not-found` | 404 | nobody: not registered by this account |
+//! | `claimed-by-another-account` | 409 | the other owner; the message has the date |
+//! | `slow-down` | 429 with `Retry-After` | time: too many wrong passwords or OAKs |
+//! | `wrong-oak`, `wrong-serial`, `wrong-credentials` | problem, `refused` | whoever registered: relay a corrected registration |
+//! | `no-oak-proof`, `device-lacks-service`, `device-key-unknown`, `device-refused` | problem, `refused` | the device's firmware |
+//! | `device-gone`, `timeout` | problem, `waiting` | time: tried again when the device comes back |
 
 use crate::{Oak, Secret, SerialNumber, Step};
 use serde::{Deserialize, Serialize};
@@ -45,7 +57,9 @@ pub enum RegistrationState {
     Dispatching,
     /// The device was sent to the tunnel server; credentials are forgotten here.
     Dispatched,
-    /// Step 5 failed; `problem` says why. The device waits for a corrected registration.
+    /// Step 5 failed; `problem` says why. The device waits for a corrected registration. Another key that
+    /// claims the same serial number is still tried when it arrives, so that a stranger's failure is not
+    /// the device's.
     Refused,
     /// The device came back after it had been dispatched (factory reset, or it could not reach its
     /// tunnel server): relay the registration again, for the credentials.

@@ -1,0 +1,303 @@
+//! What tunnel servers ask (step 2): `homing_protocol::api::dispatcher`, over HTTPS with an account.
+
+use crate::{
+    accounts::{Gate, Refused},
+    devices::Devices,
+    metrics::Metrics,
+    store::{AccountId, Generation, PutError, Store},
+};
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Path, Query, State},
+    http::{HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use homing_base::{
+    client::parse_basic,
+    http::Failure,
+    throttle::{Throttle, Tolerance},
+};
+use homing_protocol::{
+    SerialNumber, Step,
+    api::{
+        Problem,
+        dispatcher::{Changes, NewRegistration, Registration, RegistrationState},
+    },
+};
+use serde::Deserialize;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout};
+
+/// A registration with its trust anchor; nobody needs more.
+const BODY_LIMIT_BYTES: usize = 64 * 1024;
+
+/// How long a registration's answer waits for a device that is already here.
+const DISPATCH_WAIT: Duration = Duration::from_secs(8);
+
+/// The longest that an answer about changes is held back.
+const CHANGES_WAIT_S: u64 = 60;
+
+/// Wrong OAKs for one serial number from one account: typing errors are free, guessing is hopeless.
+const GUESSES_PER_DEVICE: Tolerance =
+    Tolerance { free: 5, first: Duration::from_secs(10), longest: Duration::from_secs(3600) };
+
+/// Wrong OAKs from one account altogether.
+const GUESSES_PER_ACCOUNT: Tolerance =
+    Tolerance { free: 50, first: Duration::from_secs(1), longest: Duration::from_secs(60) };
+
+/// What the handlers share.
+pub(crate) struct Api {
+    pub store: Arc<Store>,
+    pub devices: Arc<Devices>,
+    pub gate: Gate,
+    pub metrics: Metrics,
+    pub registration_limit: u32,
+    by_device: Throttle<(AccountId, SerialNumber)>,
+    by_account: Throttle<AccountId>,
+}
+
+impl Api {
+    pub fn new(store: Arc<Store>, devices: Arc<Devices>, metrics: Metrics, registration_limit: u32) -> Self {
+        let gate = Gate::new(store.pool().clone());
+        Api {
+            store,
+            devices,
+            gate,
+            metrics,
+            registration_limit,
+            by_device: Throttle::new(GUESSES_PER_DEVICE),
+            by_account: Throttle::new(GUESSES_PER_ACCOUNT),
+        }
+    }
+
+    pub fn router(self: Arc<Self>) -> Router {
+        Router::new()
+            .route("/api/v1/registrations/{serial}", get(show).put(register).delete(release))
+            .route("/api/v1/changes", get(changes))
+            .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
+            .with_state(self)
+    }
+}
+
+/// An account whose credentials were right.
+struct Account(AccountId);
+
+impl FromRequestParts<Arc<Api>> for Account {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Response> {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let (Some(peer), Some(credentials)) = (peer, header.and_then(parse_basic)) else {
+            return Err(unauthorized());
+        };
+        match api.gate.pass(peer, &credentials).await {
+            Ok(account) => {
+                api.metrics.request("ok");
+                Ok(Account(account))
+            }
+            Err(Refused::Wrong) => {
+                api.metrics.request("unknown-account");
+                tracing::warn!(%peer, "API request with a wrong account or password");
+                Err(unauthorized())
+            }
+            Err(Refused::Later(wait)) => {
+                api.metrics.request("slowed");
+                Err(later(wait, "too many wrong passwords for this account from this address"))
+            }
+            Err(Refused::Internal(error)) => Err(Failure::from(error).into_response()),
+        }
+    }
+}
+
+/// `PUT /api/v1/registrations/{serial}`
+async fn register(
+    State(api): State<Arc<Api>>,
+    Account(account): Account,
+    Path(serial): Path<String>,
+    body: Bytes,
+) -> Result<Json<Registration>, Response> {
+    let serial = parse_serial(&serial).map_err(Failure::into_response)?;
+    let new = parse_registration(&body).map_err(Failure::into_response)?;
+    let (now, device) = (Instant::now(), (account, serial));
+    let wait = api.by_device.wait(&device, now).max(api.by_account.wait(&account, now));
+    if !wait.is_zero() {
+        return Err(later(wait, "too many wrong OAKs"));
+    }
+    let generation = match api.store.put(account, serial, &new, api.registration_limit).await {
+        Ok(generation) => generation,
+        Err(error) => return Err(refused(serial, error).into_response()),
+    };
+    tracing::info!(%serial, step = %Step::Relay, "registration taken");
+    api.devices.room.wake(serial);
+    let registration = api.settled(account, serial, generation).await.map_err(Failure::into_response)?;
+    match registration.problem.as_ref().map(|problem| problem.code.as_str()) {
+        Some("wrong-oak") => {
+            api.by_device.handle_wrong(&device, Instant::now());
+            api.by_account.handle_wrong(&account, Instant::now());
+        }
+        _ if registration.state == RegistrationState::Dispatched => api.by_device.handle_right(&device),
+        _ => {}
+    }
+    Ok(Json(registration))
+}
+
+impl Api {
+    /// Waits until the devices that are here and claim this number have been tried, for a few seconds.
+    async fn settled(
+        &self,
+        account: AccountId,
+        serial: SerialNumber,
+        generation: Generation,
+    ) -> Result<Registration, Failure> {
+        let mut progress = self.store.progress(account);
+        let settle = async {
+            while self.devices.room.untried(serial, generation) > 0 {
+                let registration = self.store.get(account, serial).await?;
+                if registration.is_none_or(|now| now.state == RegistrationState::Dispatched) {
+                    break;
+                }
+                // Never fails: the store keeps the other end.
+                let _ = progress.changed().await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            // In time or not: the answer says how far it is.
+            settled = timeout(DISPATCH_WAIT, settle) => settled.unwrap_or(Ok(()))?,
+            () = self.devices.stop.cancelled() => {}
+        }
+        self.store.get(account, serial).await?.ok_or_else(|| not_registered(serial))
+    }
+}
+
+/// `GET /api/v1/registrations/{serial}`
+async fn show(
+    State(api): State<Arc<Api>>,
+    Account(account): Account,
+    Path(serial): Path<String>,
+) -> Result<Json<Registration>, Failure> {
+    let serial = parse_serial(&serial)?;
+    api.store.get(account, serial).await?.map(Json).ok_or_else(|| not_registered(serial))
+}
+
+/// `DELETE /api/v1/registrations/{serial}`
+async fn release(
+    State(api): State<Arc<Api>>,
+    Account(account): Account,
+    Path(serial): Path<String>,
+) -> Result<StatusCode, Failure> {
+    let serial = parse_serial(&serial)?;
+    if !api.store.delete(account, serial).await? {
+        return Err(not_registered(serial));
+    }
+    tracing::info!(%serial, step = %Step::Relay, "registration deleted, claim released");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChangesQuery {
+    #[serde(default)]
+    after: u64,
+    #[serde(default)]
+    wait_s: u64,
+}
+
+/// `GET /api/v1/changes`: acknowledges everything up to `after`, then waits for what comes after it.
+async fn changes(
+    State(api): State<Arc<Api>>,
+    Account(account): Account,
+    Query(query): Query<ChangesQuery>,
+) -> Result<Json<Changes>, Failure> {
+    let mut progress = api.store.progress(account);
+    api.store.acknowledge(account, query.after);
+    let wait = Duration::from_secs(query.wait_s.min(CHANGES_WAIT_S));
+    let deadline = tokio::time::sleep(wait);
+    tokio::pin!(deadline);
+    loop {
+        progress.mark_unchanged();
+        let changes = api.store.changes(account, query.after).await?;
+        if !changes.changes.is_empty() || changes.last != query.after {
+            return Ok(Json(changes));
+        }
+        tokio::select! {
+            _ = progress.changed() => {}
+            () = deadline.as_mut() => return Ok(Json(changes)),
+            () = api.devices.stop.cancelled() => return Ok(Json(changes)),
+        }
+    }
+}
+
+fn parse_serial(text: &str) -> Result<SerialNumber, Failure> {
+    text.parse()
+        .map_err(|error: homing_protocol::serial::ParseHexError| Failure::bad_request(error.to_string()))
+}
+
+/// Reads a registration and checks what its types cannot.
+fn parse_registration(body: &[u8]) -> Result<NewRegistration, Failure> {
+    let new: NewRegistration = serde_json::from_slice(body)
+        .map_err(|error| Failure::bad_request(format!("registration: {error}")))?;
+    let printable = |text: &str| !text.chars().any(char::is_control);
+    let sized = |text: &str, longest| text.len() <= longest && printable(text);
+    if new.user.is_empty() || !sized(&new.user, 64) || !sized(new.password.expose(), 256) {
+        let rule = "the device's user has 1 to 64 printable characters, its password at most 256";
+        return Err(Failure::bad_request(rule));
+    }
+    if !(1..=4).contains(&new.servers.len()) {
+        return Err(Failure::bad_request("give 1 to 4 addresses of the tunnel server"));
+    }
+    for server in &new.servers {
+        let address = format!("https://{server}/").parse::<homing_uplink::UplinkAddress>();
+        if server.contains('/') || address.is_err() {
+            let shown: String = server.chars().take(100).collect();
+            let rule = format!("{shown:?} is no address of a tunnel server: write it as host:port");
+            return Err(Failure::bad_request(rule));
+        }
+    }
+    homing_uplink::roots_from_pem(new.trust_anchor.as_bytes())
+        .map_err(|error| Failure::bad_request(format!("trust anchor: {error}")))?;
+    Ok(new)
+}
+
+fn refused(serial: SerialNumber, error: PutError) -> Failure {
+    match error {
+        PutError::Claimed(since) => {
+            // Date alone: who the other owner is, and when exactly, is not this one's business.
+            let date = since.strftime("%Y-%m-%d");
+            let message = format!(
+                "{serial} is claimed by another account since {date}: its owner must delete it there first"
+            );
+            let problem = Problem::at(Step::Relay, "claimed-by-another-account", message);
+            Failure::new(StatusCode::CONFLICT, problem)
+        }
+        PutError::Limit(limit) => {
+            let message = format!("the account has {limit} registrations, which is its limit");
+            Failure::new(StatusCode::FORBIDDEN, Problem::at(Step::Relay, "too-many-registrations", message))
+        }
+        PutError::Internal(error) => Failure::from(error),
+    }
+}
+
+fn not_registered(serial: SerialNumber) -> Failure {
+    Failure::not_found(format!("{serial} is not registered by this account"))
+}
+
+fn unauthorized() -> Response {
+    let problem = Problem::at(
+        Step::Relay,
+        "unknown-account",
+        "the dispatcher does not know this account and password: check both, and that the account is not disabled",
+    );
+    let challenge = [(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"dispatcher\""))];
+    (StatusCode::UNAUTHORIZED, challenge, Json(problem)).into_response()
+}
+
+fn later(wait: Duration, why: &str) -> Response {
+    let seconds = wait.as_secs() + 1;
+    let problem = Problem::at(Step::Relay, "slow-down", format!("{why}: try again in {seconds} s"));
+    let retry = [(header::RETRY_AFTER, HeaderValue::from(seconds))];
+    (StatusCode::TOO_MANY_REQUESTS, retry, Json(problem)).into_response()
+}

@@ -1,0 +1,93 @@
+//! The `[dispatcher]` table of the configuration file; `dispatcher.toml` is its reference.
+
+use anyhow::ensure;
+use serde::Deserialize;
+use std::{net::SocketAddr, path::PathBuf};
+
+/// The reference file: every key with its default and what it does.
+pub const REFERENCE: &str = include_str!("../dispatcher.toml");
+
+/// How a dispatcher is set up. Every key's meaning is in [`REFERENCE`].
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where devices dial in.
+    pub external: SocketAddr,
+    /// Where tunnel servers register devices.
+    pub api: SocketAddr,
+    /// Names and IP addresses for the certificate.
+    pub names: Vec<String>,
+    /// Folder of database, master key and private CA.
+    pub data: PathBuf,
+    /// PEM certificate chain; empty: the private CA's.
+    pub certificate: PathBuf,
+    /// PEM private key of `certificate`.
+    pub private_key: PathBuf,
+    /// Whether devices may speak TLS 1.2.
+    pub tls_1_2: bool,
+    /// Devices connected at once.
+    pub connections: usize,
+    /// Devices connected at once from one IP address.
+    pub connections_per_address: usize,
+    /// Registrations that one account may have.
+    pub registrations_per_account: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            external: SocketAddr::from(([0, 0, 0, 0], 7443)),
+            api: SocketAddr::from(([0, 0, 0, 0], 7444)),
+            names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            data: "/var/lib/homing/dispatcher".into(),
+            certificate: PathBuf::new(),
+            private_key: PathBuf::new(),
+            tls_1_2: false,
+            connections: 10_000,
+            connections_per_address: 256,
+            registrations_per_account: 10_000,
+        }
+    }
+}
+
+impl Config {
+    /// What the types cannot say.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.certificate.as_os_str().is_empty() == self.private_key.as_os_str().is_empty(),
+            "[dispatcher] certificate and private_key belong together: give both, or neither"
+        );
+        ensure!(
+            !self.names.is_empty() || !self.certificate.as_os_str().is_empty(),
+            "[dispatcher] names is empty: devices and tunnel servers check the certificate for the name they dial"
+        );
+        ensure!(
+            self.connections > 0 && self.connections_per_address > 0,
+            "[dispatcher] connections and connections_per_address must be at least 1"
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_file_is_the_default() {
+        let mut reference = homing_base::config::reference_value(REFERENCE).unwrap();
+        let table = reference.remove("dispatcher").unwrap();
+        assert_eq!(table.as_table().unwrap().len(), 10, "every key is documented");
+        assert_eq!(table.try_into::<Config>().unwrap(), Config::default());
+        assert!(reference.is_empty());
+        Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn half_a_certificate_is_refused() {
+        let config = Config { certificate: "chain.pem".into(), ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("belong together"));
+        let config = Config { names: Vec::new(), ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("names"));
+    }
+}

@@ -1,0 +1,376 @@
+//! Devices that phone home (step 4), and when each of them is dispatched (step 5, in `dispatch.rs`).
+//!
+//! A device that is let in takes a seat and waits for a registration of the serial number that it claims.
+//! Several keys may claim one number; they are tried side by side, and the OAK proof decides.
+//!
+//! Invariants:
+//! - a seat belongs to a key: the key's newest uplink replaces its older one, and nobody else's;
+//! - every seat tries each generation of a registration at most once;
+//! - what a device that proved nothing does to a registration is a word in its status: the attempt that
+//!   holds the proof is never interrupted by another's failure.
+
+use crate::{
+    dispatch::Attempt,
+    metrics::Metrics,
+    store::{Entered, Generation, Job, Store},
+};
+use homing_base::{
+    Stop, Workers,
+    throttle::{Throttle, Tolerance},
+};
+use homing_protocol::{SerialNumber, Step, api::dispatcher::RegistrationState as State};
+use homing_uplink::{
+    Acceptor, Arrival, EndReason, Exporter, Fingerprint, Uplink, UplinkDriver, UplinkSettings,
+};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{net::TcpStream, sync::Notify, time::Instant};
+
+/// Keys that may claim one serial number at a time. When there are more, one that has failed gives way,
+/// else the oldest: the newest may be the true one.
+const SEATS_PER_SERIAL: usize = 16;
+
+/// Wrong proofs from one address: mistyped OAKs of a whole site are free, guessing is not.
+const WRONG_OAKS: Tolerance =
+    Tolerance { free: 20, first: Duration::from_secs(1), longest: Duration::from_secs(30) };
+
+/// A dispatcher asks little of a device: small windows, few streams.
+const SETTINGS: UplinkSettings = UplinkSettings {
+    stream_window: 64 << 10,
+    max_streams: 8,
+    send_buffer: 64 << 10,
+    ping_interval: Duration::from_secs(10),
+    dead_after: Duration::from_secs(25),
+    stream_deadline: Duration::from_secs(5),
+    response_deadline: Duration::from_secs(10),
+};
+
+/// A device that is connected and waits.
+pub(crate) struct Seat {
+    /// As its certificate claims.
+    pub serial: SerialNumber,
+    /// Of the key that it has proved to hold.
+    pub fingerprint: Fingerprint,
+    pub peer: SocketAddr,
+    pub uplink: Uplink,
+    pub exporter: Exporter,
+    /// Something may have to be done for it.
+    wake: Notify,
+    /// The generation that it has tried last.
+    tried: AtomicI64,
+}
+
+impl Seat {
+    fn has_tried(&self, generation: Generation) -> bool {
+        self.tried.load(Ordering::Acquire) >= generation.0
+    }
+}
+
+/// Everything about devices; one for the process.
+pub(crate) struct Devices {
+    pub store: Arc<Store>,
+    pub acceptor: Acceptor,
+    pub metrics: Metrics,
+    pub workers: Workers,
+    pub per_address: usize,
+    pub stop: Stop,
+    pub room: Room,
+}
+
+/// Who is here.
+pub(crate) struct Room {
+    seats: Mutex<HashMap<SerialNumber, Vec<Arc<Seat>>>>,
+    addresses: Mutex<HashMap<IpAddr, usize>>,
+    wrong_oaks: Throttle<IpAddr>,
+}
+
+impl Room {
+    pub fn new() -> Self {
+        Room { seats: Mutex::default(), addresses: Mutex::default(), wrong_oaks: Throttle::new(WRONG_OAKS) }
+    }
+
+    /// A registration has come or gone.
+    pub fn wake(&self, serial: SerialNumber) {
+        let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        seats.get(&serial).into_iter().flatten().for_each(|seat| seat.wake.notify_one());
+    }
+
+    /// Devices that claim this number and have not tried this generation yet.
+    pub fn untried(&self, serial: SerialNumber, generation: Generation) -> usize {
+        let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        seats.get(&serial).into_iter().flatten().filter(|seat| !seat.has_tried(generation)).count()
+    }
+
+    fn enter(&self, seat: Arc<Seat>) {
+        let mut leaves = Vec::new();
+        {
+            let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+            let row = seats.entry(seat.serial).or_default();
+            leaves.extend(row.extract_if(.., |other| other.fingerprint == seat.fingerprint));
+            if row.len() >= SEATS_PER_SERIAL {
+                let failed = row.iter().position(|other| other.tried.load(Ordering::Acquire) > 0);
+                leaves.push(row.remove(failed.unwrap_or(0)));
+            }
+            row.push(seat);
+        }
+        for seat in leaves {
+            seat.uplink.close(EndReason::Replaced);
+        }
+    }
+
+    fn leave(&self, seat: &Arc<Seat>) {
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(row) = seats.get_mut(&seat.serial) {
+            row.retain(|other| !Arc::ptr_eq(other, seat));
+            if row.is_empty() {
+                seats.remove(&seat.serial);
+            }
+        }
+    }
+
+    /// Counts a connection; `None` when its address has too many.
+    fn admit(self: &Room, peer: IpAddr, limit: usize) -> Option<Admission<'_>> {
+        let address = site(peer);
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = addresses.entry(address).or_insert(0);
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(Admission { room: self, address })
+    }
+}
+
+/// A counted connection.
+struct Admission<'a> {
+    room: &'a Room,
+    address: IpAddr,
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        let mut addresses = self.room.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = addresses.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                addresses.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// What one subscriber has: an IPv4 address, or an IPv6 /64.
+fn site(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
+}
+
+impl Devices {
+    /// One connection from its first byte to its end, on a worker of its own choice.
+    pub async fn handle(self: Arc<Self>, tcp: TcpStream, peer: SocketAddr) {
+        let worker = self.workers.next();
+        // A socket belongs to the runtime that it was made on; its uplink is to live on the worker.
+        let Ok(socket) = tcp.into_std() else { return };
+        let stop = self.stop.clone();
+        let task = stop.spawn_on(
+            async move {
+                match TcpStream::from_std(socket) {
+                    Ok(tcp) => self.connection(tcp, peer).await,
+                    Err(error) => tracing::warn!(%peer, %error, "connection not taken over by a worker"),
+                }
+            },
+            &worker,
+        );
+        // It fails only when the worker ends, and then so does the process.
+        let _ = task.await;
+    }
+
+    async fn connection(&self, tcp: TcpStream, peer: SocketAddr) {
+        let Some(_admission) = self.room.admit(peer.ip(), self.per_address) else {
+            self.metrics.refused("too-many-from-address");
+            tracing::debug!(%peer, "too many connections from this address");
+            return;
+        };
+        let arrival = tokio::select! {
+            arrival = self.acceptor.accept(tcp, peer) => arrival,
+            () = self.stop.cancelled() => return,
+        };
+        let arrival = match arrival {
+            Ok(arrival) => arrival,
+            Err(error) => {
+                self.metrics.refused("no-uplink");
+                tracing::debug!(%peer, %error, "not an uplink");
+                return;
+            }
+        };
+        match claimed_serial(&arrival) {
+            Ok(claim) => self.phone_home(arrival, claim).await,
+            Err(reason) => {
+                self.metrics.refused("no-serial-number");
+                tracing::info!(%peer, step = %Step::PhoneHome, reason, "device refused");
+                arrival.refuse(403, &reason).await;
+            }
+        }
+    }
+
+    /// Step 4: the device takes a seat, and keeps it for as long as its uplink stands.
+    async fn phone_home(&self, arrival: Arrival, (serial, fingerprint): (SerialNumber, Fingerprint)) {
+        let (peer, exporter) = (arrival.peer, arrival.exporter());
+        let (uplink, driver) = match arrival.accept(SETTINGS).await {
+            Ok(accepted) => accepted,
+            Err(reason) => {
+                tracing::debug!(%serial, %peer, %reason, "device went away while it was let in");
+                return;
+            }
+        };
+        tracing::info!(%serial, %peer, step = %Step::PhoneHome, key = %fingerprint, "device phones home");
+        self.metrics.arrived();
+        let tried = AtomicI64::new(0);
+        let seat = Seat { serial, fingerprint, peer, uplink, exporter, wake: Notify::new(), tried };
+        let seat = Arc::new(seat);
+        self.room.enter(seat.clone());
+        let reason = self.run(driver, &seat).await;
+        self.room.leave(&seat);
+        self.metrics.left();
+        // Whoever waits for this device's try must not wait for ever.
+        if let Ok(Some(job)) = self.store.job(serial).await {
+            self.store.handle_change(job.account);
+        }
+        tracing::info!(%serial, %peer, step = %Step::PhoneHome, %reason, "device has left");
+    }
+
+    async fn run(&self, driver: UplinkDriver, seat: &Seat) -> EndReason {
+        let stop = self.stop.token().clone();
+        // Both to their end: a try that is cut off still writes down what it came to.
+        let (reason, ()) = tokio::join!(Box::pin(driver.run(stop)), Box::pin(self.attend(seat)));
+        reason
+    }
+
+    /// At arrival, and whenever its registration changes.
+    async fn attend(&self, seat: &Seat) {
+        let mut arriving = true;
+        loop {
+            if let Err(error) = self.attend_once(seat, arriving).await {
+                tracing::error!(serial = %seat.serial, error = format!("{error:#}"), "registration not read");
+            }
+            arriving = false;
+            tokio::select! {
+                () = seat.wake.notified() => {}
+                _ = seat.uplink.closed() => return,
+            }
+        }
+    }
+
+    async fn attend_once(&self, seat: &Seat, arriving: bool) -> anyhow::Result<()> {
+        let Some(job) = self.store.job(seat.serial).await? else { return Ok(()) };
+        if seat.has_tried(job.generation) {
+            return Ok(());
+        }
+        match job.state {
+            // Another connection is being dispatched, and wakes this one when that has ended.
+            State::Dispatching => return Ok(()),
+            State::Waiting | State::Refused | State::Returned if job.secrets.is_some() => {
+                self.attempt(seat, &job).await?;
+            }
+            State::Dispatched if arriving => {
+                let returned = Entered {
+                    state: State::Returned,
+                    step: Step::PhoneHome,
+                    fingerprint: None,
+                    problem: None,
+                };
+                self.store.enter(job.generation, &[State::Dispatched], returned).await?;
+            }
+            // Who sat here while another connection was dispatched has not come back.
+            State::Dispatched | State::Waiting | State::Refused | State::Returned => {}
+        }
+        seat.tried.store(job.generation.0, Ordering::Release);
+        self.store.handle_change(job.account);
+        self.room.wake(seat.serial);
+        Ok(())
+    }
+
+    /// Step 5, and what came of it.
+    async fn attempt(&self, seat: &Seat, job: &Job) -> anyhow::Result<()> {
+        let Some(secrets) = &job.secrets else { return Ok(()) };
+        let (serial, peer, step) = (job.serial, seat.peer, Step::Dispatch);
+        let wait = self.room.wrong_oaks.wait(&site(peer.ip()), Instant::now());
+        if !wait.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = seat.uplink.closed() => return Ok(()),
+            }
+        }
+        let mut attempt = Attempt { store: &self.store, device: seat, job, secrets, begun: false };
+        let error = match Box::pin(attempt.dispatch()).await {
+            Ok(()) => {
+                self.metrics.dispatched("ok");
+                self.room.wrong_oaks.handle_right(&site(peer.ip()));
+                tracing::info!(%serial, %peer, %step, "device dispatched");
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let code = error.code();
+        self.metrics.dispatched(code);
+        tracing::warn!(%serial, %peer, %step, code, %error, "device not dispatched");
+        if code == "wrong-oak" {
+            self.room.wrong_oaks.handle_wrong(&site(peer.ip()), Instant::now());
+        }
+        let state = if error.is_passing() { State::Waiting } else { State::Refused };
+        let failed =
+            Entered { state, step: Step::PhoneHome, fingerprint: None, problem: Some(error.problem()) };
+        let mine: &[State] = match attempt.begun {
+            true => &[State::Dispatching],
+            // Somebody who proved nothing leaves the attempt of somebody who did alone.
+            false => &[State::Waiting, State::Refused, State::Returned],
+        };
+        self.store.enter(job.generation, mine, failed).await?;
+        if error.is_passing() {
+            // It comes back by itself, at its own intervals, and is tried then.
+            seat.uplink.close(EndReason::Closed(format!("dispatch failed: {code}")));
+        }
+        Ok(())
+    }
+}
+
+fn claimed_serial(arrival: &Arrival) -> Result<(SerialNumber, Fingerprint), String> {
+    let Some(identity) = &arrival.peer_identity else {
+        return Err("this dispatcher needs the device's certificate".to_owned());
+    };
+    let claimed = identity.serial_number.as_deref().or(identity.common_name.as_deref());
+    let claimed = claimed.ok_or("the device's certificate names no serial number in its subject")?;
+    let serial = claimed.parse::<SerialNumber>().map_err(|error| {
+        format!("the subject of the device's certificate names no serial number that can be read ({error})")
+    })?;
+    Ok((serial, identity.fingerprint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn step_4_one_subscriber_has_one_count_and_it_is_given_back() {
+        let room = Room::new();
+        let peer = |text: &str| text.parse::<IpAddr>().unwrap();
+        let first = room.admit(peer("2001:db8::1"), 2).unwrap();
+        let _second = room.admit(peer("2001:db8::ffff"), 2).unwrap();
+        assert!(room.admit(peer("2001:db8::2"), 2).is_none());
+        assert!(room.admit(peer("2001:db8:0:1::1"), 2).is_some());
+        drop(first);
+        assert!(room.admit(peer("2001:db8::2"), 2).is_some());
+        assert_eq!(site(peer("::ffff:192.0.2.1")), peer("192.0.2.1"));
+        drop(_second);
+        assert!(room.addresses.lock().unwrap().is_empty());
+    }
+}

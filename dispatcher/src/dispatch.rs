@@ -1,0 +1,392 @@
+//! Step 5, dispatch: from a device that only claims to be somebody to one that knows its owner's tunnel server.
+//!
+//! [`Attempt::dispatch`] is the whole of it, one line a step, in the order of `docs/connection-flow.md`.
+//! Everything before the log-in assumes that the device may be somebody else's: it is asked for the OAK
+//! proof and nothing is shown to it. Who may try when is decided in `devices.rs`.
+
+use crate::{
+    devices::Seat,
+    store::{DeviceSecrets, Entered, Job, Store},
+};
+use bytes::Bytes;
+use homing_base::onvif::{ANSWER_LIMIT_BYTES, Carrier, Device, DeviceError};
+use homing_protocol::{
+    SerialNumber, Step,
+    api::{ProblemDetail, dispatcher::RegistrationState as State},
+    oak::{Challenge, EXPORTER_LABEL, PROOF_PATH, ProofAnswer, ProofRequest},
+    onvif::{self, device::GetDeviceInformation, device::path_of, security, uplink},
+};
+use homing_uplink::{Fingerprint, Uplink};
+use http::{Request, Response, StatusCode, header};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use std::{net::SocketAddr, time::Duration};
+use tokio::{sync::Semaphore, time::timeout};
+
+/// For each exchange with the device.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the tunnel server may take to acknowledge the device's key. A device that arrives there
+/// before its key is refused once and tries again: late is better than never.
+const ACKNOWLEDGE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The longest answer to a challenge.
+const PROOF_LIMIT_BYTES: usize = 1024;
+
+/// Proof keys being derived at once: 8 MiB and tens of milliseconds each.
+static DERIVATIONS: Semaphore = Semaphore::const_new(4);
+
+/// What requests through the new uplink may do without a log-in of their own: view, not administer.
+const USER_LEVEL: &str = "Operator";
+
+/// The name of what is stored in the device.
+const ALIAS: &str = "Homing tunnel server";
+
+/// Why a device was not dispatched; the text names device and step, and says what to check.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DispatchError {
+    #[error(
+        "the device {serial} at {peer} does not know the OAK that was registered: check the OAK on its \
+         label, and that the serial number is that device's"
+    )]
+    WrongOak { serial: SerialNumber, peer: SocketAddr },
+    #[error(
+        "the device at {peer} that claims to be {serial} gave no OAK proof ({found}): check that it is a \
+         device made for Homing, or behind a site agent"
+    )]
+    NoProof { serial: SerialNumber, peer: SocketAddr, found: String },
+    #[error(
+        "the device at {peer} says that its serial number is {told}, not {serial}: check the serial number \
+         on the label"
+    )]
+    WrongSerial { serial: SerialNumber, peer: SocketAddr, told: String },
+    #[error(
+        "the device {serial} at {peer} does not accept the registered user name and password: check them \
+         at the device, and that the user is an administrator"
+    )]
+    WrongCredentials { serial: SerialNumber, peer: SocketAddr },
+    #[error(
+        "the device {serial} at {peer} has no ONVIF {service} service, which dispatch needs: check its \
+         firmware, or put a site agent in front of it"
+    )]
+    Lacks { serial: SerialNumber, peer: SocketAddr, service: &'static str },
+    #[error(
+        "the device {serial} at {peer} does not list the certificate that it connected with: check its \
+         firmware"
+    )]
+    UnknownKey { serial: SerialNumber, peer: SocketAddr },
+    #[error("the device {serial} at {peer} refused while {doing}: {answer}")]
+    Refused { serial: SerialNumber, peer: SocketAddr, doing: &'static str, answer: String },
+    #[error(
+        "the device {serial} at {peer} went away while {doing} ({reason}); it is tried again when it comes back"
+    )]
+    Gone { serial: SerialNumber, peer: SocketAddr, doing: &'static str, reason: String },
+    #[error(
+        "the device {serial} at {peer} did not answer within {} s while {doing}; it is tried again when it \
+         comes back",
+        ANSWER_DEADLINE.as_secs()
+    )]
+    Timeout { serial: SerialNumber, peer: SocketAddr, doing: &'static str },
+    #[error("the registration was replaced or deleted meanwhile")]
+    Withdrawn,
+    #[error("{0:#}")]
+    Internal(#[from] anyhow::Error),
+}
+
+impl DispatchError {
+    /// The word for programs, and the value of the metric's label.
+    pub fn code(&self) -> &'static str {
+        match self {
+            DispatchError::WrongOak { .. } => "wrong-oak",
+            DispatchError::NoProof { .. } => "no-oak-proof",
+            DispatchError::WrongSerial { .. } => "wrong-serial",
+            DispatchError::WrongCredentials { .. } => "wrong-credentials",
+            DispatchError::Lacks { .. } => "device-lacks-service",
+            DispatchError::UnknownKey { .. } => "device-key-unknown",
+            DispatchError::Refused { .. } => "device-refused",
+            DispatchError::Gone { .. } => "device-gone",
+            DispatchError::Timeout { .. } => "timeout",
+            DispatchError::Withdrawn => "withdrawn",
+            DispatchError::Internal(_) => "internal",
+        }
+    }
+
+    /// Whether trying the same again may help.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            DispatchError::Gone { .. } | DispatchError::Timeout { .. } | DispatchError::Internal(_)
+        )
+    }
+
+    /// What the tunnel server is told.
+    pub fn problem(&self) -> ProblemDetail {
+        let message = match self {
+            DispatchError::Internal(_) => "the dispatcher could not do this; its log says why".to_owned(),
+            error => error.to_string(),
+        };
+        ProblemDetail { code: self.code().to_owned(), message, step: Some(Step::Dispatch) }
+    }
+}
+
+/// One device, one registration, one try.
+pub(crate) struct Attempt<'a> {
+    pub store: &'a Store,
+    pub device: &'a Seat,
+    pub job: &'a Job,
+    pub secrets: &'a DeviceSecrets,
+    /// The proof held, and the registration's state is this attempt's to change.
+    pub begun: bool,
+}
+
+impl<'a> Attempt<'a> {
+    /// Step 5, from the challenge to the forgotten secrets.
+    pub async fn dispatch(&mut self) -> Result<(), DispatchError> {
+        self.prove_oak().await?;
+        self.begin().await?;
+        let mut session = self.log_in().await?;
+        self.announce_key().await?;
+        let services = self.find_services(&mut session).await?;
+        let certificate = self.find_own_certificate(&mut session, &services).await?;
+        let policy = self.upload_trust_anchor(&mut session, &services).await?;
+        self.set_uplinks(&mut session, &services, &certificate, &policy).await?;
+        self.forget_secrets().await
+    }
+
+    /// 5.1: the device knows the OAK on its label, on this very connection.
+    async fn prove_oak(&self) -> Result<(), DispatchError> {
+        let (serial, peer) = (self.job.serial, self.device.peer);
+        let doing = "proving its OAK";
+        let mut random = [0; 32];
+        rand::Rng::fill(&mut rand::rng(), &mut random);
+        let challenge = Challenge(random);
+        let question = serde_json::to_vec(&ProofRequest { challenge: challenge.clone() });
+        let request = Request::post(PROOF_PATH)
+            .header(header::HOST, serial.host())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Bytes::from(question.expect("plain values are JSON")))
+            .expect("constant parts");
+        let exchange = async {
+            let response = self.device.uplink.request(request).await.map_err(|error| error.to_string())?;
+            let (head, body) = response.into_parts();
+            let body = body.collect(PROOF_LIMIT_BYTES).await.map_err(|error| error.to_string())?;
+            Ok::<_, String>((head.status, body))
+        };
+        let (status, body) = timeout(ANSWER_DEADLINE, exchange)
+            .await
+            .map_err(|_| self.timed_out(doing))?
+            .map_err(|reason| self.gone(doing, reason))?;
+        if status != StatusCode::OK {
+            return Err(DispatchError::NoProof { serial, peer, found: format!("HTTP status {status}") });
+        }
+        let answer: ProofAnswer = serde_json::from_slice(&body).map_err(|error| DispatchError::NoProof {
+            serial,
+            peer,
+            found: error.to_string(),
+        })?;
+        if answer.serial != serial {
+            return Err(DispatchError::WrongSerial { serial, peer, told: answer.serial.to_string() });
+        }
+        let exported = self.device.exporter.export(EXPORTER_LABEL, b"");
+        let exported = exported.map_err(|error| self.gone(doing, error.to_string()))?;
+
+        let oak = self.secrets.oak.clone();
+        let permit = DERIVATIONS.acquire().await.expect("never closed");
+        let key = tokio::task::spawn_blocking(move || oak.proof_key(serial)).await;
+        drop(permit);
+        let key = key.map_err(|error| DispatchError::Internal(error.into()))?;
+        match key.verify(serial, &challenge, &exported, &answer.proof) {
+            true => Ok(()),
+            false => Err(DispatchError::WrongOak { serial, peer }),
+        }
+    }
+
+    /// From here on this device is the registered one, and no other is tried.
+    async fn begin(&mut self) -> Result<(), DispatchError> {
+        let dispatching = self.entered(State::Dispatching, Step::PhoneHome, None);
+        let from = [State::Waiting, State::Refused, State::Returned];
+        let begun = self.store.enter(self.job.generation, &from, dispatching).await?;
+        self.begun = begun.is_some();
+        begun.map(drop).ok_or(DispatchError::Withdrawn)
+    }
+
+    /// 5.2: it takes the registered credentials, and has the registered serial number.
+    async fn log_in(&self) -> Result<Device<Through<'a>>, DispatchError> {
+        let serial = self.job.serial;
+        let carrier = Through(&self.device.uplink);
+        let credentials = self.secrets.credentials.clone();
+        let mut session = Device::new(carrier, serial.host(), credentials, ANSWER_DEADLINE);
+        let information = session.call(onvif::DEVICE_PATH, &GetDeviceInformation).await;
+        let told = information.map_err(|error| self.failed("logging in", error))?.serial_number;
+        match told.parse::<SerialNumber>() {
+            Ok(parsed) if parsed == serial => Ok(session),
+            _ => {
+                let told = told.chars().filter(|c| !c.is_control()).take(64).collect();
+                Err(DispatchError::WrongSerial { serial, peer: self.device.peer, told })
+            }
+        }
+    }
+
+    /// 5.3: the tunnel server knows whom to expect, before the device is sent there.
+    async fn announce_key(&self) -> Result<(), DispatchError> {
+        let fingerprint = Some(self.device.fingerprint.to_string());
+        let announced = self.entered(State::Dispatching, Step::PhoneHome, fingerprint);
+        let seq = self.store.enter(self.job.generation, &[State::Dispatching], announced).await?;
+        let seq = seq.ok_or(DispatchError::Withdrawn)?;
+        let mut progress = self.store.progress(self.job.account);
+        let acknowledged = progress.wait_for(|progress| progress.acknowledged >= seq);
+        tokio::select! {
+            acknowledged = timeout(ACKNOWLEDGE_DEADLINE, acknowledged) => {
+                if acknowledged.is_err() {
+                    tracing::warn!(serial = %self.job.serial, step = %Step::Dispatch,
+                        "the tunnel server has not acknowledged the device's key; going on without");
+                }
+                Ok(())
+            }
+            reason = self.device.uplink.closed() => {
+                Err(self.gone("waiting for its tunnel server", reason.to_string()))
+            }
+        }
+    }
+
+    async fn find_services(&self, session: &mut Device<Through<'a>>) -> Result<Services, DispatchError> {
+        let services = session.services().await;
+        let services = services.map_err(|error| self.failed("telling its services", error))?;
+        let path = |namespace, service| match services.find(namespace) {
+            Some(found) => Ok(path_of(&found.xaddr).to_owned()),
+            None => {
+                let (serial, peer) = (self.job.serial, self.device.peer);
+                Err(DispatchError::Lacks { serial, peer, service })
+            }
+        };
+        Ok(Services {
+            security: path(onvif::SECURITY_NS, "Security")?,
+            uplink: path(onvif::UPLINK_NS, "Uplink")?,
+        })
+    }
+
+    /// What the device calls the certificate that it has shown here and shall show there.
+    async fn find_own_certificate(
+        &self,
+        session: &mut Device<Through<'a>>,
+        services: &Services,
+    ) -> Result<String, DispatchError> {
+        let stored = session.call(&services.security, &security::GetAllCertificates).await;
+        let stored = stored.map_err(|error| self.failed("listing its certificates", error))?;
+        let own = stored.0.into_iter().find(|certificate| {
+            Fingerprint::of_certificate(&certificate.content) == Ok(self.device.fingerprint)
+        });
+        let (serial, peer) = (self.job.serial, self.device.peer);
+        own.map(|own| own.certificate_id).ok_or(DispatchError::UnknownKey { serial, peer })
+    }
+
+    /// 5.4: the device can trust the tunnel server, and that one alone. What is stored there already is
+    /// used again, so that a device that is dispatched often does not fill up.
+    async fn upload_trust_anchor(
+        &self,
+        session: &mut Device<Through<'a>>,
+        services: &Services,
+    ) -> Result<String, DispatchError> {
+        let doing = "taking the trust anchor";
+        let path = services.security.as_str();
+        let stored = session.call(path, &security::GetAllCertificates).await;
+        let stored = stored.map_err(|error| self.failed(doing, error))?.0;
+        let mut anchors = Vec::new();
+        for anchor in CertificateDer::pem_slice_iter(self.job.trust_anchor.as_bytes()) {
+            let anchor = anchor.map_err(|error| anyhow::anyhow!("registered trust anchor: {error}"))?;
+            if let Some(known) = stored.iter().find(|known| known.content == anchor.as_ref()) {
+                anchors.push(known.certificate_id.clone());
+                continue;
+            }
+            let upload = security::UploadCertificate {
+                certificate: anchor.to_vec(),
+                alias: Some(ALIAS.to_owned()),
+                private_key_required: false,
+            };
+            let uploaded = session.call(path, &upload).await.map_err(|error| self.failed(doing, error))?;
+            anchors.push(uploaded.certificate_id);
+        }
+        let policies = session.call(path, &security::GetAllCertPathValidationPolicies).await;
+        let policies = policies.map_err(|error| self.failed(doing, error))?.0;
+        if let Some(known) = policies.into_iter().find(|known| known.trust_anchors == anchors) {
+            return Ok(known.policy_id);
+        }
+        let policy = security::CreateCertPathValidationPolicy {
+            alias: Some(ALIAS.to_owned()),
+            trust_anchors: anchors,
+        };
+        let created = session.call(path, &policy).await.map_err(|error| self.failed(doing, error))?;
+        Ok(created.policy_id)
+    }
+
+    /// 5.5: the device knows where to dial.
+    async fn set_uplinks(
+        &self,
+        session: &mut Device<Through<'a>>,
+        services: &Services,
+        certificate: &str,
+        policy: &str,
+    ) -> Result<(), DispatchError> {
+        for server in &self.job.servers {
+            let configuration = uplink::Configuration {
+                remote_address: format!("https://{server}/"),
+                certificate_id: Some(certificate.to_owned()),
+                user_level: vec![USER_LEVEL.to_owned()],
+                cert_path_validation_policy_id: Some(policy.to_owned()),
+                ..uplink::Configuration::default()
+            };
+            let set = session.call(&services.uplink, &uplink::SetUplink(configuration)).await;
+            set.map_err(|error| self.failed("taking its tunnel server's address", error))?;
+        }
+        Ok(())
+    }
+
+    /// 5.6: nothing secret of the device is kept here.
+    async fn forget_secrets(&self) -> Result<(), DispatchError> {
+        let fingerprint = Some(self.device.fingerprint.to_string());
+        let dispatched = self.entered(State::Dispatched, Step::Dispatch, fingerprint);
+        let entered = self.store.enter(self.job.generation, &[State::Dispatching], dispatched).await?;
+        entered.map(drop).ok_or(DispatchError::Withdrawn)
+    }
+
+    fn entered(&self, state: State, step: Step, fingerprint: Option<String>) -> Entered {
+        Entered { state, step, fingerprint, problem: None }
+    }
+
+    fn gone(&self, doing: &'static str, reason: String) -> DispatchError {
+        DispatchError::Gone { serial: self.job.serial, peer: self.device.peer, doing, reason }
+    }
+
+    fn timed_out(&self, doing: &'static str) -> DispatchError {
+        DispatchError::Timeout { serial: self.job.serial, peer: self.device.peer, doing }
+    }
+
+    fn failed(&self, doing: &'static str, error: DeviceError<String>) -> DispatchError {
+        let (serial, peer) = (self.job.serial, self.device.peer);
+        match error {
+            DeviceError::Carrier(reason) => self.gone(doing, reason),
+            DeviceError::Timeout(_) => self.timed_out(doing),
+            DeviceError::WrongCredentials => DispatchError::WrongCredentials { serial, peer },
+            error => DispatchError::Refused { serial, peer, doing, answer: error.to_string() },
+        }
+    }
+}
+
+/// Paths of the services that step 5 calls.
+struct Services {
+    security: String,
+    uplink: String,
+}
+
+/// Carries requests through a device's uplink.
+struct Through<'a>(&'a Uplink);
+
+impl Carrier for Through<'_> {
+    type Error = String;
+
+    async fn carry(&self, request: Request<Bytes>) -> Result<Response<Bytes>, String> {
+        let response = self.0.request(request).await.map_err(|error| error.to_string())?;
+        let (head, body) = response.into_parts();
+        let body = body.collect(ANSWER_LIMIT_BYTES).await.map_err(|error| error.to_string())?;
+        Ok(Response::from_parts(head, body))
+    }
+}

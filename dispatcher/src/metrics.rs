@@ -1,0 +1,52 @@
+//! What the dispatcher counts, `homing_dispatcher_*`.
+
+use homing_base::Ops;
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
+
+type Label = [(&'static str, &'static str); 1];
+
+/// Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Metrics {
+    waiting: Gauge,
+    arrivals: Counter,
+    refused: Family<Label, Counter>,
+    dispatches: Family<Label, Counter>,
+    requests: Family<Label, Counter>,
+}
+
+impl Metrics {
+    pub fn register(ops: &Ops) -> Self {
+        let metrics = Metrics::default();
+        ops.register("dispatcher", |registry| {
+            registry.register("devices", "Devices connected now", metrics.waiting.clone());
+            registry.register("arrivals", "Devices that phoned home", metrics.arrivals.clone());
+            let refused = "Connections of devices refused, by reason";
+            registry.register("refused", refused, metrics.refused.clone());
+            registry.register("dispatches", "Attempts of step 5, by result", metrics.dispatches.clone());
+            registry.register("api_requests", "API requests, by result", metrics.requests.clone());
+        });
+        metrics
+    }
+
+    pub fn arrived(&self) {
+        self.arrivals.inc();
+        self.waiting.inc();
+    }
+
+    pub fn left(&self) {
+        self.waiting.dec();
+    }
+
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    pub fn dispatched(&self, result: &'static str) {
+        self.dispatches.get_or_create(&[("result", result)]).inc();
+    }
+
+    pub fn request(&self, result: &'static str) {
+        self.requests.get_or_create(&[("result", result)]).inc();
+    }
+}

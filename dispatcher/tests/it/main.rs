@@ -1,0 +1,9 @@
+//! The dispatcher in process, on real sockets: steps 2, 4 and 5 of the connection flow.
+
+#![allow(clippy::unwrap_used, reason = "a test that finds something else than it expects has failed")]
+
+mod device;
+mod hostile;
+mod step_2_relay;
+mod step_5_dispatch;
+mod world;
