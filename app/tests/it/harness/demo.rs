@@ -27,14 +27,18 @@ impl Demo {
     /// Also says what is to be logged: a level, or target=level pairs.
     pub fn start_logging(data: &Path, arguments: &[&str], filter: &str) -> Demo {
         let file = data.join("demo.json");
-        // One that an earlier run left says where that one listened.
-        let _ = fs::remove_file(&file);
+        let written = || fs::metadata(&file).and_then(|metadata| metadata.modified()).ok();
+        // One that an earlier run left is read by this one, and says where that one listened.
+        let earlier = written();
         let mut command = Command::new(homing());
-        command.args(["demo", "--port", "0", "--data"]).arg(data).args(arguments);
-        let mut process = Process::spawn("homing demo", command.env("HOMING_LOG__FILTER", filter));
+        command.args(["demo", "--port", "0", "--log", filter, "--data"]).arg(data).args(arguments);
+        let mut process = Process::spawn("homing demo", &mut command);
         let info: Value = wait_for("the demo writes demo.json", START, || {
             if let Some(status) = process.status() {
                 panic!("homing demo ended: {status}");
+            }
+            if written() == earlier {
+                return Err(io::Error::other("not yet"));
             }
             let text = fs::read_to_string(&file)?;
             serde_json::from_str(&text).map_err(io::Error::other)

@@ -21,7 +21,7 @@ pub type Connect = Arc<dyn Fn(&str) -> io::Result<TcpStream> + Send + Sync>;
 #[derive(Clone)]
 pub struct Http {
     authority: String,
-    authorization: Option<String>,
+    headers: Vec<(&'static str, String)>,
     connect: Connect,
 }
 
@@ -45,23 +45,28 @@ impl Http {
     pub fn through(url: &str, connect: Connect) -> Http {
         let authority = url.strip_prefix("http://").unwrap_or_else(|| panic!("not plain HTTP: {url}"));
         let authority = authority.split('/').next().expect("one part at least").to_owned();
-        Http { authority, authorization: None, connect }
+        Http { authority, headers: Vec::new(), connect }
+    }
+
+    /// With one header more, from now on.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Http {
+        self.headers.push((name, value.into()));
+        self
     }
 
     /// With a bearer token from now on.
     #[must_use]
-    pub fn bearer(mut self, token: &str) -> Http {
-        self.authorization = Some(format!("Bearer {token}"));
-        self
+    pub fn bearer(self, token: &str) -> Http {
+        self.header("authorization", format!("Bearer {token}"))
     }
 
     /// With a user and a password (Basic) from now on.
     #[must_use]
-    pub fn basic(mut self, user: &str, password: &str) -> Http {
+    pub fn basic(self, user: &str, password: &str) -> Http {
         use base64::Engine;
         let both = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-        self.authorization = Some(format!("Basic {both}"));
-        self
+        self.header("authorization", format!("Basic {both}"))
     }
 
     /// Sends a request; a body is sent as JSON.
@@ -75,8 +80,8 @@ impl Http {
         let body = body.map(Value::to_string).unwrap_or_default();
         let mut head =
             format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.authority);
-        if let Some(authorization) = &self.authorization {
-            head += &format!("authorization: {authorization}\r\n");
+        for (name, value) in &self.headers {
+            head += &format!("{name}: {value}\r\n");
         }
         if !body.is_empty() {
             head += "content-type: application/json\r\n";

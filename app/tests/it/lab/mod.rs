@@ -11,13 +11,17 @@
 //! | [`topology`] | namespaces, addresses, rules; watched for connections towards the site |
 //! | [`camera`] | the camera in the site, which is not ours, and what it says it sent |
 //! | [`pictures`] | what a recording holds, slice by slice |
+//! | [`world`] | every program of the picture, each in its place |
+//! | [`flow`] | the eight steps, a minute of recording, a new public address |
 //! | [`self_test`] | the lab by itself: its walls stand, its watch sees |
 //!
 //! Needs root. A test holds its [`topology::Lab`] first, so that it goes last.
 
 pub mod camera;
+mod flow;
 pub mod pictures;
 mod self_test;
 pub mod topology;
+mod world;
 
 pub use topology::Host;

@@ -47,11 +47,11 @@ fn only_the_connections_of_the_picture_are_possible() {
     }
 
     // All that so far went outwards or against a wall of the centre.
-    assert_eq!(lab.from_outside(), super::topology::FromOutside::default());
+    assert_eq!(lab.arrivals(), super::topology::FromOutside::default());
     let after_probe = lab.prove_the_watch_sees();
     assert!(after_probe.tcp >= 2 && after_probe.dropped >= 2, "{after_probe:?}");
     let _again = lab.site().connect(&format!("{PUBLIC}:{TUNNEL_PORT}")).unwrap();
-    assert_eq!(lab.from_outside(), after_probe, "an outward connection is not counted");
+    assert_eq!(lab.arrivals(), after_probe, "an outward connection is not counted");
 }
 
 /// The goal: with a new public address old flows are dead, and new ones come from there.

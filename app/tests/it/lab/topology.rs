@@ -148,6 +148,14 @@ pub struct FromOutside {
     pub dropped: u64,
 }
 
+impl FromOutside {
+    /// What began outside, by every means of counting. (What is dropped may also be late answers of
+    /// a connection that the site itself had and has forgotten.)
+    pub fn begun(self) -> [u64; 3] {
+        [self.tcp, self.captured, self.other]
+    }
+}
+
 impl Lab {
     /// Builds the networks.
     ///
@@ -217,7 +225,7 @@ impl Lab {
     }
 
     /// What came from outside, so far. Only meaningful once [`Lab::prove_the_watch_sees`] has run.
-    pub fn from_outside(&self) -> FromOutside {
+    pub fn arrivals(&self) -> FromOutside {
         let listing = self.host("router").run("nft", &["list counters table inet watch"]);
         let count = |name: &str| -> u64 {
             let after = listing.split(&format!("counter {name} {{")).nth(1);
@@ -236,7 +244,7 @@ impl Lab {
     /// Shows that a connection towards the site is seen by every means and dropped: a wall that
     /// nobody has run into proves nothing. Gives the counts to compare with at the end.
     pub fn prove_the_watch_sees(&self) -> FromOutside {
-        let before = self.from_outside();
+        let before = self.arrivals();
         // The router itself, and a host behind it as if there were a route.
         ip(&format!("-n {}internet route replace 192.168.1.0/24 via {SITE_PUBLIC}", self.name));
         for target in [format!("{SITE_PUBLIC}:554"), format!("{SITE}:554")] {
@@ -246,7 +254,7 @@ impl Lab {
         ip(&format!("-n {}internet route del 192.168.1.0/24", self.name));
         let twice = |now: u64, before: u64| now >= before + 2;
         wait_for("the router's watch sees two connection attempts from outside", seconds(5), || {
-            let now = self.from_outside();
+            let now = self.arrivals();
             let seen = twice(now.tcp, before.tcp) && twice(now.captured, before.captured);
             // A repeated SYN may still be on its way: capture and counter must agree first.
             let settled = now.tcp == now.captured && twice(now.dropped, before.dropped);

@@ -1,0 +1,91 @@
+//! The eight steps of `docs/connection-flow.md` over real networks, with a camera that is not ours.
+
+use super::{
+    camera::{FPS, GOP},
+    pictures::{assert_as_sent, pictures},
+    topology::{Lab, SITE_PUBLIC, SITE_PUBLIC_AFTERWARDS},
+    world::{SECRETS, World},
+};
+use crate::harness::{seconds, wait_for};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
+use std::io;
+
+/// The goal, scenario A (offline when registered): register, relay, press, phone home, dispatch,
+/// connect, tunnel, add; then every picture of a minute is in the export as the camera sent it; then
+/// the site gets a new public address and the picture is back within 10 s, with the gap shown. At no
+/// time does anybody connect towards the site, and nothing but loopback listens in it.
+#[test]
+fn scenario_a_from_register_to_add_and_a_minute_of_recording() {
+    let lab = Lab::new();
+    let from_outside = lab.prove_the_watch_sees();
+    let mut world = World::build(&lab);
+    let site_connections = || lab.site().run("ss", &["-tnH", "not", "dst", "127.0.0.0/8"]);
+
+    // Steps 1 and 2. The device is offline, and stays so until somebody presses its button.
+    let device = world.register().unwrap();
+    assert_eq!((&device["state"], &device["step"]), (&json!("red"), &json!("relay")), "{device}");
+    assert_eq!(site_connections(), "", "never pressed, and connected somewhere");
+
+    // Steps 3 to 7.
+    world.agent("press").unwrap();
+    let device = world.wait_for_device("yellow", "tunnel", seconds(20));
+    assert!(device["peer"].as_str().is_some_and(|peer| peer.starts_with(SITE_PUBLIC)), "{device}");
+
+    // Step 8.
+    let hardware = world.api.post("/api/v1/hardware", &json!({"serial": world.label.0})).unwrap();
+    world.wait_for_device("green", "add", seconds(10));
+    let camera = hardware.pointer("/cameras/0/id").and_then(serde_json::Value::as_i64).expect("one camera");
+    let last_frame = || -> io::Result<Timestamp> {
+        let camera = world.api.json(&format!("/api/v1/cameras/{camera}"))?;
+        let at = camera.pointer("/status/last_frame").and_then(|at| at.as_str()?.parse().ok());
+        at.ok_or_else(|| io::Error::other(camera.to_string()))
+    };
+    let recorded_until = |moment: Timestamp| {
+        let last = last_frame()?;
+        if last > moment { Ok(last) } else { Err(io::Error::other(format!("recorded until {last}"))) }
+    };
+    let first = wait_for("a first frame is recorded", seconds(20), last_frame);
+
+    // A minute, compared slice by slice.
+    let start = first + SignedDuration::from_secs(1);
+    let end = start + SignedDuration::from_secs(60);
+    let group = SignedDuration::from_secs(i64::from(GOP / FPS));
+    wait_for("a minute is recorded", seconds(80), || recorded_until(end + group * 2));
+    let recorded = pictures(&world.export(camera, start, end));
+    let sent = world.camera.sent();
+    let begins = assert_as_sent(&recorded, &sent, 0.02);
+    assert!(sent[begins].key, "an export begins with a key frame");
+    let second = |moment: Timestamp| moment.as_microsecond() as f64 / 1e6;
+    let in_between = sent.iter().filter(|sent| (second(start)..second(end)).contains(&sent.time)).count();
+    // It may begin up to a group earlier, with the key frame that its first picture needs.
+    let most = in_between + GOP as usize + 2;
+    assert!((in_between - 2..=most).contains(&recorded.len()), "{} of {in_between}", recorded.len());
+    let duration = recorded[recorded.len() - 1].time - recorded[0].time;
+    let sent_s = sent[begins + recorded.len() - 1].time - sent[begins].time;
+    assert!((duration - sent_s).abs() < 0.1, "{duration} s in the file, {sent_s} s sent");
+
+    // Another public address.
+    lab.give_the_site_a_new_public_address();
+    let changed = Timestamp::now();
+    let back = wait_for("the picture is back after the new address", seconds(10), || {
+        recorded_until(changed + SignedDuration::from_millis(500))
+    });
+    println!(
+        "picture back {:.1} s after the new address",
+        (back - changed).total(jiff::Unit::Second).unwrap()
+    );
+    let device = world.wait_for_device("green", "add", seconds(5));
+    assert!(device["peer"].as_str().is_some_and(|peer| peer.starts_with(SITE_PUBLIC_AFTERWARDS)), "{device}");
+
+    // Nobody came to the site, and nobody could have found anything there.
+    assert_eq!(lab.arrivals().begun(), from_outside.begun(), "somebody connected towards the site");
+    for listener in lab.site().listeners() {
+        assert!(listener.starts_with("127.0.0.1:") || listener.starts_with("[::1]:"), "{listener} listens");
+    }
+    for line in world.logs() {
+        assert!(!SECRETS.iter().any(|secret| line.contains(secret)), "a secret in the log: {line}");
+        assert!(!line.contains(&world.label.1), "the OAK in the log: {line}");
+    }
+    world.end();
+}

@@ -1,0 +1,235 @@
+//! Every program of the picture, each in its place, configured as an administrator would.
+
+use super::{
+    Host,
+    camera::{self, Camera},
+    topology::{DISPATCHER_PORT, DMZ_EXTERNAL, DMZ_INTERNAL, INTERNAL_PORT, Lab, PUBLIC, TUNNEL_PORT},
+};
+use crate::harness::{Folder, Http, Process, homing, homing_agent, seconds, wait_for};
+use serde_json::{Value, json};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+
+/// Passwords that this world is built with; none of them may turn up in a log.
+pub const SECRETS: [&str; 3] = [camera::PASSWORD, "Lab-Internal-0815", "Lab-Administrator-2342"];
+/// The dispatcher's API for tunnel servers: inside the DMZ only.
+const DISPATCHER_API: u16 = 9444;
+/// How long a program may take to be there, built without optimisation on a busy machine.
+const START: Duration = seconds(30);
+
+/// The programs; in the order in which they are to end.
+pub struct World {
+    /// `homing-agent` in the site.
+    pub agent: Process,
+    /// The camera in the site, which is not ours.
+    pub camera: Camera,
+    /// `homing management`: page, API and recording, in the surveillance network.
+    pub management: Process,
+    /// `homing tunnel` in the DMZ.
+    pub tunnel: Process,
+    /// `homing dispatcher` in the DMZ.
+    pub dispatcher: Process,
+    /// The API, asked from the surveillance network, with a token of the administrator's.
+    pub api: Http,
+    site: Host,
+    agent_config: PathBuf,
+    /// Serial number and OAK on the label.
+    pub label: (String, String),
+    folder: Folder,
+}
+
+impl World {
+    /// Starts everything; nobody is registered and no button is pressed.
+    pub fn build(lab: &Lab) -> World {
+        let folder = Folder::new();
+        let (dmz, central, site) = (lab.dmz(), lab.central(), lab.site());
+
+        let dispatcher_config = write(
+            &folder,
+            "dispatcher.toml",
+            &format!(
+                "[dispatcher]\nexternal = '{DMZ_EXTERNAL}:{DISPATCHER_PORT}'\napi = '127.0.0.1:{DISPATCHER_API}'\n\
+                 names = ['{PUBLIC}', '127.0.0.1']\ndata = '{}'\n",
+                folder.join("dispatcher").display()
+            ),
+        );
+        let homing = homing();
+        let program = homing.to_str().expect("a plain path");
+        let account =
+            dmz.run(program, &["dispatcher", "account", "add", "lab", "--config", &dispatcher_config]);
+        let dispatcher = dmz.spawn(&homing, &["dispatcher", "--config", &dispatcher_config]);
+        wait_until_listening(&dmz, &format!("127.0.0.1:{DISPATCHER_API}"));
+        let anchor = folder.join("dispatcher/dispatcher-ca.pem");
+        assert!(anchor.is_file(), "{}: the dispatcher's own CA", anchor.display());
+
+        let [_, internal_password, admin_password] = SECRETS;
+        let tunnel_config = write(
+            &folder,
+            "tunnel.toml",
+            &format!(
+                "[tunnel]\nname = 'sts'\nexternal = '{DMZ_EXTERNAL}:{TUNNEL_PORT}'\n\
+                 internal = '{DMZ_INTERNAL}:{INTERNAL_PORT}'\npublic = ['{PUBLIC}:{TUNNEL_PORT}']\n\
+                 user = 'vms'\npassword = '{internal_password}'\ndata = '{}'\n\
+                 [tunnel.dispatcher]\naddress = 'https://127.0.0.1:{DISPATCHER_API}'\ntrust_anchor = '{}'\n\
+                 account = 'lab'\npassword = '{}'\n",
+                folder.join("tunnel").display(),
+                anchor.display(),
+                account.trim(),
+            ),
+        );
+        let tunnel = dmz.spawn(&homing, &["tunnel", "--config", &tunnel_config]);
+        wait_until_listening(&dmz, &format!("{DMZ_INTERNAL}:{INTERNAL_PORT}"));
+
+        let central_config = write(
+            &folder,
+            "central.toml",
+            &format!(
+                "[recording]\ndata = '{}'\n[management]\nlisten = '127.0.0.1:8080'\ndata = '{}'\n\
+                 first_password = '{admin_password}'\n[[management.tunnel_servers]]\nname = 'sts'\n\
+                 url = 'http://{DMZ_INTERNAL}:{INTERNAL_PORT}'\nuser = 'vms'\npassword = '{internal_password}'\n",
+                folder.join("recording").display(),
+                folder.join("management").display(),
+            ),
+        );
+        let management = central.spawn(&homing, &["management", "--config", &central_config]);
+        wait_until_listening(&central, "127.0.0.1:8080");
+        let api = sign_in(&central.http("http://127.0.0.1:8080"), admin_password);
+
+        let camera = Camera::start(&site, "127.0.0.1", 8554, true);
+        let agent_config = write(
+            &folder,
+            "agent.toml",
+            &format!(
+                "data = '{}'\n[[dispatchers]]\naddress = '{PUBLIC}:{DISPATCHER_PORT}'\ntrust_anchor = '{}'\n\
+                 [[cameras]]\nname = 'Gate'\nrtsp = '{}'\n",
+                folder.join("agent").display(),
+                anchor.display(),
+                camera.url,
+            ),
+        );
+        let agent = site.spawn(homing_agent(), &["run", "--config", &agent_config]);
+        let agent_config = PathBuf::from(agent_config);
+        let mut world = World {
+            agent,
+            camera,
+            management,
+            tunnel,
+            dispatcher,
+            api,
+            site,
+            agent_config,
+            label: Default::default(),
+            folder,
+        };
+        world.label = wait_for("the agent runs", START, || {
+            let status: Value = serde_json::from_str(&world.agent("status")?).map_err(io::Error::other)?;
+            let serial = status["serial"].as_str().map(str::to_owned);
+            serial.ok_or_else(|| io::Error::other(status.to_string()))?;
+            label_of(&world.agent("label")?).ok_or_else(|| io::Error::other("a label without numbers"))
+        });
+        world
+    }
+
+    /// Runs a command of the agent's, in the site.
+    ///
+    /// # Errors
+    /// With what it said.
+    pub fn agent(&self, command: &str) -> io::Result<String> {
+        let output = self
+            .site
+            .command(homing_agent())
+            .arg("--config")
+            .arg(&self.agent_config)
+            .arg(command)
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return Ok(said);
+        }
+        Err(io::Error::other(format!("homing-agent {command}: {}", String::from_utf8_lossy(&output.stderr))))
+    }
+
+    /// Step 1: registers the device as the administrator would from its label.
+    pub fn register(&self) -> io::Result<Value> {
+        let (serial, oak) = &self.label;
+        let asked = json!({"serial": serial, "oak": oak, "user": camera::USER, "password": camera::PASSWORD,
+            "name": "Gate", "description": "In the lab"});
+        self.api.post("/api/v1/devices", &asked)
+    }
+
+    /// The device as the administrator sees it.
+    pub fn device(&self) -> io::Result<Value> {
+        self.api.json(&format!("/api/v1/devices/{}", self.label.0))
+    }
+
+    /// Waits until the device has this state and has reached this step.
+    #[track_caller]
+    pub fn wait_for_device(&self, state: &str, step: &str, within: Duration) -> Value {
+        wait_for(&format!("the device is {state} at step {step}"), within, || {
+            let device = self.device()?;
+            let as_wanted = device["state"] == state && device["step"] == step;
+            if as_wanted { Ok(device) } else { Err(io::Error::other(device.to_string())) }
+        })
+    }
+
+    /// Saves the recording of a camera between two moments, and gives its place.
+    #[track_caller]
+    pub fn export(&self, camera: i64, start: jiff::Timestamp, end: jiff::Timestamp) -> PathBuf {
+        let path = format!("/api/v1/cameras/{camera}/recording.mp4?start={start}&end={end}");
+        let answer = self.api.get(&path).and_then(crate::harness::http::Answer::success);
+        let file = self.folder.join("recording.mp4");
+        fs::write(&file, answer.unwrap_or_else(|error| panic!("{path}: {error}")).body).unwrap();
+        file
+    }
+
+    /// Everything that any program of ours has logged so far.
+    pub fn logs(&self) -> Vec<String> {
+        [&self.agent, &self.management, &self.tunnel, &self.dispatcher]
+            .into_iter()
+            .flat_map(Process::log)
+            .collect()
+    }
+
+    /// Asks every program of ours to end, from the site inwards.
+    #[track_caller]
+    pub fn end(&mut self) {
+        for process in [&mut self.agent, &mut self.management, &mut self.tunnel, &mut self.dispatcher] {
+            let status = process.terminate(seconds(10));
+            assert!(status.success(), "{status}");
+        }
+    }
+}
+
+/// A file that only its owner can read, as its secrets want it.
+fn write(folder: &Folder, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path.display().to_string()
+}
+
+#[track_caller]
+fn wait_until_listening(host: &Host, address: &str) {
+    wait_for(&format!("somebody listens at {address}"), START, || host.connect(address).map(drop));
+}
+
+/// Signs in as a browser would, and makes a token for the test.
+#[track_caller]
+fn sign_in(page: &Http, password: &str) -> Http {
+    let asked = json!({"user": "admin", "password": password});
+    let answer = page.request("POST", "/api/v1/session", Some(&asked)).unwrap().success().unwrap();
+    let cookie =
+        answer.header("set-cookie").expect("a cookie").split(';').next().unwrap_or_default().to_owned();
+    let session = page.clone().header("cookie", cookie).header("x-homing-request", "1");
+    let token = session.post("/api/v1/tokens", &json!({"name": "lab"})).unwrap();
+    page.clone().bearer(token["token"].as_str().expect("a token"))
+}
+
+/// Serial number and OAK among the words of a printed label.
+fn label_of(printed: &str) -> Option<(String, String)> {
+    let is_hex = |word: &str| word.chars().all(|c| c.is_ascii_hexdigit());
+    let words = || printed.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+    let serial = words().find(|word| word.len() == 12 && is_hex(word))?;
+    let oak = words()
+        .find(|word| word.len() == 14 && word.split('-').all(|part| part.len() == 4 && is_hex(part)))?;
+    Some((serial.to_owned(), oak.to_owned()))
+}
