@@ -5,6 +5,7 @@
 //! | [`tidy`] | the rules of the house, read from the source |
 //! | [`frames`] | accounting for every frame, also after a crash |
 //! | [`lab`] | the whole in networks of its own |
+//! | [`system`] | the whole on loopback: mistakes, hostile peers, secrets, the end |
 //! | [`webdriver`] | Chromium |
 //! | [`harness`] | processes, HTTP, waiting, cleaning up: what every test here uses |
 //!
@@ -17,5 +18,6 @@
 mod frames;
 mod harness;
 mod lab;
+mod system;
 mod tidy;
 mod webdriver;
