@@ -1,0 +1,305 @@
+//! The cameras behind the agent: reaching them, and looking whether they take user and password.
+//!
+//! The agent passes RTSP through without logging in, so that a wrong password would show up only in the
+//! recording server. The look ([`look`]) is for the installer: the page says it while somebody stands there.
+
+use crate::config::Camera;
+use crate::status::{CameraHealth, CameraStatus};
+use bytes::BytesMut;
+use homing_protocol::digest::{BasicPolicy, ClientAuth, ClientError};
+use std::io;
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// For TCP; a camera is on the same network.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// For a whole look.
+const LOOK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// While a camera is not good it is looked at again after this time.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// Longest head of an RTSP answer, and longest body that is skipped.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// The cameras and what is known of them.
+#[derive(Debug)]
+pub struct Cameras {
+    list: Vec<Camera>,
+    health: Mutex<Vec<CameraHealth>>,
+    /// To look now.
+    wake: Notify,
+    /// Something has changed.
+    pub changed: Notify,
+}
+
+impl Cameras {
+    /// At least one camera, none looked at.
+    pub fn new(list: Vec<Camera>) -> Self {
+        let health = Mutex::new(vec![CameraHealth::Unknown; list.len()]);
+        Cameras { list, health, wake: Notify::new(), changed: Notify::new() }
+    }
+
+    /// The cameras in the order of the configuration; never empty.
+    pub fn list(&self) -> &[Camera] {
+        &self.list
+    }
+
+    /// What is shown of them.
+    pub fn status(&self) -> Vec<CameraStatus> {
+        let health = self.health.lock().expect("never poisoned: nothing panics while holding it");
+        let status = |(camera, health): (&Camera, &CameraHealth)| CameraStatus {
+            name: camera.name.clone(),
+            address: camera.rtsp_authority(),
+            health: health.clone(),
+        };
+        self.list.iter().zip(health.iter()).map(status).collect()
+    }
+
+    /// Look at all of them now.
+    pub fn look_now(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Connects to a camera's RTSP server; a failure is remembered for the page. The error is for people.
+    pub async fn connect(&self, camera: &Camera) -> Result<TcpStream, String> {
+        let connected = connect(&camera.host, camera.port).await;
+        if let Err(error) = &connected {
+            self.set(camera.index, CameraHealth::Bad(error.clone()));
+            self.look_now();
+        }
+        connected
+    }
+
+    /// Looks at the cameras at start, when told, and again while one is not good.
+    pub async fn watch(&self, stop: CancellationToken) {
+        loop {
+            for camera in &self.list {
+                let Some(health) = stop.run_until_cancelled(look(camera)).await else { return };
+                self.set(camera.index, health);
+            }
+            let all_good = self
+                .health
+                .lock()
+                .expect("never poisoned: nothing panics while holding it")
+                .iter()
+                .all(|health| *health == CameraHealth::Good);
+            let again = async {
+                if all_good { std::future::pending().await } else { tokio::time::sleep(LOOK_AGAIN).await }
+            };
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = again => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn set(&self, index: usize, new: CameraHealth) {
+        let mut health = self.health.lock().expect("never poisoned: nothing panics while holding it");
+        if health[index] != new {
+            if let CameraHealth::Bad(error) = &new {
+                tracing::warn!(camera = %self.list[index].name, %error, "camera");
+            }
+            health[index] = new;
+            self.changed.notify_one();
+        }
+    }
+}
+
+/// TCP to a camera. The error names the address and what to check.
+pub async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    let peer = crate::config::authority(host, port);
+    match timeout(CONNECT_DEADLINE, TcpStream::connect((host, port))).await {
+        Ok(Ok(tcp)) => {
+            // Failure costs latency, not function.
+            let _ = tcp.set_nodelay(true);
+            Ok(tcp)
+        }
+        Ok(Err(error)) => {
+            Err(format!("Camera not reached at {peer}: {error}; check that it has power and this address"))
+        }
+        Err(_) => Err(format!(
+            "Camera not reached at {peer}: no answer within {} s; check that it has power and this address",
+            CONNECT_DEADLINE.as_secs()
+        )),
+    }
+}
+
+/// Asks a camera for its stream's description, with its user and password.
+pub async fn look(camera: &Camera) -> CameraHealth {
+    let peer = camera.rtsp_authority();
+    let found = match timeout(LOOK_DEADLINE, describe(camera)).await {
+        Err(_) => Err(format!("Camera at {peer} does not answer RTSP; check the address")),
+        Ok(found) => found,
+    };
+    found.map_or_else(CameraHealth::Bad, |()| CameraHealth::Good)
+}
+
+async fn describe(camera: &Camera) -> Result<(), String> {
+    let peer = camera.rtsp_authority();
+    let mut tcp = connect(&camera.host, camera.port).await?;
+    let broken = |error: io::Error| format!("Camera at {peer} does not speak RTSP: {error}; check the port");
+    // Basic too: inside the site, to an address that the owner has written down.
+    let mut auth = ClientAuth::new(BasicPolicy::Allow);
+    let uri = camera.rtsp.as_str();
+    for sequence in 1..=3 {
+        let authorization = auth
+            .authorize("DESCRIBE", uri, &camera.credentials)
+            .map_err(|error| format!("Camera at {peer}: {error}"))?
+            .map_or(String::new(), |value| format!("Authorization: {value}\r\n"));
+        let request = format!(
+            "DESCRIBE {uri} RTSP/1.0\r\nCSeq: {sequence}\r\nAccept: application/sdp\r\n\
+             User-Agent: homing-agent\r\n{authorization}\r\n"
+        );
+        tcp.write_all(request.as_bytes()).await.map_err(broken)?;
+        let answer = read_answer(&mut tcp).await.map_err(broken)?;
+        match answer.status {
+            200..=299 => return Ok(()),
+            401 => match auth.handle_challenge(answer.challenges.iter().map(String::as_str)) {
+                Ok(()) => {}
+                Err(ClientError::WrongCredentials) => {
+                    return Err(format!(
+                        "Camera at {peer} refuses the user or password in the agent's configuration"
+                    ));
+                }
+                Err(error) => return Err(format!("Camera at {peer}: {error}")),
+            },
+            404 => {
+                return Err(format!("Camera at {peer} has no stream {}; check the path", camera.rtsp.path()));
+            }
+            status => return Err(format!("Camera at {peer} answers DESCRIBE with {status}")),
+        }
+    }
+    Err(format!("Camera at {peer} asks for the password again and again"))
+}
+
+struct Answer {
+    status: u16,
+    challenges: Vec<String>,
+}
+
+/// Reads the head of an RTSP answer, and skips its body.
+async fn read_answer(tcp: &mut TcpStream) -> io::Result<Answer> {
+    let mut bytes = BytesMut::with_capacity(1024);
+    let end = loop {
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end;
+        }
+        if bytes.len() >= ANSWER_MAX {
+            return Err(io::Error::other("an endless head"));
+        }
+        if tcp.read_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    };
+    let (answer, length) = parse_head(&bytes[..end]).ok_or_else(|| io::Error::other("not an RTSP answer"))?;
+    let mut left = (end + 4 + length).saturating_sub(bytes.len());
+    let mut scratch = [0; 1024];
+    while left > 0 {
+        let part = left.min(scratch.len());
+        left -= tcp.read_exact(&mut scratch[..part]).await?;
+    }
+    Ok(answer)
+}
+
+/// The status, the challenges and the length of the body.
+fn parse_head(head: &[u8]) -> Option<(Answer, usize)> {
+    let head = String::from_utf8_lossy(head);
+    let mut lines = head.split("\r\n");
+    let mut status_line = lines.next()?.splitn(3, ' ');
+    if !status_line.next()?.starts_with("RTSP/1.") {
+        return None;
+    }
+    let status = status_line.next()?.parse().ok()?;
+    let (mut challenges, mut length) = (Vec::new(), 0);
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        if name.eq_ignore_ascii_case("WWW-Authenticate") {
+            challenges.push(value.trim().to_owned());
+        } else if name.eq_ignore_ascii_case("Content-Length") {
+            length = value.trim().parse().ok().filter(|length| *length <= ANSWER_MAX)?;
+        }
+    }
+    Some((Answer { status, challenges }, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{CameraConfig, Config};
+    use homing_protocol::digest::{DigestGuard, Refusal};
+    use proptest::prelude::*;
+    use tokio::net::TcpListener;
+
+    fn camera(port: u16, password: &str) -> Camera {
+        let rtsp = format!("rtsp://root:{password}@127.0.0.1:{port}/stream").as_str().into();
+        let config =
+            Config { cameras: vec![CameraConfig { rtsp, ..CameraConfig::default() }], ..Config::default() };
+        config.validate().unwrap().cameras.remove(0)
+    }
+
+    /// A camera that wants Digest, with a body behind its 401 as some have.
+    async fn camera_with_password(listener: TcpListener) {
+        let guard = DigestGuard::new("camera", [1; 32]);
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let mut bytes = BytesMut::new();
+            while tcp.read_buf(&mut bytes).await.is_ok_and(|count| count > 0) {
+                let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+                let head = String::from_utf8(bytes.split_to(end + 4).to_vec()).unwrap();
+                let field = |name: &str| {
+                    head.lines().find_map(|line| line.strip_prefix(name).map(|value| value.trim().to_owned()))
+                };
+                let uri = head.split(' ').nth(1).unwrap();
+                let passwords = |user: &str| (user == "root").then(|| "sesame".into());
+                let checked =
+                    guard.check("DESCRIBE", uri, field("Authorization:").as_deref(), passwords, 1000);
+                let answer = match checked {
+                    Ok(_) => "RTSP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nv=0\n".to_owned(),
+                    Err(Refusal::Missing | Refusal::Wrong) => {
+                        let challenges: String = guard
+                            .challenges(1000, false)
+                            .iter()
+                            .map(|challenge| format!("WWW-Authenticate: {challenge}\r\n"))
+                            .collect();
+                        format!("RTSP/1.0 401 Unauthorized\r\n{challenges}Content-Length: 2\r\n\r\nno")
+                    }
+                    Err(other) => panic!("{other}"),
+                };
+                if tcp.write_all(answer.as_bytes()).await.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_installer_is_told_whether_the_camera_answers_and_takes_the_password() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::select! {
+            () = camera_with_password(listener) => unreachable!("it serves for ever"),
+            () = async {
+                assert_eq!(look(&camera(port, "sesame")).await, CameraHealth::Good);
+                let CameraHealth::Bad(error) = look(&camera(port, "wrong")).await else { panic!() };
+                assert!(error.contains("refuses the user or password"), "{error}");
+            } => {}
+        }
+        let CameraHealth::Bad(error) = look(&camera(port, "sesame")).await else { panic!() };
+        assert!(error.starts_with(&format!("Camera not reached at 127.0.0.1:{port}: ")), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_answers_are_read_or_refused(head in "(RTSP/1.0 [0-9]{0,5} ?)?[ -~\\r\\n]{0,200}") {
+            if let Some((_, length)) = parse_head(head.as_bytes()) {
+                prop_assert!(length <= ANSWER_MAX);
+            }
+        }
+    }
+}

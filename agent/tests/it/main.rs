@@ -1,0 +1,7 @@
+//! The agent as a whole, in process: against a dispatcher and tunnel servers played on the other end of
+//! `homing-uplink`, and against small cameras.
+
+mod camera;
+mod flow;
+mod page;
+mod world;
