@@ -59,7 +59,7 @@ fn rtsp_is_spliced_and_closes_with_either_end() {
         let (mut at_camera, first) = next_stream(&camera).await;
         assert_eq!(first, b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n");
         // More than every buffer and window on the way.
-        let video: Vec<u8> = (0..3_000_000_u32).map(|n| (n * 7 >> 3) as u8).collect();
+        let video: Vec<u8> = (0..3_000_000_u32).map(|n| ((n * 7) >> 3) as u8).collect();
         let sent = video.clone();
         let sending = tokio::task::spawn_local(async move {
             at_camera.write_all(&sent).await.unwrap();
