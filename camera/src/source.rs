@@ -319,7 +319,7 @@ struct Production<'a> {
     last_wanted_us: i64,
 }
 
-/// Wall-clock time that does not jump while the thread runs, whatever happens to the machine's clock.
+/// Wall-clock time that runs evenly, whatever small steps the machine's clock makes.
 struct Clock {
     start: Instant,
     start_us: i64,
@@ -334,6 +334,21 @@ impl Clock {
     fn now_us(&self) -> i64 {
         self.start_us + self.start.elapsed().as_micros() as i64
     }
+
+    /// Goes along where the machine's clock is far ahead, such as after the machine slept. Never goes
+    /// back: no frame number comes twice.
+    fn follow(&mut self) {
+        let machine = Clock::new();
+        if machine.start_us - self.now_us() > MAX_LATE_US {
+            *self = machine;
+        }
+    }
+}
+
+/// The first sample of the packet of sound that is being heard at a time.
+fn first_sample_at(unix_us: i64) -> u64 {
+    let samples = (unix_us - EPOCH_MS * 1000).max(0) as u64 * audio::RATE_HZ / 1_000_000;
+    samples / audio::PACKET_SAMPLES * audio::PACKET_SAMPLES
 }
 
 /// When a sample of sound is due, in microseconds of Unix time.
@@ -346,7 +361,6 @@ impl<'a> Production<'a> {
         let settings = &shared.settings;
         let (clock, timing) = (Clock::new(), Timing { fps: settings.fps });
         let now_us = clock.now_us();
-        let samples = (now_us - EPOCH_MS * 1000).max(0) as u64 * audio::RATE_HZ / 1_000_000;
         Production {
             shared,
             timing,
@@ -354,7 +368,7 @@ impl<'a> Production<'a> {
             video: Packetizer::new(VIDEO_PAYLOAD_TYPE, shared.ssrc.0, rand::random(), MAX_PAYLOAD_BYTES),
             audio_sequence: rand::random(),
             next_frame: timing.frame_at(now_us) + 1,
-            next_sample: samples / audio::PACKET_SAMPLES * audio::PACKET_SAMPLES,
+            next_sample: first_sample_at(now_us),
             is_first: true,
             last_wanted_us: i64::MIN,
             clock,
@@ -372,6 +386,7 @@ impl<'a> Production<'a> {
             }
         };
         while self.sleep_until_due() {
+            self.leave_out_what_is_too_late();
             // A packet of sound is due when its last sample is.
             let sound_us = sample_due_us(self.next_sample + audio::PACKET_SAMPLES);
             if settings.audio && sound_us <= self.timing.due_us(self.next_frame) {
@@ -404,14 +419,19 @@ impl<'a> Production<'a> {
         }
     }
 
-    fn send_picture(&mut self, encoder: &mut Encoder) -> anyhow::Result<()> {
+    fn leave_out_what_is_too_late(&mut self) {
+        self.clock.follow();
         let now_us = self.clock.now_us();
         if now_us - self.timing.due_us(self.next_frame) > MAX_LATE_US {
             let frame = self.timing.frame_at(now_us);
             let camera = &self.shared.settings.name;
             tracing::warn!(camera, left_out = frame - self.next_frame, "too slow: frames left out");
             self.next_frame = frame;
+            self.next_sample = first_sample_at(now_us);
         }
+    }
+
+    fn send_picture(&mut self, encoder: &mut Encoder) -> anyhow::Result<()> {
         let frame = self.next_frame;
         self.next_frame = frame.wrapping_add(1);
         let taken_us = self.timing.due_us(frame);

@@ -33,11 +33,13 @@ fn cost_of_a_hundred_cameras_of_one_source() {
         running
     });
     let connections: Vec<_> = viewers.block_on(async {
-        let mut connections = Vec::new();
-        for camera in &running {
-            connections.push(Viewer::play(camera).await.0.into_stream());
-        }
-        connections
+        // All at once: each is given its key frame, the same one, within a second.
+        let starts = running.iter().map(Viewer::play);
+        futures_util::future::join_all(starts)
+            .await
+            .into_iter()
+            .map(|(viewer, _)| viewer.into_stream())
+            .collect()
     });
     let received = viewers.block_on(async {
         let mut readers = tokio::task::JoinSet::new();
@@ -47,6 +49,7 @@ fn cost_of_a_hundred_cameras_of_one_source() {
             readers.spawn(async move {
                 let (mut buffer, mut bytes) = (vec![0; 65_536], 0usize);
                 while let Ok(Ok(read)) = tokio::time::timeout_at(end.into(), tcp.read(&mut buffer)).await {
+                    assert!(read > 0, "a camera has cut its viewer");
                     bytes += read;
                 }
                 bytes

@@ -99,6 +99,38 @@ async fn gstreamer_plays_it_too() {
     camera.finish().await;
 }
 
+/// Goal: a page reads the same number from a canvas, whatever its size.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_reads_the_number_from_a_canvas() {
+    let camera = Running::start(config("for a browser")).await;
+    let folder = tempfile::tempdir().unwrap();
+    for (width, height) in [(640, 360), (417, 235), (1280, 720)] {
+        let file = folder.path().join("canvas.rgba");
+        let arguments = words(&format!(
+            "-v error -y -rtsp_transport tcp -i {} -frames:v 1 -vf scale={width}:{height} \
+             -f rawvideo -pix_fmt rgba {}",
+            camera.url_with("sesame"),
+            file.display(),
+        ));
+        let output = run("ffmpeg", "ffmpeg", arguments).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let script = format!(
+            "import {{ readStrip }} from '{}/src/strip.mjs';
+             import {{ readFileSync }} from 'node:fs';
+             const image = {{ data: readFileSync('{}'), width: {width}, height: {height} }};
+             const blank = {{ ...image, data: new Uint8Array(image.data.length) }};
+             console.log(readStrip(image), readStrip(blank));",
+            env!("CARGO_MANIFEST_DIR"),
+            file.display(),
+        );
+        let output = run("nodejs", "node", vec!["--input-type=module".into(), "-e".into(), script]).await;
+        let sent = *camera.handle.sessions().last().unwrap().frames[0].start();
+        let read = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(read.trim(), format!("{sent} null"), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    camera.finish().await;
+}
+
 /// The frame numbers of pictures in grey, one after the other.
 fn frame_numbers(grey: &[u8], width: usize, height: usize) -> Vec<u32> {
     let pictures = grey.chunks_exact(width * height);
