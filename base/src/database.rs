@@ -5,7 +5,7 @@ use sqlx::{
     SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use std::{path::Path, time::Duration};
+use std::{os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
 
 /// SQLite has one writer anyway; a few connections let readers go on beside it.
 const CONNECTIONS: u32 = 4;
@@ -21,9 +21,15 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the file cannot be opened, a script fails, or the file was written by a newer version.
 pub async fn open(path: &Path, migrations: &[&str]) -> anyhow::Result<SqlitePool> {
+    // SQLite gives its log the same mode as the file.
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot open the database {}", path.display()))?;
     let options = SqliteConnectOptions::new()
         .filename(path)
-        .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         // Registrations, claims and the index hang on commits that survive a power loss.
         .synchronous(SqliteSynchronous::Full)
@@ -61,6 +67,7 @@ async fn migrate(pool: &SqlitePool, migrations: &[&str]) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[tokio::test]
     async fn migrations_run_once_and_a_newer_file_is_refused() {
@@ -69,6 +76,10 @@ mod tests {
         let first = "CREATE TABLE device (serial TEXT PRIMARY KEY);";
         let second = "ALTER TABLE device ADD COLUMN name TEXT;";
         let pool = open(&path, &[first]).await.unwrap();
+        for file in std::fs::read_dir(folder.path()).unwrap() {
+            let mode = file.unwrap().metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "nobody else reads it");
+        }
         sqlx::query("INSERT INTO device (serial) VALUES ($1)").bind("A").execute(&pool).await.unwrap();
         pool.close().await;
 

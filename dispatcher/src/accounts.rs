@@ -3,7 +3,7 @@
 //! The functions are for the command line and work on the database while the dispatcher runs. [`Gate`] is
 //! what every API request passes.
 //!
-//! Invariant: a password is verified with argon2id once in a while, not at every poll; what is remembered
+//! Invariant: a password is verified with argon2id once, not at every poll; what is remembered
 //! in between is a keyed hash of user, password and the stored hash together, so that a changed password or
 //! a disabled account counts at once.
 
@@ -17,17 +17,21 @@ use homing_protocol::{Secret, secret::Credentials};
 use sqlx::SqlitePool;
 use std::{
     collections::HashMap,
+    fmt,
     net::IpAddr,
     path::Path,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 
 /// Characters of a password that is made here, 5.8 bits each.
 const PASSWORD_LENGTH: usize = 24;
 
-/// How long a verified log-in is remembered.
+/// How long a verified log-in is remembered after its last use.
 const REMEMBERED_FOR: Duration = Duration::from_secs(300);
 
 /// Verified log-ins remembered at once; when full all are forgotten, which costs one argon2id each.
@@ -35,6 +39,10 @@ const REMEMBERED: usize = 4096;
 
 /// Passwords being verified at once: each takes 19 MiB and tens of milliseconds of a core.
 const VERIFICATIONS: usize = 2;
+
+/// How long a log-in may wait for its turn to be verified. Whoever sprays wrong names makes others wait
+/// this long at most; who is remembered does not wait at all.
+const VERIFICATION_WAIT: Duration = Duration::from_secs(3);
 
 /// One account, as `list` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,11 +55,19 @@ pub struct Account {
     pub registrations: u32,
 }
 
+/// A line of the list: name, devices, and whether it is disabled.
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let disabled = if self.disabled { "  disabled" } else { "" };
+        write!(f, "{:<24} {:>6} registered{disabled}", self.name, self.registrations)
+    }
+}
+
 /// Makes an account; gives its password back, which is stored nowhere in clear.
 ///
 /// # Errors
 /// When the name is taken or unusable, or the data folder cannot be used.
-pub async fn create_account(data: &Path, name: &str) -> anyhow::Result<Secret> {
+pub async fn create(data: &Path, name: &str) -> anyhow::Result<Secret> {
     let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
     ensure!(
         (1..=64).contains(&name.len()) && name.chars().all(usable),
@@ -81,7 +97,7 @@ pub async fn set_password(data: &Path, name: &str) -> anyhow::Result<Secret> {
     Ok(secret)
 }
 
-/// Refuses an account from now on; its devices stay claimed.
+/// Refuses an account from now on; its devices stay claimed, and are not sent to it.
 ///
 /// # Errors
 /// When there is no such account.
@@ -175,7 +191,9 @@ impl Gate {
         if !wait.is_zero() {
             return Err(Refused::Later(wait));
         }
-        let permit = self.verifications.acquire().await.expect("never closed");
+        let Ok(permit) = timeout(VERIFICATION_WAIT, self.verifications.acquire()).await else {
+            return Err(Refused::Later(VERIFICATION_WAIT));
+        };
         let right = password::verify(credentials.password.clone(), stored).await;
         drop(permit);
         match id {
@@ -203,8 +221,12 @@ impl Gate {
     }
 
     fn is_remembered(&self, digest: &[u8; 32]) -> bool {
-        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.get(digest).is_some_and(|since| since.elapsed() < REMEMBERED_FOR)
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(used) = remembered.get_mut(digest).filter(|used| used.elapsed() < REMEMBERED_FOR) else {
+            return false;
+        };
+        *used = Instant::now();
+        true
     }
 
     fn remember(&self, digest: [u8; 32]) {
@@ -226,9 +248,9 @@ mod tests {
     async fn an_account_passes_with_its_password_until_that_is_changed_or_the_account_disabled() {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path();
-        let first = create_account(data, "shop").await.unwrap();
-        assert!(create_account(data, "shop").await.unwrap_err().to_string().contains("already"));
-        create_account(data, "a:b").await.unwrap_err();
+        let first = create(data, "shop").await.unwrap();
+        assert!(create(data, "shop").await.unwrap_err().to_string().contains("already"));
+        create(data, "a:b").await.unwrap_err();
         let gate = Gate::new(store::open_database(data).await.unwrap());
         let pass = async |password: &Secret| {
             gate.pass(PEER, &Credentials::new("shop", password.clone())).await.map_err(|_| ())
@@ -252,7 +274,7 @@ mod tests {
     #[tokio::test]
     async fn guessing_is_slowed_and_does_not_lock_out_who_is_remembered() {
         let folder = tempfile::tempdir().unwrap();
-        let password = create_account(folder.path(), "shop").await.unwrap();
+        let password = create(folder.path(), "shop").await.unwrap();
         let gate = Gate::new(store::open_database(folder.path()).await.unwrap());
         let right = Credentials::new("shop", password);
         gate.pass(PEER, &right).await.unwrap();

@@ -20,14 +20,19 @@ use homing_base::{
     throttle::{Throttle, Tolerance},
 };
 use homing_protocol::{
-    SerialNumber, Step,
+    Oak, Secret, SerialNumber, Step,
     api::{
         Problem,
         dispatcher::{Changes, NewRegistration, Registration, RegistrationState},
     },
 };
 use serde::Deserialize;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::time::{Instant, timeout};
 
 /// A registration with its trust anchor; nobody needs more.
@@ -39,13 +44,12 @@ const DISPATCH_WAIT: Duration = Duration::from_secs(8);
 /// The longest that an answer about changes is held back.
 const CHANGES_WAIT_S: u64 = 60;
 
-/// Wrong OAKs for one serial number from one account: typing errors are free, guessing is hopeless.
-const GUESSES_PER_DEVICE: Tolerance =
+/// Different OAKs for one serial number from one account: typing errors are free, guessing is hopeless.
+const OAKS_PER_DEVICE: Tolerance =
     Tolerance { free: 5, first: Duration::from_secs(10), longest: Duration::from_secs(3600) };
 
-/// Wrong OAKs from one account altogether.
-const GUESSES_PER_ACCOUNT: Tolerance =
-    Tolerance { free: 50, first: Duration::from_secs(1), longest: Duration::from_secs(60) };
+/// Last OAKs remembered at once, 70 bytes each; when full all are forgotten, and cost a try again.
+const OAKS_REMEMBERED: usize = 10_000;
 
 /// What the handlers share.
 pub(crate) struct Api {
@@ -54,22 +58,13 @@ pub(crate) struct Api {
     pub gate: Gate,
     pub metrics: Metrics,
     pub registration_limit: u32,
-    by_device: Throttle<(AccountId, SerialNumber)>,
-    by_account: Throttle<AccountId>,
+    guesses: Guesses,
 }
 
 impl Api {
     pub fn new(store: Arc<Store>, devices: Arc<Devices>, metrics: Metrics, registration_limit: u32) -> Self {
         let gate = Gate::new(store.pool().clone());
-        Api {
-            store,
-            devices,
-            gate,
-            metrics,
-            registration_limit,
-            by_device: Throttle::new(GUESSES_PER_DEVICE),
-            by_account: Throttle::new(GUESSES_PER_ACCOUNT),
-        }
+        Api { store, devices, gate, metrics, registration_limit, guesses: Guesses::new() }
     }
 
     pub fn router(self: Arc<Self>) -> Router {
@@ -121,10 +116,8 @@ async fn register(
 ) -> Result<Json<Registration>, Response> {
     let serial = parse_serial(&serial).map_err(Failure::into_response)?;
     let new = parse_registration(&body).map_err(Failure::into_response)?;
-    let (now, device) = (Instant::now(), (account, serial));
-    let wait = api.by_device.wait(&device, now).max(api.by_account.wait(&account, now));
-    if !wait.is_zero() {
-        return Err(later(wait, "too many wrong OAKs"));
+    if let Err(wait) = api.guesses.admit(account, serial, &new.oak) {
+        return Err(later(wait, "too many different OAKs for this device"));
     }
     let generation = match api.store.put(account, serial, &new, api.registration_limit).await {
         Ok(generation) => generation,
@@ -133,13 +126,8 @@ async fn register(
     tracing::info!(%serial, step = %Step::Relay, "registration taken");
     api.devices.room.wake(serial);
     let registration = api.settled(account, serial, generation).await.map_err(Failure::into_response)?;
-    match registration.problem.as_ref().map(|problem| problem.code.as_str()) {
-        Some("wrong-oak") => {
-            api.by_device.handle_wrong(&device, Instant::now());
-            api.by_account.handle_wrong(&account, Instant::now());
-        }
-        _ if registration.state == RegistrationState::Dispatched => api.by_device.handle_right(&device),
-        _ => {}
+    if registration.state == RegistrationState::Dispatched {
+        api.guesses.handle_right(account, serial);
     }
     Ok(Json(registration))
 }
@@ -228,6 +216,57 @@ async fn changes(
             () = deadline.as_mut() => return Ok(Json(changes)),
             () = api.devices.stop.cancelled() => return Ok(Json(changes)),
         }
+    }
+}
+
+/// Keeps an account from guessing the OAK of a device that waits.
+///
+/// Counted is what is registered, not what came of it: whoever hangs up before the answer would not be
+/// counted otherwise, and a stranger's failures would be.
+struct Guesses {
+    /// Random, for this process alone.
+    key: [u8; 32],
+    /// Keyed hash of the last OAK.
+    last: Mutex<HashMap<(AccountId, SerialNumber), [u8; 32]>>,
+    throttle: Throttle<(AccountId, SerialNumber)>,
+}
+
+impl Guesses {
+    fn new() -> Self {
+        let mut key = [0; 32];
+        rand::Rng::fill(&mut rand::rng(), &mut key);
+        Guesses { key, last: Mutex::default(), throttle: Throttle::new(OAKS_PER_DEVICE) }
+    }
+
+    /// Counts an OAK that differs from the last one; the time to wait if there were too many.
+    fn admit(&self, account: AccountId, serial: SerialNumber, oak: &Oak) -> Result<(), Duration> {
+        let (device, digest) = ((account, serial), self.digest(oak));
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.get(&device) == Some(&digest) {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let wait = self.throttle.wait(&device, now);
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        self.throttle.handle_wrong(&device, now);
+        if last.len() >= OAKS_REMEMBERED {
+            last.clear();
+        }
+        last.insert(device, digest);
+        Ok(())
+    }
+
+    /// The device proved that it knows this one.
+    fn handle_right(&self, account: AccountId, serial: SerialNumber) {
+        self.throttle.handle_right(&(account, serial));
+    }
+
+    fn digest(&self, oak: &Oak) -> [u8; 32] {
+        use hmac::{Hmac, Mac};
+        let mac = Hmac::<sha2::Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
+        mac.chain_update(Secret::new(oak.label()).expose()).finalize().into_bytes().into()
     }
 }
 

@@ -1,14 +1,14 @@
 //! The `[dispatcher]` table of the configuration file; `dispatcher.toml` is its reference.
 
 use anyhow::ensure;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::PathBuf};
 
 /// The reference file: every key with its default and what it does.
 pub const REFERENCE: &str = include_str!("../dispatcher.toml");
 
 /// How a dispatcher is set up. Every key's meaning is in [`REFERENCE`].
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where devices dial in.

@@ -33,13 +33,20 @@ use std::{
 };
 use tokio::{net::TcpStream, sync::Notify, time::Instant};
 
-/// Keys that may claim one serial number at a time. When there are more, one that has failed gives way,
-/// else the oldest: the newest may be the true one.
+/// Keys that may claim one serial number at a time, in all and from one site. When there are more,
+/// [`gives_way`] says who leaves; it may come again.
 const SEATS_PER_SERIAL: usize = 16;
+const SEATS_PER_SITE: usize = 4;
 
-/// Wrong proofs from one address: mistyped OAKs of a whole site are free, guessing is not.
-const WRONG_OAKS: Tolerance =
+/// Tries from one site that ended without a proof: mistyped OAKs of a whole site are free, guessing is not,
+/// nor is making the dispatcher work.
+const WITHOUT_PROOF: Tolerance =
     Tolerance { free: 20, first: Duration::from_secs(1), longest: Duration::from_secs(30) };
+
+/// Tries of one key for one registration that were refused. A device that comes back again and again
+/// must not be logged in to with the same wrong password until it locks its user out.
+const REFUSED: Tolerance =
+    Tolerance { free: 2, first: Duration::from_secs(60), longest: Duration::from_secs(3600) };
 
 /// A dispatcher asks little of a device: small windows, few streams.
 const SETTINGS: UplinkSettings = UplinkSettings {
@@ -68,6 +75,11 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
+    /// Where it comes from; behind NAT, its router.
+    pub fn address(&self) -> IpAddr {
+        self.peer.ip().to_canonical()
+    }
+
     fn has_tried(&self, generation: Generation) -> bool {
         self.tried.load(Ordering::Acquire) >= generation.0
     }
@@ -88,12 +100,18 @@ pub(crate) struct Devices {
 pub(crate) struct Room {
     seats: Mutex<HashMap<SerialNumber, Vec<Arc<Seat>>>>,
     addresses: Mutex<HashMap<IpAddr, usize>>,
-    wrong_oaks: Throttle<IpAddr>,
+    without_proof: Throttle<IpAddr>,
+    refused: Throttle<(Fingerprint, Generation)>,
 }
 
 impl Room {
     pub fn new() -> Self {
-        Room { seats: Mutex::default(), addresses: Mutex::default(), wrong_oaks: Throttle::new(WRONG_OAKS) }
+        Room {
+            seats: Mutex::default(),
+            addresses: Mutex::default(),
+            without_proof: Throttle::new(WITHOUT_PROOF),
+            refused: Throttle::new(REFUSED),
+        }
     }
 
     /// A registration has come or gone.
@@ -114,10 +132,11 @@ impl Room {
             let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
             let row = seats.entry(seat.serial).or_default();
             leaves.extend(row.extract_if(.., |other| other.fingerprint == seat.fingerprint));
-            if row.len() >= SEATS_PER_SERIAL {
-                let failed = row.iter().position(|other| other.tried.load(Ordering::Acquire) > 0);
-                leaves.push(row.remove(failed.unwrap_or(0)));
-            }
+            let others: Vec<_> = row
+                .iter()
+                .map(|other| (site(other.address()), other.tried.load(Ordering::Acquire) > 0))
+                .collect();
+            leaves.extend(gives_way(&others, site(seat.address())).map(|leaving| row.remove(leaving)));
             row.push(seat);
         }
         for seat in leaves {
@@ -164,6 +183,24 @@ impl Drop for Admission<'_> {
             }
         }
     }
+}
+
+/// Which of those who claim a serial number (their site, and whether they have failed already; oldest
+/// first) leaves for a newcomer, if one has to.
+///
+/// A stranger with many keys pushes out his own: those of the newcomer's site if that has its share, else
+/// those of the site that has most. Who has failed goes first.
+fn gives_way(others: &[(IpAddr, bool)], newcomer: IpAddr) -> Option<usize> {
+    let seats_of = |site: IpAddr| others.iter().filter(|(other, _)| *other == site).count();
+    let crowded = if seats_of(newcomer) >= SEATS_PER_SITE {
+        newcomer
+    } else if others.len() >= SEATS_PER_SERIAL {
+        others.iter().map(|(site, _)| *site).max_by_key(|site| seats_of(*site))?
+    } else {
+        return None;
+    };
+    let failed = others.iter().position(|other| *other == (crowded, true));
+    failed.or_else(|| others.iter().position(|(site, _)| *site == crowded))
 }
 
 /// What one subscriber has: an IPv4 address, or an IPv6 /64.
@@ -279,7 +316,9 @@ impl Devices {
             // Another connection is being dispatched, and wakes this one when that has ended.
             State::Dispatching => return Ok(()),
             State::Waiting | State::Refused | State::Returned if job.secrets.is_some() => {
-                self.attempt(seat, &job).await?;
+                if self.attempt(seat, &job).await? == Tried::No {
+                    return Ok(());
+                }
             }
             State::Dispatched if arriving => {
                 let returned = Entered {
@@ -300,31 +339,43 @@ impl Devices {
     }
 
     /// Step 5, and what came of it.
-    async fn attempt(&self, seat: &Seat, job: &Job) -> anyhow::Result<()> {
-        let Some(secrets) = &job.secrets else { return Ok(()) };
+    async fn attempt(&self, seat: &Seat, job: &Job) -> anyhow::Result<Tried> {
+        let Some(secrets) = &job.secrets else { return Ok(Tried::No) };
         let (serial, peer, step) = (job.serial, seat.peer, Step::Dispatch);
-        let wait = self.room.wrong_oaks.wait(&site(peer.ip()), Instant::now());
+        let (from, key) = (site(seat.address()), (seat.fingerprint, job.generation));
+        let now = Instant::now();
+        let wait = self.room.without_proof.wait(&from, now).max(self.room.refused.wait(&key, now));
         if !wait.is_zero() {
+            self.metrics.postponed();
+            tracing::info!(%serial, %peer, %step, wait_s = wait.as_secs(), "device has failed too often, and waits");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                _ = seat.uplink.closed() => return Ok(()),
+                // The registration may be another one by now: look again.
+                () = seat.wake.notified() => {
+                    seat.wake.notify_one();
+                    return Ok(Tried::No);
+                }
+                _ = seat.uplink.closed() => return Ok(Tried::No),
             }
         }
         let mut attempt = Attempt { store: &self.store, device: seat, job, secrets, begun: false };
         let error = match Box::pin(attempt.dispatch()).await {
             Ok(()) => {
                 self.metrics.dispatched("ok");
-                self.room.wrong_oaks.handle_right(&site(peer.ip()));
+                self.room.without_proof.handle_right(&from);
                 tracing::info!(%serial, %peer, %step, "device dispatched");
-                return Ok(());
+                return Ok(Tried::Yes);
             }
             Err(error) => error,
         };
         let code = error.code();
         self.metrics.dispatched(code);
         tracing::warn!(%serial, %peer, %step, code, %error, "device not dispatched");
-        if code == "wrong-oak" {
-            self.room.wrong_oaks.handle_wrong(&site(peer.ip()), Instant::now());
+        if !attempt.begun {
+            self.room.without_proof.handle_wrong(&from, Instant::now());
+        }
+        if !error.is_passing() {
+            self.room.refused.handle_wrong(&key, Instant::now());
         }
         let state = if error.is_passing() { State::Waiting } else { State::Refused };
         let failed =
@@ -339,8 +390,15 @@ impl Devices {
             // It comes back by itself, at its own intervals, and is tried then.
             seat.uplink.close(EndReason::Closed(format!("dispatch failed: {code}")));
         }
-        Ok(())
+        Ok(Tried::Yes)
     }
+}
+
+/// Whether an attempt was made.
+#[derive(PartialEq)]
+enum Tried {
+    Yes,
+    No,
 }
 
 fn claimed_serial(arrival: &Arrival) -> Result<(SerialNumber, Fingerprint), String> {
@@ -358,6 +416,25 @@ fn claimed_serial(arrival: &Arrival) -> Result<(SerialNumber, Fingerprint), Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn step_4_a_crowd_pushes_out_its_own() {
+        let site = |number| IpAddr::from([192, 0, 2, number]);
+        assert_eq!(gives_way(&[], site(1)), None);
+        let mut row = vec![(site(1), false); SEATS_PER_SITE];
+        assert_eq!(gives_way(&row, site(2)), None);
+        assert_eq!(gives_way(&row, site(1)), Some(0), "the oldest");
+        row[2].1 = true;
+        assert_eq!(gives_way(&row, site(1)), Some(2), "who has failed");
+
+        // The true device, alone at its site, against a crowd from many.
+        let mut row = vec![(site(1), false)];
+        row.extend((0..SEATS_PER_SERIAL as u8 - 1).map(|index| (site(2 + index / 3), false)));
+        for newcomer in 1..9 {
+            let leaves = gives_way(&row, site(newcomer)).unwrap();
+            assert_ne!(leaves, 0, "{newcomer}");
+        }
+    }
 
     #[test]
     fn step_4_one_subscriber_has_one_count_and_it_is_given_back() {

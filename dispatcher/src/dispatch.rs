@@ -19,7 +19,7 @@ use homing_protocol::{
 use homing_uplink::{Fingerprint, Uplink};
 use http::{Request, Response, StatusCode, header};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
-use std::{net::SocketAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 use tokio::{sync::Semaphore, time::timeout};
 
 /// For each exchange with the device.
@@ -28,6 +28,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the tunnel server may take to acknowledge the device's key. A device that arrives there
 /// before its key is refused once and tries again: late is better than never.
 const ACKNOWLEDGE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Characters of a device's own words that are passed on.
+const SHOWN: usize = 200;
 
 /// The longest answer to a challenge.
 const PROOF_LIMIT_BYTES: usize = 1024;
@@ -48,44 +51,44 @@ pub(crate) enum DispatchError {
         "the device {serial} at {peer} does not know the OAK that was registered: check the OAK on its \
          label, and that the serial number is that device's"
     )]
-    WrongOak { serial: SerialNumber, peer: SocketAddr },
+    WrongOak { serial: SerialNumber, peer: IpAddr },
     #[error(
         "the device at {peer} that claims to be {serial} gave no OAK proof ({found}): check that it is a \
          device made for Homing, or behind a site agent"
     )]
-    NoProof { serial: SerialNumber, peer: SocketAddr, found: String },
+    NoProof { serial: SerialNumber, peer: IpAddr, found: String },
     #[error(
         "the device at {peer} says that its serial number is {told}, not {serial}: check the serial number \
          on the label"
     )]
-    WrongSerial { serial: SerialNumber, peer: SocketAddr, told: String },
+    WrongSerial { serial: SerialNumber, peer: IpAddr, told: String },
     #[error(
         "the device {serial} at {peer} does not accept the registered user name and password: check them \
          at the device, and that the user is an administrator"
     )]
-    WrongCredentials { serial: SerialNumber, peer: SocketAddr },
+    WrongCredentials { serial: SerialNumber, peer: IpAddr },
     #[error(
         "the device {serial} at {peer} has no ONVIF {service} service, which dispatch needs: check its \
          firmware, or put a site agent in front of it"
     )]
-    Lacks { serial: SerialNumber, peer: SocketAddr, service: &'static str },
+    Lacks { serial: SerialNumber, peer: IpAddr, service: &'static str },
     #[error(
         "the device {serial} at {peer} does not list the certificate that it connected with: check its \
          firmware"
     )]
-    UnknownKey { serial: SerialNumber, peer: SocketAddr },
+    UnknownKey { serial: SerialNumber, peer: IpAddr },
     #[error("the device {serial} at {peer} refused while {doing}: {answer}")]
-    Refused { serial: SerialNumber, peer: SocketAddr, doing: &'static str, answer: String },
+    Refused { serial: SerialNumber, peer: IpAddr, doing: &'static str, answer: String },
     #[error(
         "the device {serial} at {peer} went away while {doing} ({reason}); it is tried again when it comes back"
     )]
-    Gone { serial: SerialNumber, peer: SocketAddr, doing: &'static str, reason: String },
+    Gone { serial: SerialNumber, peer: IpAddr, doing: &'static str, reason: String },
     #[error(
         "the device {serial} at {peer} did not answer within {} s while {doing}; it is tried again when it \
          comes back",
         ANSWER_DEADLINE.as_secs()
     )]
-    Timeout { serial: SerialNumber, peer: SocketAddr, doing: &'static str },
+    Timeout { serial: SerialNumber, peer: IpAddr, doing: &'static str },
     #[error("the registration was replaced or deleted meanwhile")]
     Withdrawn,
     #[error("{0:#}")]
@@ -154,7 +157,7 @@ impl<'a> Attempt<'a> {
 
     /// 5.1: the device knows the OAK on its label, on this very connection.
     async fn prove_oak(&self) -> Result<(), DispatchError> {
-        let (serial, peer) = (self.job.serial, self.device.peer);
+        let (serial, peer) = (self.job.serial, self.device.address());
         let doing = "proving its OAK";
         let mut random = [0; 32];
         rand::Rng::fill(&mut rand::rng(), &mut random);
@@ -219,10 +222,7 @@ impl<'a> Attempt<'a> {
         let told = information.map_err(|error| self.failed("logging in", error))?.serial_number;
         match told.parse::<SerialNumber>() {
             Ok(parsed) if parsed == serial => Ok(session),
-            _ => {
-                let told = told.chars().filter(|c| !c.is_control()).take(64).collect();
-                Err(DispatchError::WrongSerial { serial, peer: self.device.peer, told })
-            }
+            _ => Err(DispatchError::WrongSerial { serial, peer: self.device.address(), told: shown(&told) }),
         }
     }
 
@@ -254,7 +254,7 @@ impl<'a> Attempt<'a> {
         let path = |namespace, service| match services.find(namespace) {
             Some(found) => Ok(path_of(&found.xaddr).to_owned()),
             None => {
-                let (serial, peer) = (self.job.serial, self.device.peer);
+                let (serial, peer) = (self.job.serial, self.device.address());
                 Err(DispatchError::Lacks { serial, peer, service })
             }
         };
@@ -275,7 +275,7 @@ impl<'a> Attempt<'a> {
         let own = stored.0.into_iter().find(|certificate| {
             Fingerprint::of_certificate(&certificate.content) == Ok(self.device.fingerprint)
         });
-        let (serial, peer) = (self.job.serial, self.device.peer);
+        let (serial, peer) = (self.job.serial, self.device.address());
         own.map(|own| own.certificate_id).ok_or(DispatchError::UnknownKey { serial, peer })
     }
 
@@ -353,22 +353,27 @@ impl<'a> Attempt<'a> {
     }
 
     fn gone(&self, doing: &'static str, reason: String) -> DispatchError {
-        DispatchError::Gone { serial: self.job.serial, peer: self.device.peer, doing, reason }
+        DispatchError::Gone { serial: self.job.serial, peer: self.device.address(), doing, reason }
     }
 
     fn timed_out(&self, doing: &'static str) -> DispatchError {
-        DispatchError::Timeout { serial: self.job.serial, peer: self.device.peer, doing }
+        DispatchError::Timeout { serial: self.job.serial, peer: self.device.address(), doing }
     }
 
     fn failed(&self, doing: &'static str, error: DeviceError<String>) -> DispatchError {
-        let (serial, peer) = (self.job.serial, self.device.peer);
+        let (serial, peer) = (self.job.serial, self.device.address());
         match error {
             DeviceError::Carrier(reason) => self.gone(doing, reason),
             DeviceError::Timeout(_) => self.timed_out(doing),
             DeviceError::WrongCredentials => DispatchError::WrongCredentials { serial, peer },
-            error => DispatchError::Refused { serial, peer, doing, answer: error.to_string() },
+            error => DispatchError::Refused { serial, peer, doing, answer: shown(&error.to_string()) },
         }
     }
+}
+
+/// What a device says, as far as it goes into a message: short, and without line breaks for a log.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(SHOWN).collect()
 }
 
 /// Paths of the services that step 5 calls.

@@ -12,6 +12,7 @@ pub(crate) struct Metrics {
     arrivals: Counter,
     refused: Family<Label, Counter>,
     dispatches: Family<Label, Counter>,
+    postponed: Counter,
     requests: Family<Label, Counter>,
 }
 
@@ -24,6 +25,8 @@ impl Metrics {
             let refused = "Connections of devices refused, by reason";
             registry.register("refused", refused, metrics.refused.clone());
             registry.register("dispatches", "Attempts of step 5, by result", metrics.dispatches.clone());
+            let postponed = "Attempts of step 5 put off because of earlier failures";
+            registry.register("postponed", postponed, metrics.postponed.clone());
             registry.register("api_requests", "API requests, by result", metrics.requests.clone());
         });
         metrics
@@ -44,6 +47,10 @@ impl Metrics {
 
     pub fn dispatched(&self, result: &'static str) {
         self.dispatches.get_or_create(&[("result", result)]).inc();
+    }
+
+    pub fn postponed(&self) {
+        self.postponed.inc();
     }
 
     pub fn request(&self, result: &'static str) {

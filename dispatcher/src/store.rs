@@ -268,11 +268,12 @@ impl Store {
         Ok(Changes { changes, last })
     }
 
-    /// What is registered for a serial number, whoever registered it.
+    /// What is registered for a serial number, whoever registered it; nothing while that account is disabled.
     pub async fn job(&self, serial: SerialNumber) -> anyhow::Result<Option<Job>> {
         type JobRow = (i64, i64, String, String, String, Option<Vec<u8>>);
         let row: Option<JobRow> = sqlx::query_as(
-            "SELECT generation, account, state, servers, trust_anchor, secrets FROM registration WHERE serial = $1",
+            "SELECT generation, account, state, servers, trust_anchor, secrets FROM registration \
+             WHERE serial = $1 AND account IN (SELECT id FROM account WHERE disabled = 0)",
         )
         .bind(serial.to_string())
         .fetch_optional(&self.pool)
@@ -428,7 +429,7 @@ fn from_json<T: DeserializeOwned>(json: &str) -> anyhow::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accounts::create_account;
+    use crate::accounts::create;
 
     const SERIAL: SerialNumber = SerialNumber::new([0x00, 0x40, 0x8C, 0x70, 0x20, 0x09]);
     const OAK: &str = "0A1B-2C3D-4E5F";
@@ -446,7 +447,7 @@ mod tests {
 
     async fn store(data: &Path) -> (Store, AccountId, AccountId) {
         for name in ["a", "b"] {
-            create_account(data, name).await.unwrap();
+            create(data, name).await.unwrap();
         }
         (Store::open(data).await.unwrap(), AccountId(1), AccountId(2))
     }

@@ -245,7 +245,7 @@ async fn step_5_dispatch_a_silent_stranger_does_not_delay_the_device() {
     world.stop().await;
 }
 
-/// Guessing the OAK of a waiting device is slowed down.
+/// Guessing the OAK of a waiting device is slowed down, also for who does not wait for the answer.
 #[tokio::test]
 async fn step_5_dispatch_guessing_an_oak_is_slowed() {
     let folder = tempfile::tempdir().unwrap();
@@ -253,13 +253,66 @@ async fn step_5_dispatch_guessing_an_oak_is_slowed() {
     let world = World::start(folder.path()).await;
     let sts = world.sts("shop", &password);
     let _uplink = world.phone_home(&device(OAK)).await.unwrap();
-    let new = Sts::registration(OTHER_OAK, PASSWORD, &world.trust);
-    for _ in 0..6 {
-        assert_eq!(sts.put(&new).await.unwrap().problem.unwrap().code, "wrong-oak");
+    let guess = |number| {
+        let oak = homing_protocol::Oak::new([number, 0, 0, 0, 0, 0]);
+        Sts::registration(oak, PASSWORD, &world.trust)
+    };
+    for number in 0..6 {
+        assert_eq!(sts.put(&guess(number)).await.unwrap().problem.unwrap().code, "wrong-oak");
     }
-    let (status, code, message) = refusal(sts.put(&new).await);
+    let (status, code, message) = refusal(sts.put(&guess(6)).await);
     assert_eq!((status, code.as_str()), (429, "slow-down"));
-    assert!(message.contains("wrong OAKs"), "{message}");
+    assert!(message.contains("different OAKs"), "{message}");
+    let again = sts.put(&guess(5)).await.unwrap();
+    assert_eq!(again.problem.unwrap().code, "wrong-oak", "the same again is no guess");
+    world.stop().await;
+}
+
+/// A device that is refused and comes back again and again is not logged in to each time: it would lock
+/// its user out. A corrected registration is tried at once.
+#[tokio::test]
+async fn step_5_dispatch_a_refused_device_is_not_tried_at_every_return() {
+    let folder = tempfile::tempdir().unwrap();
+    let password = account(folder.path(), "shop").await;
+    let world = World::start(folder.path()).await;
+    let sts = world.sts("shop", &password);
+    let device = device(OAK);
+    sts.put(&Sts::registration(OAK, "wrong", &world.trust)).await.unwrap();
+    let mut uplinks = Vec::new();
+    for tries in 1..=3 {
+        uplinks.push(world.phone_home(&device).await.unwrap());
+        world.until_metric(&format!(r#"dispatches_total{{result="wrong-credentials"}} {tries}"#)).await;
+    }
+    uplinks.push(world.phone_home(&device).await.unwrap());
+    world.until_metric("postponed_total 1").await;
+
+    let new = Sts::registration(OAK, PASSWORD, &world.trust);
+    let (put, _) = tokio::join!(sts.put(&new), sts.until_state(State::Dispatched));
+    assert_eq!(put.unwrap().state, State::Dispatched);
+    world.stop().await;
+}
+
+/// What a disabled account has registered is not dispatched to it.
+#[tokio::test]
+async fn step_5_dispatch_nothing_is_sent_to_a_disabled_account() {
+    let folder = tempfile::tempdir().unwrap();
+    let password = account(folder.path(), "shop").await;
+    let world = World::start(folder.path()).await;
+    let sts = world.sts("shop", &password);
+    sts.put(&Sts::registration(OAK, PASSWORD, &world.trust)).await.unwrap();
+    homing_dispatcher::accounts::disable(folder.path(), "shop").await.unwrap();
+    let device = device(OAK);
+    let first = world.phone_home(&device).await.unwrap();
+    let _second = world.phone_home(&device).await.unwrap();
+    first.await.unwrap();
+
+    let password = homing_dispatcher::accounts::set_password(folder.path(), "shop").await.unwrap();
+    let sts = world.sts("shop", &password);
+    assert_eq!(sts.get().await.unwrap().state, State::Waiting);
+    assert!(device.uplinks.borrow().is_empty());
+    let new = Sts::registration(OAK, PASSWORD, &world.trust);
+    let (put, _) = tokio::join!(sts.put(&new), sts.until_state(State::Dispatched));
+    assert_eq!(put.unwrap().state, State::Dispatched);
     world.stop().await;
 }
 

@@ -74,6 +74,18 @@ impl World {
         tokio::task::spawn_blocking(move || drop(workers)).await.unwrap();
     }
 
+    /// Waits for a line of the metrics, without `homing_dispatcher_`.
+    pub async fn until_metric(&self, line: &str) {
+        let line = format!("homing_dispatcher_{line}\n");
+        let counting = async {
+            while !self.ops.metrics().contains(&line) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let counted = tokio::time::timeout(DEADLINE, counting).await;
+        counted.unwrap_or_else(|_| panic!("no {line} in {}", self.ops.metrics()));
+    }
+
     /// A tunnel server with this account's password.
     pub fn sts(&self, name: &str, password: &Secret) -> Sts {
         let auth = Auth::Basic(Credentials::new(name, password.clone()));
@@ -96,7 +108,7 @@ pub fn device(oak: Oak) -> Arc<Device> {
 }
 
 pub async fn account(data: &Path, name: &str) -> Secret {
-    accounts::create_account(data, name).await.unwrap()
+    accounts::create(data, name).await.unwrap()
 }
 
 /// What a tunnel server does: relays, and listens for changes.
