@@ -4,7 +4,11 @@ use crate::{
     device::{Device, PASSWORD, Quirks},
     world::*,
 };
-use homing_protocol::{Step, api::dispatcher::RegistrationState as State, onvif};
+use homing_protocol::{
+    Step,
+    api::dispatcher::{Changes, RegistrationState as State},
+    onvif,
+};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -224,6 +228,28 @@ async fn step_5_dispatch_somebody_else_s_key_with_a_known_serial_number_is_not_b
         assert!(uplinks.iter().all(|uplink| !uplink.is_finished()), "both stay");
         world.stop().await;
     }
+}
+
+/// A stranger who comes while the device is being dispatched does not make it look as if it had returned.
+#[tokio::test]
+async fn step_5_dispatch_a_stranger_who_comes_meanwhile_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let password = account(folder.path(), "shop").await;
+    let world = World::start(folder.path()).await;
+    let sts = world.sts("shop", &password);
+    let (stranger, device) = (device(OTHER_OAK), device(OAK));
+    sts.put(&Sts::registration(OAK, PASSWORD, &world.trust)).await.unwrap();
+    let _device = world.phone_home(&device).await.unwrap();
+    // Its key is announced, and nothing acknowledged yet.
+    let announced = async { while sts.get().await.unwrap().fingerprint.is_none() {} };
+    tokio::time::timeout(DEADLINE, announced).await.unwrap();
+    let _stranger = world.phone_home(&stranger).await.unwrap();
+    world.until_metric("devices 2").await;
+    let dispatched = sts.until_state(State::Dispatched).await;
+    let path = format!("/api/v1/changes?after={}&wait_s=1", dispatched.seq);
+    let later: Changes = sts.api.wait(&path, Duration::from_secs(1)).await.unwrap();
+    assert_eq!(later.changes, []);
+    world.stop().await;
 }
 
 /// A silent stranger does not delay the true device either.
