@@ -69,6 +69,19 @@ impl Http {
         self.header("authorization", format!("Basic {both}"))
     }
 
+    /// Signs in at a management server as a browser would; the same client with a new API token.
+    #[must_use]
+    #[track_caller]
+    pub fn sign_in(self, user: &str, password: &str) -> Http {
+        let asked = serde_json::json!({"user": user, "password": password});
+        let answer = self.request("POST", "/api/v1/session", Some(&asked)).and_then(Answer::success).unwrap();
+        let cookie = answer.header("set-cookie").and_then(|cookie| cookie.split(';').next());
+        let cookie = cookie.expect("a cookie").to_owned();
+        let session = self.clone().header("cookie", cookie).header("x-homing-request", "1");
+        let token = session.post("/api/v1/tokens", &serde_json::json!({"name": "test"})).unwrap();
+        self.bearer(token["token"].as_str().expect("a token"))
+    }
+
     /// Sends a request; a body is sent as JSON.
     ///
     /// # Errors

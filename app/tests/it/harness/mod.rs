@@ -124,6 +124,16 @@ pub fn homing_agent() -> PathBuf {
         .clone()
 }
 
+/// Serial number and OAK among the words of a label that an agent has printed.
+pub fn label(printed: &str) -> Option<(String, String)> {
+    let is_hex = |word: &str| word.chars().all(|c| c.is_ascii_hexdigit());
+    let words = || printed.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+    let serial = words().find(|word| word.len() == 12 && is_hex(word))?;
+    let oak = words()
+        .find(|word| word.len() == 14 && word.split('-').all(|part| part.len() == 4 && is_hex(part)))?;
+    Some((serial.to_owned(), oak.to_owned()))
+}
+
 /// The folder of the workspace.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("app/ lies in the workspace")

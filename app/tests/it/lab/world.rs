@@ -5,7 +5,7 @@ use super::{
     camera::{self, Camera},
     topology::{DISPATCHER_PORT, DMZ_EXTERNAL, DMZ_INTERNAL, INTERNAL_PORT, Lab, PUBLIC, TUNNEL_PORT},
 };
-use crate::harness::{Folder, Http, Process, homing, homing_agent, seconds, wait_for};
+use crate::harness::{self, Folder, Http, Process, homing, homing_agent, seconds, wait_for};
 use serde_json::{Value, json};
 use std::{fs, io, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
@@ -92,7 +92,7 @@ impl World {
         );
         let management = central.spawn(&homing, &["management", "--config", &central_config]);
         wait_until_listening(&central, "127.0.0.1:8080");
-        let api = sign_in(&central.http("http://127.0.0.1:8080"), admin_password);
+        let api = central.http("http://127.0.0.1:8080").sign_in("admin", admin_password);
 
         let camera = Camera::start(&site, "127.0.0.1", 8554, true);
         let agent_config = write(
@@ -124,7 +124,7 @@ impl World {
             let status: Value = serde_json::from_str(&world.agent("status")?).map_err(io::Error::other)?;
             let serial = status["serial"].as_str().map(str::to_owned);
             serial.ok_or_else(|| io::Error::other(status.to_string()))?;
-            label_of(&world.agent("label")?).ok_or_else(|| io::Error::other("a label without numbers"))
+            harness::label(&world.agent("label")?).ok_or_else(|| io::Error::other("a label without numbers"))
         });
         world
     }
@@ -210,26 +210,4 @@ fn write(folder: &Folder, name: &str, text: &str) -> String {
 #[track_caller]
 fn wait_until_listening(host: &Host, address: &str) {
     wait_for(&format!("somebody listens at {address}"), START, || host.connect(address).map(drop));
-}
-
-/// Signs in as a browser would, and makes a token for the test.
-#[track_caller]
-fn sign_in(page: &Http, password: &str) -> Http {
-    let asked = json!({"user": "admin", "password": password});
-    let answer = page.request("POST", "/api/v1/session", Some(&asked)).unwrap().success().unwrap();
-    let cookie =
-        answer.header("set-cookie").expect("a cookie").split(';').next().unwrap_or_default().to_owned();
-    let session = page.clone().header("cookie", cookie).header("x-homing-request", "1");
-    let token = session.post("/api/v1/tokens", &json!({"name": "lab"})).unwrap();
-    page.clone().bearer(token["token"].as_str().expect("a token"))
-}
-
-/// Serial number and OAK among the words of a printed label.
-fn label_of(printed: &str) -> Option<(String, String)> {
-    let is_hex = |word: &str| word.chars().all(|c| c.is_ascii_hexdigit());
-    let words = || printed.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
-    let serial = words().find(|word| word.len() == 12 && is_hex(word))?;
-    let oak = words()
-        .find(|word| word.len() == 14 && word.split('-').all(|part| part.len() == 4 && is_hex(part)))?;
-    Some((serial.to_owned(), oak.to_owned()))
 }
