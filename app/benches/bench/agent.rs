@@ -19,7 +19,11 @@ const BAR_RESIDENT_MB: f64 = 12.0;
 /// Measures.
 pub fn run() -> anyhow::Result<Vec<Figure>> {
     let program = root().join("target/agent/homing-agent");
-    ensure!(program.is_file(), "{}: build it first: cargo build --profile agent -p homing-agent", program.display());
+    ensure!(
+        program.is_file(),
+        "{}: build it first: cargo build --profile agent -p homing-agent",
+        program.display()
+    );
     let size = fs::metadata(&program)?.len();
     let resident = block_on(async move {
         let server = tokio::task::spawn_blocking(Server::start).await?;
@@ -45,7 +49,10 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
         fs::set_permissions(&config, fs::Permissions::from_mode(0o600))?;
         stop.spawn(camera.run(stop.clone()));
         let measured = tokio::task::spawn_blocking(move || -> anyhow::Result<u64> {
-            let mut agent = Process::spawn("homing-agent", Command::new(&program).arg("run").arg("--config").arg(&config));
+            let mut agent = Process::spawn(
+                "homing-agent",
+                Command::new(&program).arg("run").arg("--config").arg(&config),
+            );
             let command = |word: &str| Command::new(&program).arg(word).arg("--config").arg(&config).output();
             let status: Value = crate::harness::wait_for("the agent runs", Duration::from_secs(10), || {
                 serde_json::from_slice(&command("status").map_err(|error| error.to_string())?.stdout)

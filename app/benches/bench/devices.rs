@@ -225,7 +225,8 @@ impl World {
             .map_err(anyhow::Error::msg)?;
             let dialer = Dialer::new(self.external.parse()?, Arc::new(tls));
             let dialed = dialer.dial().await?;
-            let (sending, connected, stop) = (self.sending.clone(), self.connected.clone(), self.stop.clone());
+            let (sending, connected, stop) =
+                (self.sending.clone(), self.connected.clone(), self.stop.clone());
             connected.fetch_add(1, Ordering::Relaxed);
             self.stop.spawn(async move {
                 let service = move |incoming| answer(incoming, sending.clone(), number as u64 * 7919);

@@ -20,7 +20,11 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
         let before = world.server.memory_kb();
         world.connect_all().await?;
         tokio::time::sleep(SETTLE).await;
-        ensure!(world.connected() == UPLINKS as usize, "{} of {UPLINKS} uplinks are there", world.connected());
+        ensure!(
+            world.connected() == UPLINKS as usize,
+            "{} of {UPLINKS} uplinks are there",
+            world.connected()
+        );
         let with = world.server.memory_kb();
         world.end().await;
         let each = (with as f64 - before as f64) / f64::from(UPLINKS);

@@ -13,7 +13,7 @@
 //! same run. Results go to `docs/performance.md`; a figure that misses its bar fails the run.
 
 // Helpers that the harness shares with the tests, a program for people at a terminal.
-#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, dead_code)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, dead_code, unused_imports)]
 
 mod agent;
 mod devices;

@@ -53,12 +53,15 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
                     password: camera.credentials().password.clone(),
                     ..CameraConfig::default()
                 }],
-                page: homing_agent::config::PageConfig { listen: ([127, 0, 0, 1], 0).into(), ..Default::default() },
+                page: homing_agent::config::PageConfig {
+                    listen: ([127, 0, 0, 1], 0).into(),
+                    ..Default::default()
+                },
                 ..homing_agent::Config::default()
             })
             .await?;
             let label = agent.label();
-            labels.push((label.serial.to_string(), label.oak.to_string(), agent.press_url()));
+            labels.push((label.serial.to_string(), label.oak.label(), agent.press_url()));
             stop.spawn(camera.run(stop.clone()));
             stop.spawn(agent.run(stop.token().clone()));
         }
@@ -84,7 +87,12 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
         let camera_hours = f64::from(CAMERAS) * MEASURED.as_secs_f64() / 3600.0;
         let each_mb = (with as f64 - before as f64) / f64::from(CAMERAS) / 1000.0;
         Ok(vec![
-            Figure::with_bar("tunnel and recording, for a camera's hour", cpu / camera_hours, "CPU-s", BAR_CPU_S),
+            Figure::with_bar(
+                "tunnel and recording, for a camera's hour",
+                cpu / camera_hours,
+                "CPU-s",
+                BAR_CPU_S,
+            ),
             Figure::with_bar(format!("each of {CAMERAS} recorded cameras"), each_mb, "MB", BAR_MB),
             Figure::plain("the whole process with them", with as f64 / 1000.0, "MB"),
         ])

@@ -68,7 +68,8 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
         let mut tasks = JoinSet::new();
         let world = World::start(CAMERAS).await?;
         world.connect_all().await?;
-        let tunnel = Side { process: &world.server, sending: world.sending.clone(), received: Arc::default() };
+        let tunnel =
+            Side { process: &world.server, sending: world.sending.clone(), received: Arc::default() };
         for serial in &world.serials {
             let stream = world.watch(*serial).await?;
             tasks.spawn(count(stream, tunnel.received.clone()));
@@ -83,13 +84,21 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
         for round in 1..=ROUNDS {
             bare.push(floor.measure().await?);
             ours.push(tunnel.measure().await?);
-            println!("round {round}: tunnel server {:.3}, bare relay {:.3} of a core", ours[round - 1], bare[round - 1]);
+            println!(
+                "round {round}: tunnel server {:.3}, bare relay {:.3} of a core",
+                ours[round - 1],
+                bare[round - 1]
+            );
         }
         ensure!(world.connected() == CAMERAS as usize, "uplinks were lost while measuring");
         tasks.shutdown().await;
         drop(process);
         world.end().await;
-        let figure = Figure::plain(format!("{CAMERAS} × 500 kbit/s, CPU of the relay"), 100.0 * median(ours), "% of a core");
+        let figure = Figure::plain(
+            format!("{CAMERAS} × 500 kbit/s, CPU of the relay"),
+            100.0 * median(ours),
+            "% of a core",
+        );
         Ok(vec![figure.against("bare tokio-rustls", 100.0 * median(bare)).ratio_bar(BAR)])
     })
 }

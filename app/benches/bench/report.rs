@@ -67,7 +67,9 @@ impl Figure {
         let with_unit = |value: f64| format!("{} {}", number(value), self.unit).trim_end().to_owned();
         [
             with_unit(self.value),
-            self.floor.as_ref().map_or(String::new(), |(name, floor)| format!("{}: {}", name, with_unit(*floor))),
+            self.floor
+                .as_ref()
+                .map_or(String::new(), |(name, floor)| format!("{}: {}", name, with_unit(*floor))),
             self.ratio().map_or(String::new(), number),
             self.bar.map_or(String::new(), |bar| if self.of_ratio { number(bar) } else { with_unit(bar) }),
             match (self.bar, self.meets_its_bar()) {

@@ -434,6 +434,7 @@ fn test_names(text: &str) -> Vec<String> {
 }
 
 /// The goal: a rule that reads the source notices what breaks it.
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -10,6 +10,8 @@ use std::{fs, io, path::Path, process::Command, time::Duration};
 
 /// How an element is written in WebDriver's JSON.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+/// Reads a frame number from a canvas (`camera/src/strip.rs` describes it).
+pub const STRIP: &str = include_str!("../../../camera/src/strip.mjs");
 /// How long the page may take to show what was asked for.
 const PATIENCE: Duration = seconds(20);
 
@@ -60,6 +62,16 @@ impl Browser {
         self.post("/url", &json!({"url": url})).unwrap();
     }
 
+    /// Signs in at the management server's page.
+    #[track_caller]
+    pub fn sign_in(&self, url: &str, user: &str, password: &str) {
+        self.open(url);
+        self.enter("[data-testid=user]", user);
+        self.enter("[data-testid=password]", password);
+        self.click("[data-testid=sign-in]");
+        self.text("[data-testid=tree]");
+    }
+
     /// Clicks an element, once it is there and can be clicked.
     #[track_caller]
     pub fn click(&self, selector: &str) {
@@ -103,6 +115,26 @@ impl Browser {
     /// When it throws.
     pub fn run(&self, script: &str, arguments: &[Value]) -> io::Result<Value> {
         self.post("/execute/sync", &json!({"script": script, "args": arguments}))
+    }
+
+    /// The frame number in the picture that a video element shows now, as people see it.
+    ///
+    /// # Errors
+    /// When there is no picture, or no number that can be read.
+    pub fn frame(&self, video: &str) -> io::Result<u32> {
+        let script = format!(
+            "{STRIP}
+            const video = document.querySelector(arguments[0]);
+            if (!video || video.readyState < 2) return null;
+            const canvas = document.createElement('canvas');
+            [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+            const context = canvas.getContext('2d');
+            context.drawImage(video, 0, 0);
+            return readStrip(context.getImageData(0, 0, canvas.width, canvas.height));"
+        );
+        let frame = self.run(&script.replace("export function", "function"), &[json!(video)])?;
+        let frame = frame.as_u64().and_then(|frame| u32::try_from(frame).ok());
+        frame.ok_or_else(|| io::Error::other("no readable picture"))
     }
 
     /// Saves a picture of the window.

@@ -236,6 +236,7 @@ fn unchunk(mut rest: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The goal: an answer that was cut short is never taken for a whole one.
+#[cfg(test)]
 mod tests {
     use super::*;
 

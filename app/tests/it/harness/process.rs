@@ -3,7 +3,7 @@
 //! Invariant: a line of level ERROR (or a panic) in its log fails the test, unless the test announced
 //! it; what a program complains about is part of what it does.
 
-use super::{seconds, wait_for};
+use super::wait_for;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 use std::{
     fs,
@@ -185,8 +185,10 @@ impl Drop for Process {
 }
 
 /// The goal: the harness itself notices what it is there for.
+#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::harness::seconds;
 
     fn shell(script: &str) -> Process {
         Process::spawn("sh", Command::new("sh").args(["-c", script]))
