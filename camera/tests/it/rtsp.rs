@@ -15,7 +15,7 @@ use tokio::{
 /// Goal: a receiver knows what comes first and at what time of day it was taken, before it comes.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_packet_is_announced_with_its_time() {
-    let camera = Running::start(config("announced")).await;
+    let camera = Running::start(Config { key_interval_s: 60, ..config("announced") }).await;
     let asked = Instant::now();
     let (mut viewer, info) = Viewer::play(&camera).await;
     assert!(asked.elapsed() < Duration::from_secs(1), "at once, not at the next key frame of the interval");
@@ -51,6 +51,12 @@ async fn the_first_packet_is_announced_with_its_time() {
             other => panic!("{other:?}"),
         }
     }
+
+    // A second viewer does not wait for the interval's end either, a minute from now.
+    let (mut second, _) = Viewer::play(&camera).await;
+    assert!(matches!(second.packet().await, Some(Received::Report(1, _))));
+    let Some(Received::Video(first)) = second.packet().await else { panic!("no picture second") };
+    assert_eq!(first.payload[0] & 0x1f, 7, "begins with the parameter sets");
     camera.finish().await;
 }
 
