@@ -1,1 +1,42 @@
-//! Placeholder.
+//! The secure tunnel server: what devices keep their tunnel to, and through which everything central reaches them.
+//! Steps 1, 2, 6 and 7 of `docs/connection-flow.md`.
+//!
+//! ```text
+//!            step 1                     step 2, changes
+//!  VMS ──▶ api.rs ──▶ relay.rs ──────────────────────────▶ dispatcher.rs ──▶ dispatcher
+//!   │                    │
+//!   │                 devices.rs (memory, events) ── record.rs (pure) ── registrations.rs (disk)
+//!   │                    │
+//!   └────▶ proxy.rs ─▶ reach.rs ─▶ uplink ◀── uplinks.rs ◀── device (steps 6, 7)
+//!             └─ splice.rs    └─ rtsp.rs
+//! ```
+//!
+//! | to | use |
+//! |---|---|
+//! | run one | [`Config`], [`bind`], [`Bound::run`] |
+//! | reach devices in the same process | [`Bound::handle`], [`TunnelHandle`] |
+//! | reach them from another process | the internal address: `protocol/src/api/tunnel.rs`, the forward proxy (`proxy.rs`) |
+//!
+//! Not here: what is done with a device once it is reached, and who among people may reach it.
+
+mod api;
+mod config;
+mod devices;
+mod dispatcher;
+mod events;
+mod guard;
+mod metrics;
+mod proxy;
+mod reach;
+mod record;
+mod registrations;
+mod relay;
+mod rtsp;
+mod server;
+mod splice;
+mod uplinks;
+
+pub use config::{Config, Dispatcher, Limits, REFERENCE};
+pub use events::{Event, Events};
+pub use reach::{ReachError, RtspLink, TunnelHandle};
+pub use server::{Bound, bind};

@@ -11,7 +11,12 @@
 //! | `PATCH /api/v1/devices/{serial}` [`ChangeDevice`] | [`Device`] |
 //! | `DELETE /api/v1/devices/{serial}` | nothing; the claim is released |
 //! | `GET /api/v1/devices/{serial}/credentials` | [`crate::secret::Credentials`] for Add Hardware |
-//! | `GET /api/v1/events` | server-sent events: `device` with a [`Device`], `removed` with `{"serial": …}`; begins with one `device` each |
+//! | `GET /api/v1/events` | server-sent events: `device` with a [`Device`], `removed` with `{"serial": …}`; begins with one `device` each; a reader that falls behind is dropped, and opens it anew |
+//!
+//! Problem codes: `bad-serial-number`, `bad-oak`, `bad-request`, `already-registered`, `not-found`, `unauthorized`,
+//! `too-many-attempts`, and what the dispatcher refuses with. In a device's `problem` also: `dispatcher-unreachable`,
+//! `dispatcher-error`, `unknown-account` (step 2), `unknown-key`, `uplink-lost` (step 7). From the proxy:
+//! `not-registered`, `not-connected`, `device-failed`, `device-timeout`, `forbidden`.
 
 use super::ProblemDetail;
 use crate::{Oak, Secret, SerialNumber, Step};
@@ -38,10 +43,20 @@ pub struct NewDevice {
     pub description: String,
 }
 
-/// What can be changed on a registration.
+/// What can be changed on a registration. A corrected OAK, user or password of a device that has not been dispatched
+/// is relayed again.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeDevice {
+    /// The OAK, where it was mistyped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oak: Option<Oak>,
+    /// The device's user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// That user's password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
     /// A new name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

@@ -1,0 +1,256 @@
+//! The internal address: JSON API, event stream, `/healthz` and `/metrics` beside the proxy, on one HTTP/1.1 server.
+//!
+//! The messages are in `protocol/src/api/tunnel.rs`. Everything but `/healthz` and `/metrics` wants user and password.
+
+use crate::{
+    devices::Devices,
+    events::{Event, Events},
+    guard::{Denied, Guard},
+    proxy::{Proxy, too_many},
+    relay::{Relay, not_registered},
+};
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{ConnectInfo, Path, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response, Sse, sse},
+    routing::get,
+};
+use futures_util::Stream;
+use homing_base::{Ops, Stop, http::Failure};
+use homing_protocol::{
+    Oak, Secret, SerialNumber, Step,
+    api::{
+        Problem,
+        tunnel::{ChangeDevice, Device, NewDevice, Server},
+    },
+    secret::Credentials,
+};
+use http::{HeaderValue, Request, StatusCode, header};
+use hyper::body::Incoming;
+use serde::{Deserialize, de::DeserializeOwned};
+use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use tower::ServiceExt;
+
+/// The longest request body: a registration is far smaller.
+const BODY_MAX_BYTES: usize = 16 * 1024;
+
+/// A comment on an event stream that has nothing to tell, so that both ends notice when the other has gone.
+const EVENTS_KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub devices: Arc<Devices>,
+    pub relay: Arc<Relay>,
+    pub guard: Arc<Guard>,
+    pub stop: Stop,
+    pub server: Arc<ServerFacts>,
+}
+
+/// What does not change about the server.
+pub(crate) struct ServerFacts {
+    pub name: String,
+    pub external: SocketAddr,
+    pub public: Vec<String>,
+}
+
+/// Answers a request on the internal address: the proxy's or the API's.
+pub(crate) fn service(
+    api: Api,
+    proxy: Proxy,
+    ops: &Ops,
+) -> impl Fn(Request<Incoming>) -> std::pin::Pin<Box<dyn Future<Output = Response> + Send>>
++ Clone
++ Send
++ Sync
++ 'static {
+    let router = router(api).merge(ops.router());
+    move |request| {
+        let (router, proxy) = (router.clone(), proxy.clone());
+        Box::pin(async move {
+            if Proxy::is_for(&request) {
+                let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+                let Some(peer) = peer else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+                return proxy.answer(peer, request).await;
+            }
+            let Ok(response) = router.oneshot(request.map(Body::new)).await;
+            response
+        })
+    }
+}
+
+fn router(api: Api) -> Router {
+    Router::new()
+        .route("/api/v1/server", get(server))
+        .route("/api/v1/devices", get(devices).post(register))
+        .route("/api/v1/devices/{serial}", get(device).patch(change).delete(remove))
+        .route("/api/v1/devices/{serial}/credentials", get(credentials))
+        .route("/api/v1/events", get(events))
+        .fallback(async || Failure::not_found("There is nothing at this path; the API is under /api/v1."))
+        .layer(middleware::from_fn_with_state(api.clone(), authenticate))
+        .with_state(api)
+}
+
+async fn authenticate(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: axum::extract::Request,
+    next: Next,
+) -> Response {
+    let denied = match api.guard.check(peer.ip(), request.headers().get(header::AUTHORIZATION)).await {
+        Ok(()) => return next.run(request).await,
+        Err(denied) => denied,
+    };
+    if denied == Denied::TooMany {
+        return too_many().into_response();
+    }
+    let message = "The tunnel server's user and password are wanted (Authorization: Basic).";
+    let problem = Problem::new("unauthorized", message);
+    let mut response = Failure::new(StatusCode::UNAUTHORIZED, problem).into_response();
+    let challenge = HeaderValue::from_static("Basic realm=\"homing tunnel\", charset=\"UTF-8\"");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    response
+}
+
+async fn server(State(api): State<Api>) -> Json<Server> {
+    let dispatcher = api.relay.dispatcher();
+    Json(Server {
+        name: api.server.name.clone(),
+        external: api.server.external.to_string(),
+        public: api.server.public.clone(),
+        dispatcher: dispatcher.address().to_owned(),
+        dispatcher_problem: dispatcher.problem(),
+    })
+}
+
+async fn devices(State(api): State<Api>) -> Json<Vec<Device>> {
+    Json(api.devices.all())
+}
+
+async fn device(State(api): State<Api>, Path(serial): Path<String>) -> Result<Json<Device>, Failure> {
+    let serial = serial_number(&serial)?;
+    api.devices.get(serial).map(Json).ok_or_else(|| not_registered(serial))
+}
+
+/// Steps 1 and 2.
+async fn register(State(api): State<Api>, body: Body) -> Result<(StatusCode, Json<Device>), Failure> {
+    let new: Typed = read(body).await?;
+    let new = NewDevice {
+        serial: serial_number(&new.serial)?,
+        oak: oak(&new.oak)?,
+        user: new.user,
+        password: new.password,
+        name: new.name,
+        description: new.description,
+    };
+    let stop = api.stop.clone();
+    let (device, relayed) =
+        to_its_end(&api.stop, async move { api.relay.register(new, &stop).await }).await?;
+    let status = if relayed { StatusCode::CREATED } else { StatusCode::ACCEPTED };
+    Ok((status, Json(device)))
+}
+
+async fn change(
+    State(api): State<Api>,
+    Path(serial): Path<String>,
+    body: Body,
+) -> Result<Json<Device>, Failure> {
+    let serial = serial_number(&serial)?;
+    let change: ChangeDevice = read(body).await?;
+    let stop = api.stop.clone();
+    to_its_end(&api.stop, async move { api.relay.change(serial, change, &stop).await }).await.map(Json)
+}
+
+async fn remove(State(api): State<Api>, Path(serial): Path<String>) -> Result<StatusCode, Failure> {
+    let serial = serial_number(&serial)?;
+    let stop = api.stop.clone();
+    to_its_end(&api.stop, async move { api.relay.remove(serial, &stop).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn credentials(
+    State(api): State<Api>,
+    Path(serial): Path<String>,
+) -> Result<([(header::HeaderName, &'static str); 1], Json<Credentials>), Failure> {
+    let credentials = api.relay.credentials(serial_number(&serial)?).await?;
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(credentials)))
+}
+
+async fn events(State(api): State<Api>) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
+    let following = (api.devices.subscribe(), api.stop.clone());
+    let stream = futures_util::stream::unfold(following, |(mut events, stop)| async move {
+        let event = next_event(&mut events, &stop).await?;
+        Some((Ok(event), (events, stop)))
+    });
+    Sse::new(stream).keep_alive(sse::KeepAlive::new().interval(EVENTS_KEEPALIVE))
+}
+
+async fn next_event(events: &mut Events, stop: &Stop) -> Option<sse::Event> {
+    let event = tokio::select! {
+        event = events.next() => event?,
+        () = stop.cancelled() => return None,
+    };
+    let event = match event {
+        Event::Device(device) => sse::Event::default().event("device").json_data(&*device),
+        Event::Removed(serial) => {
+            sse::Event::default().event("removed").json_data(serde_json::json!({ "serial": serial }))
+        }
+    };
+    event.ok()
+}
+
+/// Runs a change to its end, whether or not who asked for it is still there: a registration that was relayed and then
+/// dropped half-way would be neither kept nor refused.
+async fn to_its_end<T: Send + 'static>(
+    stop: &Stop,
+    change: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    stop.spawn(change).await.map_err(|error| anyhow::anyhow!("the change did not end: {error}"))?
+}
+
+/// A registration as it was typed: what is wrong with the numbers is said in words, not as a fault of the JSON.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Typed {
+    serial: String,
+    oak: Secret,
+    user: String,
+    password: Secret,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    description: String,
+}
+
+fn serial_number(text: &str) -> Result<SerialNumber, Failure> {
+    text.parse().map_err(|error| typed_wrong("bad-serial-number", &error))
+}
+
+fn oak(text: &Secret) -> Result<Oak, Failure> {
+    text.expose().parse().map_err(|error| typed_wrong("bad-oak", &error))
+}
+
+fn typed_wrong(code: &str, error: &dyn std::error::Error) -> Failure {
+    Failure::new(StatusCode::BAD_REQUEST, Problem::at(Step::Register, code, error.to_string()))
+}
+
+async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
+    let body = axum::body::to_bytes(body, BODY_MAX_BYTES).await.map_err(|_| {
+        Failure::bad_request(format!(
+            "The request's body broke off, or has more than {BODY_MAX_BYTES} bytes."
+        ))
+    })?;
+    serde_json::from_slice(&body).map_err(|error| {
+        // The text of serde's errors can quote a value, and a value can be a password.
+        let place = format!("line {}, column {}", error.line(), error.column());
+        let what = match error.classify() {
+            serde_json::error::Category::Data => {
+                "is not what this request takes (a field is missing, unknown, or no text)"
+            }
+            _ => "is not JSON",
+        };
+        Failure::bad_request(format!("The request's body {what}: {place}."))
+    })
+}

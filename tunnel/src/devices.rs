@@ -1,0 +1,409 @@
+//! Every registered device: how it is now, in memory, and what must survive, on disk.
+//!
+//! Invariant: an event is sent for every change that the API would show, in order, and within the same lock, so that a
+//! follower and a reader never disagree. What the dispatcher is told we have stored is stored.
+//! The lock is never held across an await; `writing` is, but only on the disk.
+//!
+//! Not here: talking to the dispatcher (`relay.rs`) or to devices (`uplinks.rs`, `reach.rs`).
+
+use crate::{
+    events::{EVENTS_KEPT, Event, Events},
+    record::{Record, Standing},
+    registrations::{Registrations, Secrets},
+};
+use homing_protocol::{
+    SerialNumber, Step,
+    api::{
+        Problem, ProblemDetail,
+        dispatcher::{Changes, Registration},
+        tunnel::{Device, RelayState},
+    },
+};
+use homing_uplink::{EndReason, Fingerprint, Uplink};
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::{
+    runtime::Handle,
+    sync::{OnceCell, broadcast},
+};
+
+/// Every registered device.
+pub(crate) struct Devices {
+    store: Registrations,
+    inner: Mutex<Inner>,
+    events: broadcast::Sender<Event>,
+    /// One change of standings at a time: read here, written to disk, then shown.
+    writing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: BTreeMap<SerialNumber, Entry>,
+    /// The keys that the dispatcher vouched for.
+    keys: HashMap<Fingerprint, SerialNumber>,
+}
+
+struct Entry {
+    record: Record,
+    /// Step 2 of a new registration is under way; it is not shown, but its key is welcome.
+    provisional: bool,
+    uplink: Option<Arc<Connected>>,
+    /// Since when it is connected, or not.
+    since: Option<Timestamp>,
+    /// Why it is not connected, as far as it was seen here.
+    lost: Option<ProblemDetail>,
+}
+
+/// A device's uplink that stands (step 7).
+pub(crate) struct Connected {
+    /// To reach the device.
+    pub uplink: Uplink,
+    /// The worker that everything of this device runs on.
+    pub worker: Handle,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// Path of its RTSP over WebSocket, once asked for.
+    pub rtsp_path: OnceCell<String>,
+}
+
+/// Why a device that dialled is not admitted (step 7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stranger {
+    /// No dispatcher vouched for its key.
+    UnknownKey,
+    /// The key belongs to another device than its certificate says.
+    OtherName {
+        /// Whose key it is.
+        owner: SerialNumber,
+    },
+}
+
+/// What removing a registration found.
+pub(crate) struct Removed {
+    /// Its uplink, to be closed.
+    pub uplink: Option<Arc<Connected>>,
+}
+
+impl Devices {
+    /// As they were left.
+    pub async fn open(store: Registrations) -> anyhow::Result<Self> {
+        let mut inner = Inner::default();
+        for record in store.all().await? {
+            inner.index_key(record.serial, None, record.standing.fingerprint);
+            inner.entries.insert(record.serial, Entry::new(record, false));
+        }
+        Ok(Devices {
+            store,
+            inner: Mutex::new(inner),
+            events: broadcast::Sender::new(EVENTS_KEPT),
+            writing: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// The store, for what needs no memory: secrets, claims to release.
+    pub fn store(&self) -> &Registrations {
+        &self.store
+    }
+
+    // What people ask
+
+    /// All that are registered.
+    pub fn all(&self) -> Vec<Device> {
+        self.lock().entries.values().filter(|entry| !entry.provisional).map(Entry::view).collect()
+    }
+
+    /// One.
+    pub fn get(&self, serial: SerialNumber) -> Option<Device> {
+        self.lock().entries.get(&serial).filter(|entry| !entry.provisional).map(Entry::view)
+    }
+
+    /// Follows them from now on.
+    pub fn subscribe(&self) -> Events {
+        let inner = self.lock();
+        let first = inner.entries.values().filter(|entry| !entry.provisional);
+        Events::new(first.map(|entry| Arc::new(entry.view())).collect(), self.events.subscribe())
+    }
+
+    // Steps 1 and 2
+
+    /// Step 1: takes a new registration in, not shown until [`Devices::settle`]. `false` if it is there already.
+    pub async fn add(&self, record: Record, secrets: &Secrets) -> anyhow::Result<bool> {
+        let _writing = self.writing.lock().await;
+        if self.lock().entries.contains_key(&record.serial) {
+            return Ok(false);
+        }
+        self.store.insert(&record, secrets).await?;
+        self.lock().entries.insert(record.serial, Entry::new(record, true));
+        Ok(true)
+    }
+
+    /// Shows a new registration: it is kept.
+    pub fn settle(&self, serial: SerialNumber) -> Option<Device> {
+        let mut inner = self.lock();
+        let entry = inner.entries.get_mut(&serial)?;
+        entry.provisional = false;
+        self.tell(entry);
+        Some(entry.view())
+    }
+
+    /// What people have entered, to be changed.
+    pub fn record(&self, serial: SerialNumber) -> Option<Record> {
+        self.lock().entries.get(&serial).filter(|entry| !entry.provisional).map(|entry| entry.record.clone())
+    }
+
+    /// Replaces what people have entered; the standing is left alone.
+    pub async fn replace(&self, record: Record, secrets: &Secrets) -> anyhow::Result<Option<Device>> {
+        let _writing = self.writing.lock().await;
+        self.store.replace(&record, secrets).await?;
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.get_mut(&record.serial) else { return Ok(None) };
+        let standing = entry.record.standing.clone();
+        entry.record = Record { standing, ..record };
+        self.tell(entry);
+        Ok(Some(entry.view()))
+    }
+
+    /// Forgets a registration; with `release` its claim is still to be released at the dispatcher.
+    pub async fn remove(&self, serial: SerialNumber, release: bool) -> anyhow::Result<Option<Removed>> {
+        let _writing = self.writing.lock().await;
+        if !self.lock().entries.contains_key(&serial) {
+            return Ok(None);
+        }
+        self.store.remove(serial, release).await?;
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.remove(&serial) else { return Ok(None) };
+        inner.index_key(serial, entry.record.standing.fingerprint, None);
+        if !entry.provisional {
+            let _ = self.events.send(Event::Removed(serial));
+        }
+        Ok(Some(Removed { uplink: entry.uplink }))
+    }
+
+    /// Those that are still to be relayed.
+    pub fn pending(&self) -> Vec<SerialNumber> {
+        let inner = self.lock();
+        let pending = inner
+            .entries
+            .values()
+            .filter(|entry| !entry.provisional && entry.record.standing.relay == RelayState::Pending);
+        pending.map(|entry| entry.record.serial).collect()
+    }
+
+    /// Whether one is still to be relayed.
+    pub fn is_pending(&self, serial: SerialNumber) -> bool {
+        let inner = self.lock();
+        inner.entries.get(&serial).is_some_and(|entry| entry.record.standing.relay == RelayState::Pending)
+    }
+
+    // What changes how far they have come: on disk first, then shown.
+
+    /// Steps 2 and 5: the dispatcher's answer about one registration.
+    pub async fn hear(&self, told: &Registration) -> anyhow::Result<()> {
+        self.update(&[told.serial], None, |_, standing| standing.hear(told)).await
+    }
+
+    /// Step 5: the dispatcher's changes. When this has come back they are stored and may be acknowledged.
+    pub async fn hear_changes(&self, changes: &Changes) -> anyhow::Result<()> {
+        let told: HashMap<_, _> = changes.changes.iter().map(|told| (told.serial, told)).collect();
+        let serials: Vec<_> = told.keys().copied().collect();
+        let hear = |serial: SerialNumber, standing: &mut Standing| {
+            if let Some(told) = told.get(&serial) {
+                standing.hear(told);
+            }
+        };
+        self.update(&serials, Some(changes.last), hear).await
+    }
+
+    /// The dispatcher's sequence of changes began anew.
+    pub async fn dispatcher_forgot(&self) -> anyhow::Result<()> {
+        let serials: Vec<_> = self.lock().entries.keys().copied().collect();
+        self.update(&serials, Some(0), |_, standing| standing.dispatcher_forgot()).await
+    }
+
+    /// Changes one device's standing.
+    pub async fn change(&self, serial: SerialNumber, change: impl Fn(&mut Standing)) -> anyhow::Result<()> {
+        self.update(&[serial], None, |_, standing| change(standing)).await
+    }
+
+    async fn update(
+        &self,
+        serials: &[SerialNumber],
+        acknowledged: Option<u64>,
+        change: impl Fn(SerialNumber, &mut Standing),
+    ) -> anyhow::Result<()> {
+        let _writing = self.writing.lock().await;
+        let changed: Vec<(SerialNumber, Standing)> = {
+            let inner = self.lock();
+            let entries = serials.iter().filter_map(|serial| inner.entries.get(serial));
+            let changed = entries.filter_map(|entry| {
+                let mut standing = entry.record.standing.clone();
+                change(entry.record.serial, &mut standing);
+                (standing != entry.record.standing).then_some((entry.record.serial, standing))
+            });
+            changed.collect()
+        };
+        if changed.is_empty() && acknowledged.is_none() {
+            return Ok(());
+        }
+        self.store.save(&changed, acknowledged).await?;
+        let mut inner = self.lock();
+        for (serial, standing) in changed {
+            let old = inner.entries.get(&serial).and_then(|entry| entry.record.standing.fingerprint);
+            inner.index_key(serial, old, standing.fingerprint);
+            let Some(entry) = inner.entries.get_mut(&serial) else { continue };
+            if old != standing.fingerprint
+                && let Some(connected) = &entry.uplink
+            {
+                // The old key is no longer this device's.
+                connected
+                    .uplink
+                    .close(EndReason::Closed("the dispatcher vouched for another key".to_owned()));
+            }
+            entry.record.standing = standing;
+            self.tell(entry);
+        }
+        Ok(())
+    }
+
+    // Step 7
+
+    /// Whose key this is. `claimed` is the serial number in the certificate.
+    pub fn admit(
+        &self,
+        fingerprint: Fingerprint,
+        claimed: Option<SerialNumber>,
+    ) -> Result<SerialNumber, Stranger> {
+        let mut inner = self.lock();
+        match inner.keys.get(&fingerprint) {
+            Some(&owner) if claimed.is_none_or(|claimed| claimed == owner) => Ok(owner),
+            Some(&owner) => Err(Stranger::OtherName { owner }),
+            None => {
+                // Whoever looks at the device it says it is should know: most likely it was reset.
+                let entry = claimed.and_then(|claimed| inner.entries.get_mut(&claimed));
+                if let Some(entry) = entry.filter(|entry| entry.uplink.is_none() && !entry.provisional) {
+                    let message = "A device that says it is this one came with a key that the dispatcher has not \
+                                   vouched for. If it was reset, press its button.";
+                    entry.problem_seen_here("unknown-key", message.to_owned(), |entry| self.tell(entry));
+                }
+                Err(Stranger::UnknownKey)
+            }
+        }
+    }
+
+    /// Its uplink stands: shown as connected at once, and the older uplink of this device ends. `None` if its key has
+    /// lost its welcome meanwhile.
+    pub fn connect(&self, fingerprint: Fingerprint, connected: Connected) -> Option<Arc<Connected>> {
+        let mut inner = self.lock();
+        let serial = *inner.keys.get(&fingerprint)?;
+        let entry = inner.entries.get_mut(&serial)?;
+        let connected = Arc::new(connected);
+        if let Some(older) = entry.uplink.replace(Arc::clone(&connected)) {
+            older.uplink.close(EndReason::Replaced);
+        }
+        entry.since = Some(Timestamp::now());
+        entry.lost = None;
+        self.tell(entry);
+        Some(connected)
+    }
+
+    /// An uplink has ended. Nothing changes if a newer one has taken its place.
+    pub fn disconnect(&self, serial: SerialNumber, ended: &Uplink, reason: &EndReason) {
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.get_mut(&serial) else { return };
+        if !entry.uplink.as_ref().is_some_and(|connected| connected.uplink.is_same(ended)) {
+            return;
+        }
+        entry.uplink = None;
+        entry.since = Some(Timestamp::now());
+        if *reason != EndReason::Stopped {
+            let message = format!("The uplink ended: {reason}. The device dials again by itself.");
+            entry.lost = Some(Problem::at(Step::Tunnel, "uplink-lost", message).error);
+        }
+        self.tell(entry);
+    }
+
+    /// The uplink of a connected device.
+    pub fn connected(&self, serial: SerialNumber) -> Option<Arc<Connected>> {
+        self.lock().entries.get(&serial)?.uplink.clone()
+    }
+
+    /// Calls `each` for every uplink that stands.
+    pub fn for_each_connected(&self, mut each: impl FnMut(&Connected)) {
+        let inner = self.lock();
+        inner.entries.values().filter_map(|entry| entry.uplink.as_deref()).for_each(&mut each);
+    }
+
+    /// Numbers of registrations, and of those still to be relayed.
+    pub fn counts(&self) -> (usize, usize) {
+        let inner = self.lock();
+        let pending = |entry: &&Entry| entry.record.standing.relay == RelayState::Pending;
+        (inner.entries.len(), inner.entries.values().filter(pending).count())
+    }
+
+    fn tell(&self, entry: &Entry) {
+        if !entry.provisional {
+            // Nobody may be listening.
+            let _ = self.events.send(Event::Device(Arc::new(entry.view())));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// One key a device, one device a key: who was vouched for last has it.
+    fn index_key(&mut self, serial: SerialNumber, old: Option<Fingerprint>, new: Option<Fingerprint>) {
+        if let Some(old) = old
+            && self.keys.get(&old) == Some(&serial)
+        {
+            self.keys.remove(&old);
+        }
+        if let Some(new) = new {
+            self.keys.insert(new, serial);
+        }
+    }
+}
+
+impl Entry {
+    fn new(record: Record, provisional: bool) -> Self {
+        Entry { record, provisional, uplink: None, since: None, lost: None }
+    }
+
+    /// Notes a problem once: repeating it is no event.
+    fn problem_seen_here(&mut self, code: &str, message: String, tell: impl Fn(&Entry)) {
+        if self.lost.as_ref().is_none_or(|lost| lost.code != code) {
+            self.lost = Some(Problem::at(Step::Tunnel, code, message).error);
+            tell(self);
+        }
+    }
+
+    fn view(&self) -> Device {
+        let Record { serial, name, description, user, standing } = &self.record;
+        let stats = self.uplink.as_ref().map(|connected| connected.uplink.stats());
+        let connected = stats.is_some();
+        let problem = standing.problem.clone().or_else(|| self.lost.clone());
+        Device {
+            serial: *serial,
+            name: if name.is_empty() { serial.to_string() } else { name.clone() },
+            description: description.clone(),
+            user: user.clone(),
+            step: if connected { Step::Tunnel } else { standing.step },
+            relay: if connected { RelayState::Dispatched } else { standing.relay },
+            connected,
+            since: self.since,
+            peer: self.uplink.as_ref().map(|connected| connected.peer.to_string()),
+            rtt_ms: stats
+                .and_then(|stats| stats.rtt)
+                .map(|rtt| rtt.as_millis().try_into().unwrap_or(u32::MAX)),
+            bytes_in: stats.map_or(0, |stats| stats.bytes_in),
+            bytes_out: stats.map_or(0, |stats| stats.bytes_out),
+            problem: problem.filter(|_| !connected),
+        }
+    }
+}

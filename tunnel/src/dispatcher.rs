@@ -1,0 +1,176 @@
+//! Our end of the dispatcher's API: the calls, and whether it can be reached.
+//!
+//! What a failure means is decided here once: a dispatcher that cannot be reached or does not know our account is
+//! tried again ([`Failed::Later`]), one that says no is believed ([`Failed::Refused`]).
+
+use crate::{config, metrics::Metrics, registrations::Secrets};
+use anyhow::ensure;
+use homing_base::client::{ApiClient, Auth, CallError};
+use homing_protocol::{
+    SerialNumber, Step,
+    api::{
+        Problem, ProblemDetail,
+        dispatcher::{Changes, NewRegistration, Registration},
+    },
+    secret::Credentials,
+};
+use http::{Method, StatusCode};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::Notify;
+
+/// How long the dispatcher may hold back an answer to `changes`; well below what proxies between cut off.
+const CHANGES_WAIT: Duration = Duration::from_secs(25);
+
+/// The dispatcher of this tunnel server.
+pub(crate) struct Dispatcher {
+    client: ApiClient,
+    address: String,
+    /// What devices are told to dial, and to trust there.
+    servers: Vec<String>,
+    trust_anchor: String,
+    problem: Mutex<Option<ProblemDetail>>,
+    recovered: Notify,
+    metrics: Arc<Metrics>,
+}
+
+/// Why a call did not succeed.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// Unreachable, in trouble, or our account is unknown to it: to be tried again.
+    Later(ProblemDetail),
+    /// It says no, and why.
+    Refused(StatusCode, Problem),
+}
+
+impl Dispatcher {
+    /// # Errors
+    /// When the address or the trust anchor cannot be read.
+    pub fn new(
+        config: &config::Dispatcher,
+        servers: Vec<String>,
+        trust_anchor: String,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
+        ensure!(
+            config.address.starts_with("https://"),
+            "[tunnel.dispatcher] address is {:?}: passwords and OAKs go there, so it must begin with https://",
+            config.address
+        );
+        let account = Credentials::new(config.account.clone(), config.password.clone());
+        let trust = config.trust_anchor_pem()?;
+        let client = ApiClient::new("dispatcher", &config.address, &Auth::Basic(account), trust.as_deref())?;
+        let address = config.address.clone();
+        Ok(Dispatcher {
+            client,
+            address,
+            servers,
+            trust_anchor,
+            problem: Mutex::default(),
+            recovered: Notify::new(),
+            metrics,
+        })
+    }
+
+    /// Its address, as configured.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// What is wrong between us and it.
+    pub fn problem(&self) -> Option<ProblemDetail> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns when the dispatcher was away and is back.
+    pub async fn recovered(&self) {
+        self.recovered.notified().await;
+    }
+
+    /// Step 2: relays a registration. The answer may take some seconds, when the device is there already.
+    pub async fn register(&self, serial: SerialNumber, secrets: &Secrets) -> Result<Registration, Failed> {
+        let registration = NewRegistration {
+            oak: secrets.oak.clone(),
+            user: secrets.credentials.user.clone(),
+            password: secrets.credentials.password.clone(),
+            servers: self.servers.clone(),
+            trust_anchor: self.trust_anchor.clone(),
+        };
+        let path = format!("/api/v1/registrations/{serial}");
+        let answer = self.client.send::<_, Registration>(Method::PUT, &path, &registration).await;
+        let told = answer.map_err(|error| self.failed(error))?;
+        self.reached();
+        if told.serial != serial {
+            let cause = format!("an answer about {} to a registration of {serial}", told.serial);
+            return Err(self.later("unexpected", format!("{} gave {cause}.", self.client.peer())));
+        }
+        Ok(told)
+    }
+
+    /// Releases a claim. One that the dispatcher does not know is as good as released.
+    pub async fn release(&self, serial: SerialNumber) -> Result<(), Failed> {
+        let path = format!("/api/v1/registrations/{serial}");
+        match self.client.send::<_, serde_json::Value>(Method::DELETE, &path, &()).await {
+            Ok(_) => {
+                self.reached();
+                Ok(())
+            }
+            Err(CallError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(()),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Step 5: what has changed after `after`, which acknowledges everything up to there. Held back until there is
+    /// something.
+    pub async fn changes(&self, after: u64) -> Result<Changes, Failed> {
+        let path = format!("/api/v1/changes?after={after}&wait_s={}", CHANGES_WAIT.as_secs());
+        let changes = self.client.wait(&path, CHANGES_WAIT).await.map_err(|error| self.failed(error))?;
+        self.reached();
+        Ok(changes)
+    }
+
+    fn failed(&self, error: CallError) -> Failed {
+        let message = error.to_string();
+        match error {
+            CallError::Refused { status, problem, .. } => match status {
+                StatusCode::UNAUTHORIZED => {
+                    let hint = "check [tunnel.dispatcher] account and password";
+                    self.later("unknown-account", format!("{message} — {hint}"))
+                }
+                // It is there, and in trouble with this one call.
+                status if status.is_server_error() => {
+                    self.reached();
+                    Failed::Later(Problem::at(Step::Relay, "dispatcher-error", message).error)
+                }
+                status => {
+                    self.reached();
+                    Failed::Refused(status, *problem)
+                }
+            },
+            CallError::Unreachable { .. } => self.later("dispatcher-unreachable", message),
+            CallError::Unexpected { .. } => self.later("unexpected", message),
+        }
+    }
+
+    fn later(&self, code: &str, message: String) -> Failed {
+        let detail = Problem::at(Step::Relay, code, message).error;
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if problem.as_ref().is_none_or(|before| before.code != detail.code) {
+            tracing::warn!(step = %Step::Relay, code, problem = detail.message, "dispatcher");
+        }
+        *problem = Some(detail.clone());
+        self.metrics.dispatcher_reachable.set(0);
+        Failed::Later(detail)
+    }
+
+    fn reached(&self) {
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if problem.take().is_some() {
+            tracing::info!(step = %Step::Relay, dispatcher = self.address, "dispatcher reached again");
+            self.recovered.notify_one();
+        }
+        self.metrics.dispatcher_reachable.set(1);
+    }
+}

@@ -1,0 +1,146 @@
+//! What the tunnel server counts, as `homing_tunnel_…` (see [`homing_base::Ops`]).
+//!
+//! Bytes are counted by the uplinks themselves and summed when somebody looks, so that moving them costs nothing here.
+
+use crate::devices::Devices;
+use homing_base::Ops;
+use homing_uplink::UplinkStats;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
+};
+use std::{
+    fmt,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Why a connection did not become an uplink.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Refused {
+    /// A word: `unknown-key`, `tls`, …
+    pub reason: &'static str,
+}
+
+/// What a request through the proxy came to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Answered {
+    /// `2xx`, `4xx`, …
+    pub status: &'static str,
+}
+
+/// The counters that are kept as things happen.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    /// Uplinks admitted since the start.
+    pub uplinks_admitted: Counter,
+    /// Connections refused, by reason.
+    pub refused: Family<Refused, Counter>,
+    /// Requests through the proxy, by class of status.
+    pub proxied: Family<Answered, Counter>,
+    /// 1 while the dispatcher answers.
+    pub dispatcher_reachable: Gauge,
+    /// Of uplinks that have ended.
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+impl Metrics {
+    /// Registers everything with the process.
+    pub fn register(self: &Arc<Self>, ops: &Ops, devices: &Arc<Devices>) {
+        let looker = Looker { metrics: Arc::clone(self), devices: Arc::downgrade(devices) };
+        ops.register("tunnel", |registry| {
+            registry.register("uplinks_admitted", "Uplinks admitted", self.uplinks_admitted.clone());
+            registry.register("refused", "Connections refused", self.refused.clone());
+            registry.register("proxy_requests", "Requests through the proxy", self.proxied.clone());
+            registry.register(
+                "dispatcher_reachable",
+                "1 while the dispatcher answers",
+                self.dispatcher_reachable.clone(),
+            );
+            registry.register_collector(Box::new(looker));
+        });
+    }
+
+    /// A connection was refused.
+    pub fn refuse(&self, reason: &'static str) {
+        self.refused.get_or_create(&Refused { reason }).inc();
+    }
+
+    /// A request through the proxy was answered.
+    pub fn proxied(&self, status: http::StatusCode) {
+        let status = match status.as_u16() / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            _ => "5xx",
+        };
+        self.proxied.get_or_create(&Answered { status }).inc();
+    }
+
+    /// An uplink has ended: its bytes stay counted.
+    pub fn uplink_ended(&self, stats: &UplinkStats) {
+        self.bytes_in.fetch_add(stats.bytes_in, Ordering::Relaxed);
+        self.bytes_out.fetch_add(stats.bytes_out, Ordering::Relaxed);
+    }
+}
+
+/// Sums up when somebody looks.
+struct Looker {
+    metrics: Arc<Metrics>,
+    devices: Weak<Devices>,
+}
+
+impl fmt::Debug for Looker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Looker")
+    }
+}
+
+impl Collector for Looker {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(devices) = self.devices.upgrade() else { return Ok(()) };
+        let mut bytes_in = self.metrics.bytes_in.load(Ordering::Relaxed);
+        let mut bytes_out = self.metrics.bytes_out.load(Ordering::Relaxed);
+        let (mut uplinks, mut streams) = (0i64, 0i64);
+        devices.for_each_connected(|connected| {
+            let stats = connected.uplink.stats();
+            bytes_in += stats.bytes_in;
+            bytes_out += stats.bytes_out;
+            streams += i64::try_from(stats.streams).unwrap_or(i64::MAX);
+            uplinks += 1;
+        });
+        let (registered, pending) = devices.counts();
+        for (name, help, value) in [
+            ("uplinks", "Uplinks that stand", uplinks),
+            ("streams", "Streams in use through uplinks", streams),
+            ("registrations", "Registered devices", i64::try_from(registered).unwrap_or(i64::MAX)),
+            (
+                "relay_pending",
+                "Registrations still to be relayed",
+                i64::try_from(pending).unwrap_or(i64::MAX),
+            ),
+        ] {
+            let gauge = ConstGauge::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        for (name, help, value) in [
+            ("uplink_received_bytes", "Bytes received from devices", bytes_in),
+            ("uplink_sent_bytes", "Bytes sent to devices", bytes_out),
+        ] {
+            let counter = ConstCounter::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
+        Ok(())
+    }
+}

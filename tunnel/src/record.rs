@@ -1,0 +1,174 @@
+//! What is remembered of one registration, and how it changes by what the dispatcher says. Pure.
+//!
+//! Invariant: what the dispatcher said later is never undone by what it said earlier (its `seq` decides), and a step
+//! that was carried out here (7, tunnel) is not taken back by the dispatcher's account of step 5.
+
+use homing_protocol::{
+    SerialNumber, Step,
+    api::{
+        ProblemDetail,
+        dispatcher::{Registration, RegistrationState},
+        tunnel::RelayState,
+    },
+};
+use homing_uplink::Fingerprint;
+
+/// A registration without its secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// Whose.
+    pub serial: SerialNumber,
+    /// What people call it.
+    pub name: String,
+    /// Anything worth knowing.
+    pub description: String,
+    /// The device's user.
+    pub user: String,
+    /// How far it has come.
+    pub standing: Standing,
+}
+
+/// How far a registration has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// How it stands with the dispatcher.
+    pub relay: RelayState,
+    /// The last step that was carried out.
+    pub step: Step,
+    /// Place of the dispatcher's last word in its sequence of changes.
+    pub seq: u64,
+    /// The key that the dispatcher vouched for.
+    pub fingerprint: Option<Fingerprint>,
+    /// What went wrong last between us and the dispatcher, or in step 5.
+    pub problem: Option<ProblemDetail>,
+}
+
+impl Standing {
+    /// Of a registration that was just entered.
+    pub fn registered() -> Self {
+        Standing {
+            relay: RelayState::Pending,
+            step: Step::Register,
+            seq: 0,
+            fingerprint: None,
+            problem: None,
+        }
+    }
+
+    /// Steps 2 and 5: takes what the dispatcher says of this registration.
+    pub fn hear(&mut self, told: &Registration) {
+        if told.seq < self.seq {
+            return;
+        }
+        self.seq = told.seq;
+        let vouched = told.fingerprint.as_deref().and_then(|text| text.parse().ok());
+        let same_key = vouched.is_none() || vouched == self.fingerprint;
+        if vouched.is_some() {
+            self.fingerprint = vouched;
+        }
+        self.relay = match told.state {
+            RegistrationState::Waiting => RelayState::Waiting,
+            RegistrationState::Dispatching => RelayState::Dispatching,
+            RegistrationState::Dispatched => RelayState::Dispatched,
+            RegistrationState::Refused => RelayState::Refused,
+            // The dispatcher has forgotten the credentials, as it should: they are sent again.
+            RegistrationState::Returned => RelayState::Pending,
+        };
+        let dispatching = matches!(self.relay, RelayState::Dispatching | RelayState::Dispatched);
+        // The device may be here before the dispatcher has told that it is on its way.
+        if !(self.step == Step::Tunnel && same_key && dispatching) {
+            self.step = told.step.max(Step::Relay);
+        }
+        self.problem = told.problem.clone();
+    }
+
+    /// Step 2 failed, and is tried again by itself.
+    pub fn relay_later(&mut self, problem: ProblemDetail) {
+        self.relay = RelayState::Pending;
+        self.problem = Some(problem);
+    }
+
+    /// Step 2 was refused.
+    pub fn relay_refused(&mut self, problem: ProblemDetail) {
+        self.relay = RelayState::Refused;
+        self.problem = Some(problem);
+    }
+
+    /// Step 7: its uplink stands.
+    pub fn tunnelled(&mut self) {
+        self.relay = RelayState::Dispatched;
+        self.step = Step::Tunnel;
+        self.problem = None;
+    }
+
+    /// The dispatcher has lost its memory: what it was still to do is asked of it again.
+    pub fn dispatcher_forgot(&mut self) {
+        self.seq = 0;
+        if self.relay != RelayState::Dispatched {
+            self.relay = RelayState::Pending;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(seq: u64, state: RegistrationState, step: Step, key: Option<u8>) -> Registration {
+        Registration {
+            serial: SerialNumber::new([0, 0x40, 0x8C, 1, 2, 3]),
+            state,
+            fingerprint: key.map(|key| Fingerprint([key; 32]).to_string()),
+            problem: None,
+            step,
+            since: jiff::Timestamp::UNIX_EPOCH,
+            seq,
+        }
+    }
+
+    #[test]
+    fn step_5_told_late_does_not_undo_step_7() {
+        let mut standing = Standing::registered();
+        standing.hear(&told(1, RegistrationState::Waiting, Step::Relay, None));
+        assert_eq!((standing.relay, standing.step), (RelayState::Waiting, Step::Relay));
+        standing.hear(&told(2, RegistrationState::Dispatching, Step::PhoneHome, Some(1)));
+        assert_eq!(standing.fingerprint, Some(Fingerprint([1; 32])));
+        standing.tunnelled();
+        standing.hear(&told(3, RegistrationState::Dispatched, Step::Dispatch, Some(1)));
+        assert_eq!((standing.relay, standing.step, standing.seq), (RelayState::Dispatched, Step::Tunnel, 3));
+    }
+
+    #[test]
+    fn an_older_word_is_not_heard() {
+        let mut standing = Standing::registered();
+        standing.hear(&told(7, RegistrationState::Dispatched, Step::Dispatch, Some(1)));
+        let before = standing.clone();
+        standing.hear(&told(6, RegistrationState::Waiting, Step::Relay, Some(2)));
+        assert_eq!(standing, before);
+    }
+
+    #[test]
+    fn a_device_that_came_back_is_relayed_again_and_gets_a_new_key() {
+        let mut standing = Standing::registered();
+        standing.hear(&told(1, RegistrationState::Dispatched, Step::Dispatch, Some(1)));
+        standing.tunnelled();
+        standing.hear(&told(2, RegistrationState::Returned, Step::PhoneHome, None));
+        assert_eq!((standing.relay, standing.step), (RelayState::Pending, Step::PhoneHome));
+        assert_eq!(standing.fingerprint, Some(Fingerprint([1; 32])), "until the new one is vouched for");
+        standing.hear(&told(3, RegistrationState::Dispatched, Step::Dispatch, Some(2)));
+        assert_eq!(standing.step, Step::Dispatch, "the new key has not been here");
+        assert_eq!(standing.fingerprint, Some(Fingerprint([2; 32])));
+    }
+
+    #[test]
+    fn a_dispatcher_that_forgot_is_told_again_what_it_was_to_do() {
+        let mut waiting = Standing::registered();
+        waiting.hear(&told(9, RegistrationState::Waiting, Step::Relay, None));
+        waiting.dispatcher_forgot();
+        assert_eq!((waiting.relay, waiting.seq), (RelayState::Pending, 0));
+        let mut tunnelled = Standing::registered();
+        tunnelled.tunnelled();
+        tunnelled.dispatcher_forgot();
+        assert_eq!(tunnelled.relay, RelayState::Dispatched);
+    }
+}

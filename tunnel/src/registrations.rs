@@ -1,0 +1,339 @@
+//! Registrations on disk: one SQLite file, passwords and OAKs sealed by the master key.
+//!
+//! Invariant: a secret leaves this module only as [`Secrets`], and only for one device at a time. What a function here
+//! has answered survives a power loss.
+
+use crate::record::{Record, Standing};
+use anyhow::Context;
+use homing_base::{Vault, database};
+use homing_protocol::{Oak, Secret, SerialNumber, Step, api::tunnel::RelayState, secret::Credentials};
+use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use std::path::Path;
+
+const MIGRATIONS: &[&str] = &["
+CREATE TABLE registration (
+    serial      TEXT PRIMARY KEY,
+    name        TEXT NOT NULL,
+    description TEXT NOT NULL,
+    user        TEXT NOT NULL,
+    password    BLOB NOT NULL, -- sealed
+    oak         BLOB NOT NULL, -- sealed
+    relay       TEXT NOT NULL,
+    step        INTEGER NOT NULL,
+    seq         INTEGER NOT NULL,
+    fingerprint TEXT,
+    problem     TEXT           -- JSON
+) STRICT;
+-- Claims that the dispatcher is still to release.
+CREATE TABLE release (serial TEXT PRIMARY KEY) STRICT;
+-- How far the dispatcher's changes are stored here, and therefore acknowledged.
+CREATE TABLE acknowledged (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), seq INTEGER NOT NULL) STRICT;
+INSERT INTO acknowledged VALUES (1, 0);
+"];
+
+/// What a registration keeps secret.
+#[derive(Clone, Debug)]
+pub(crate) struct Secrets {
+    /// The key on its label.
+    pub oak: Oak,
+    /// The device's own user and password.
+    pub credentials: Credentials,
+}
+
+/// The store; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Registrations {
+    pool: SqlitePool,
+    vault: Vault,
+}
+
+impl Registrations {
+    /// Opens `tunnel.sqlite` in a folder, or makes it.
+    pub async fn open(folder: &Path, vault: Vault) -> anyhow::Result<Self> {
+        let pool = database::open(&folder.join("tunnel.sqlite"), MIGRATIONS).await?;
+        Ok(Registrations { pool, vault })
+    }
+
+    /// Every registration.
+    pub async fn all(&self) -> anyhow::Result<Vec<Record>> {
+        let rows = sqlx::query("SELECT * FROM registration").fetch_all(&self.pool).await;
+        rows.context("registrations")?.iter().map(record).collect()
+    }
+
+    /// Stores a new registration. One that is still to be released is wanted again: it is released no more.
+    pub async fn insert(&self, record: &Record, secrets: &Secrets) -> anyhow::Result<()> {
+        let mut transaction = self.pool.begin().await.context("registrations")?;
+        sqlx::query("DELETE FROM release WHERE serial = $1")
+            .bind(record.serial.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(
+            "INSERT INTO registration (serial, name, description, user, password, oak, relay, step, seq)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(record.serial.to_string())
+        .bind(&record.name)
+        .bind(&record.description)
+        .bind(&record.user)
+        .bind(self.seal_password(record.serial, &secrets.credentials.password))
+        .bind(self.seal_oak(record.serial, &secrets.oak))
+        .bind(relay_word(record.standing.relay))
+        .bind(i64::from(record.standing.step.number()))
+        .bind(sql_integer(record.standing.seq))
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await.context("registrations")
+    }
+
+    /// Replaces what people have entered.
+    pub async fn replace(&self, record: &Record, secrets: &Secrets) -> anyhow::Result<()> {
+        sqlx::query(
+            "UPDATE registration SET name = $2, description = $3, user = $4, password = $5, oak = $6
+             WHERE serial = $1",
+        )
+        .bind(record.serial.to_string())
+        .bind(&record.name)
+        .bind(&record.description)
+        .bind(&record.user)
+        .bind(self.seal_password(record.serial, &secrets.credentials.password))
+        .bind(self.seal_oak(record.serial, &secrets.oak))
+        .execute(&self.pool)
+        .await
+        .context("registrations")?;
+        Ok(())
+    }
+
+    /// Forgets a registration; with `release` the dispatcher is still to be told.
+    pub async fn remove(&self, serial: SerialNumber, release: bool) -> anyhow::Result<()> {
+        let mut transaction = self.pool.begin().await.context("registrations")?;
+        sqlx::query("DELETE FROM registration WHERE serial = $1")
+            .bind(serial.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        if release {
+            sqlx::query("INSERT OR IGNORE INTO release VALUES ($1)")
+                .bind(serial.to_string())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await.context("registrations")
+    }
+
+    /// Stores how far registrations have come; with `acknowledged`, all of it up to there in one piece.
+    pub async fn save(
+        &self,
+        standings: &[(SerialNumber, Standing)],
+        acknowledged: Option<u64>,
+    ) -> anyhow::Result<()> {
+        let mut transaction = self.pool.begin().await.context("registrations")?;
+        for (serial, standing) in standings {
+            save_standing(&mut transaction, *serial, standing).await.context("registrations")?;
+        }
+        if let Some(seq) = acknowledged {
+            sqlx::query("UPDATE acknowledged SET seq = $1")
+                .bind(sql_integer(seq))
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await.context("registrations")
+    }
+
+    /// The secrets of one registration.
+    pub async fn secrets(&self, serial: SerialNumber) -> anyhow::Result<Option<Secrets>> {
+        let row = sqlx::query("SELECT user, password, oak FROM registration WHERE serial = $1")
+            .bind(serial.to_string())
+            .fetch_optional(&self.pool)
+            .await
+            .context("registrations")?;
+        let Some(row) = row else { return Ok(None) };
+        let oak = self.vault.open_sealed(&oak_purpose(serial), row.try_get("oak")?)?;
+        let oak = oak.expose().parse().with_context(|| format!("stored OAK of {serial}"))?;
+        let password = self.vault.open_sealed(&password_purpose(serial), row.try_get("password")?)?;
+        let credentials = Credentials::new(row.try_get::<String, _>("user")?, password);
+        Ok(Some(Secrets { oak, credentials }))
+    }
+
+    /// Claims that the dispatcher is still to release.
+    pub async fn to_release(&self) -> anyhow::Result<Vec<SerialNumber>> {
+        let rows = sqlx::query("SELECT serial FROM release").fetch_all(&self.pool).await;
+        rows.context("registrations")?
+            .iter()
+            .map(|row| Ok(row.try_get::<String, _>("serial")?.parse()?))
+            .collect()
+    }
+
+    /// The dispatcher has released a claim.
+    pub async fn released(&self, serial: SerialNumber) -> anyhow::Result<()> {
+        let forgotten = sqlx::query("DELETE FROM release WHERE serial = $1").bind(serial.to_string());
+        forgotten.execute(&self.pool).await.context("registrations")?;
+        Ok(())
+    }
+
+    /// Up to where the dispatcher's changes are stored.
+    pub async fn acknowledged(&self) -> anyhow::Result<u64> {
+        let row = sqlx::query("SELECT seq FROM acknowledged").fetch_one(&self.pool).await;
+        Ok(row.context("registrations")?.try_get::<i64, _>("seq")?.try_into()?)
+    }
+
+    /// Waits for what is being written and closes the file.
+    #[cfg(test)]
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    fn seal_password(&self, serial: SerialNumber, password: &Secret) -> Vec<u8> {
+        self.vault.seal(&password_purpose(serial), password)
+    }
+
+    fn seal_oak(&self, serial: SerialNumber, oak: &Oak) -> Vec<u8> {
+        self.vault.seal(&oak_purpose(serial), &Secret::new(oak.label()))
+    }
+}
+
+fn password_purpose(serial: SerialNumber) -> String {
+    format!("password of {serial}")
+}
+
+fn oak_purpose(serial: SerialNumber) -> String {
+    format!("OAK of {serial}")
+}
+
+async fn save_standing(
+    connection: &mut SqliteConnection,
+    serial: SerialNumber,
+    standing: &Standing,
+) -> anyhow::Result<()> {
+    let problem = standing.problem.as_ref().map(serde_json::to_string).transpose()?;
+    sqlx::query(
+        "UPDATE registration SET relay = $2, step = $3, seq = $4, fingerprint = $5, problem = $6
+         WHERE serial = $1",
+    )
+    .bind(serial.to_string())
+    .bind(relay_word(standing.relay))
+    .bind(i64::from(standing.step.number()))
+    .bind(sql_integer(standing.seq))
+    .bind(standing.fingerprint.map(|fingerprint| fingerprint.to_string()))
+    .bind(problem)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn record(row: &SqliteRow) -> anyhow::Result<Record> {
+    let serial: SerialNumber = row.try_get::<String, _>("serial")?.parse()?;
+    let read = || -> anyhow::Result<Record> {
+        let step = u8::try_from(row.try_get::<i64, _>("step")?)?;
+        let fingerprint: Option<String> = row.try_get("fingerprint")?;
+        let problem: Option<String> = row.try_get("problem")?;
+        Ok(Record {
+            serial,
+            name: row.try_get("name")?,
+            description: row.try_get("description")?,
+            user: row.try_get("user")?,
+            standing: Standing {
+                relay: relay_state(&row.try_get::<String, _>("relay")?)?,
+                step: Step::from_number(step).with_context(|| format!("step {step}"))?,
+                seq: row.try_get::<i64, _>("seq")?.try_into()?,
+                fingerprint: fingerprint.map(|text| text.parse()).transpose()?,
+                problem: problem.map(|text| serde_json::from_str(&text)).transpose()?,
+            },
+        })
+    };
+    read().with_context(|| format!("stored registration of {serial}"))
+}
+
+/// SQLite's integers are signed.
+fn sql_integer(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+const RELAY_WORDS: [(RelayState, &str); 5] = [
+    (RelayState::Pending, "pending"),
+    (RelayState::Waiting, "waiting"),
+    (RelayState::Dispatching, "dispatching"),
+    (RelayState::Dispatched, "dispatched"),
+    (RelayState::Refused, "refused"),
+];
+
+/// The word that stands in the database and in messages.
+pub(crate) fn relay_word(state: RelayState) -> &'static str {
+    RELAY_WORDS.iter().find(|(known, _)| *known == state).map_or("pending", |(_, word)| word)
+}
+
+fn relay_state(word: &str) -> anyhow::Result<RelayState> {
+    let known = RELAY_WORDS.iter().find(|(_, known)| *known == word);
+    known.map(|(state, _)| *state).with_context(|| format!("relay state {word:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use homing_protocol::api::Problem;
+    use homing_uplink::Fingerprint;
+
+    fn record(serial: &str) -> Record {
+        Record {
+            serial: serial.parse().unwrap(),
+            name: "Entrance".into(),
+            description: "above the door".into(),
+            user: "root".into(),
+            standing: Standing::registered(),
+        }
+    }
+
+    fn secrets() -> Secrets {
+        Secrets {
+            oak: "0123-4567-89AB".parse().unwrap(),
+            credentials: Credentials::new("root", "open sesame"),
+        }
+    }
+
+    async fn open(folder: &Path) -> Registrations {
+        Registrations::open(folder, Vault::open(&folder.join("master.key")).unwrap()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_stored_is_there_after_a_restart_and_its_secrets_are_not_in_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = record("00408C000001");
+        let store = open(folder.path()).await;
+        store.insert(&first, &secrets()).await.unwrap();
+        first.standing.fingerprint = Some(Fingerprint([7; 32]));
+        first.standing.step = Step::Dispatch;
+        first.standing.problem = Some(Problem::at(Step::Dispatch, "wrong-oak", "The OAK is wrong.").error);
+        store.save(&[(first.serial, first.standing.clone())], Some(42)).await.unwrap();
+        first.name = "Exit".into();
+        store.replace(&first, &secrets()).await.unwrap();
+        store.close().await;
+
+        let store = open(folder.path()).await;
+        assert_eq!(store.all().await.unwrap(), std::slice::from_ref(&first));
+        assert_eq!(store.acknowledged().await.unwrap(), 42);
+        let kept = store.secrets(first.serial).await.unwrap().unwrap();
+        assert_eq!((kept.oak, kept.credentials), (secrets().oak, secrets().credentials));
+        store.close().await;
+        for file in std::fs::read_dir(folder.path()).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            for secret in [&b"open sesame"[..], b"0123-4567-89AB", b"0123456789AB"] {
+                assert!(!bytes.windows(secret.len()).any(|window| window == secret));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_removed_registration_is_released_unless_it_is_registered_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path()).await;
+        let (one, two) = (record("00408C000001"), record("00408C000002"));
+        for record in [&one, &two] {
+            store.insert(record, &secrets()).await.unwrap();
+            store.remove(record.serial, true).await.unwrap();
+        }
+        assert!(store.all().await.unwrap().is_empty());
+        assert!(store.secrets(one.serial).await.unwrap().is_none());
+        store.insert(&one, &secrets()).await.unwrap();
+        assert_eq!(store.to_release().await.unwrap(), [two.serial]);
+        store.released(two.serial).await.unwrap();
+        assert!(store.to_release().await.unwrap().is_empty());
+    }
+}

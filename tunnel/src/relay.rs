@@ -1,0 +1,448 @@
+//! Steps 1 and 2: taking a registration in and relaying it to the dispatcher; and hearing from it what became of it.
+//!
+//! Lifecycle of a registration here:
+//! 1. `register` stores it (not shown yet, but the key that the dispatcher may vouch for during step 2 is welcome).
+//! 2. The dispatcher accepts: shown. It refuses: forgotten, and the refusal passed on. It cannot be reached: shown as
+//!    pending, and relayed by [`Relay::run`] at growing, jittered intervals.
+//! 3. What the dispatcher says later comes by `changes`; asking for more acknowledges what was stored.
+//! 4. A device that came back to the dispatcher is pending again: relayed from the sealed store.
+//! 5. `remove` forgets it at once; the claim is released when the dispatcher can be reached.
+//!
+//! Invariant: one call about one device at a time ([`Locks`]), except `changes`, which must be heard while a relay is
+//! under way: the dispatcher waits for its acknowledgement before it answers.
+
+use crate::{
+    config::Limits,
+    devices::Devices,
+    dispatcher::{Dispatcher, Failed},
+    record::{Record, Standing},
+    registrations::Secrets,
+};
+use futures_util::StreamExt;
+use homing_base::{Stop, http::Failure};
+use homing_protocol::{
+    SerialNumber, Step,
+    api::{
+        Problem, ProblemDetail,
+        dispatcher::RegistrationState,
+        tunnel::{ChangeDevice, Device, NewDevice},
+    },
+    secret::Credentials,
+};
+use homing_uplink::{Backoff, BackoffSettings, EndReason};
+use http::StatusCode;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, OwnedMutexGuard},
+    time::Instant,
+};
+
+/// Calls at once when many registrations are relayed after an outage; the others wait.
+const RELAYED_AT_ONCE: usize = 4;
+
+/// A dispatcher that answers `changes` with nothing sooner than this is not asked again at once.
+const EMPTY_ANSWER_PAUSE: Duration = Duration::from_secs(1);
+
+const NAME_MAX: usize = 64;
+const DESCRIPTION_MAX: usize = 256;
+/// RFC 7617 has no limit; no device takes more.
+const CREDENTIAL_MAX: usize = 256;
+
+/// Registrations on their way.
+pub(crate) struct Relay {
+    devices: Arc<Devices>,
+    dispatcher: Dispatcher,
+    backoff: BackoffSettings,
+    locks: Locks,
+    /// There is something to relay or to release.
+    wake: Notify,
+}
+
+impl Relay {
+    pub fn new(devices: Arc<Devices>, dispatcher: Dispatcher, limits: &Limits) -> Self {
+        let backoff = limits.backoff();
+        Relay { devices, dispatcher, backoff, locks: Locks::default(), wake: Notify::new() }
+    }
+
+    /// The dispatcher.
+    pub fn dispatcher(&self) -> &Dispatcher {
+        &self.dispatcher
+    }
+
+    /// Step 1, and step 2 with it. `true` beside the device if it was relayed, `false` if it is still to be.
+    ///
+    /// # Errors
+    /// What cannot be registered; what the dispatcher refused, with its code and message. Nothing is kept then.
+    pub async fn register(&self, new: NewDevice, stop: &Stop) -> Result<(Device, bool), Failure> {
+        let NewDevice { serial, oak, user, password, name, description } = new;
+        let secrets = Secrets { oak, credentials: Credentials::new(user.clone(), password) };
+        let standing = Standing::registered();
+        let record = Record { serial, name: tidy(&name), description: tidy(&description), user, standing };
+        check(&record, &secrets)?;
+        let _lock = self.locks.lock(serial).await;
+        if !self.devices.add(record, &secrets).await? {
+            let message = format!(
+                "{serial} is already registered at this tunnel server; change it, or delete it first."
+            );
+            let problem = Problem::at(Step::Register, "already-registered", message);
+            return Err(Failure::new(StatusCode::CONFLICT, problem));
+        }
+        tracing::info!(step = %Step::Register, %serial, "registered");
+        let relayed = match self.relay(serial, &secrets, stop).await {
+            Relayed::Accepted => true,
+            Relayed::Later => false,
+            Relayed::Refused { failure, stored_there } => {
+                self.devices.remove(serial, stored_there).await?;
+                self.wake.notify_one();
+                return Err(failure);
+            }
+        };
+        if !relayed {
+            self.wake.notify_one();
+        }
+        let device = self.devices.settle(serial).ok_or_else(|| not_registered(serial))?;
+        Ok((device, relayed))
+    }
+
+    /// Renames a device, or corrects its OAK, user or password; a device that has not been dispatched is then relayed
+    /// again.
+    ///
+    /// # Errors
+    /// As [`Relay::register`]; what was registered before is kept then.
+    pub async fn change(
+        &self,
+        serial: SerialNumber,
+        change: ChangeDevice,
+        stop: &Stop,
+    ) -> Result<Device, Failure> {
+        let _lock = self.locks.lock(serial).await;
+        let before = self.devices.record(serial).ok_or_else(|| not_registered(serial))?;
+        let secrets = self.secrets(serial).await?;
+        let corrects = change.oak.is_some() || change.user.is_some() || change.password.is_some();
+        let user = change.user.unwrap_or_else(|| before.user.clone());
+        let password = change.password.unwrap_or(secrets.credentials.password);
+        let record = Record {
+            name: change.name.map_or(before.name, |name| tidy(&name)),
+            description: change.description.map_or(before.description, |text| tidy(&text)),
+            user: user.clone(),
+            ..before
+        };
+        let secrets =
+            Secrets { oak: change.oak.unwrap_or(secrets.oak), credentials: Credentials::new(user, password) };
+        check(&record, &secrets)?;
+        let dispatched = record.standing.relay == homing_protocol::api::tunnel::RelayState::Dispatched;
+        if corrects && !dispatched {
+            match self.relay(serial, &secrets, stop).await {
+                Relayed::Refused { failure, .. } => return Err(failure),
+                Relayed::Later => self.wake.notify_one(),
+                Relayed::Accepted => (),
+            }
+        }
+        self.devices.replace(record, &secrets).await?.ok_or_else(|| not_registered(serial))
+    }
+
+    /// Forgets a device, ends its uplink and releases its claim; the last is tried again if the dispatcher is away.
+    ///
+    /// # Errors
+    /// When it is not registered.
+    pub async fn remove(&self, serial: SerialNumber, stop: &Stop) -> Result<(), Failure> {
+        let _lock = self.locks.lock(serial).await;
+        if self.devices.record(serial).is_none() {
+            return Err(not_registered(serial));
+        }
+        let removed = self.devices.remove(serial, true).await?.ok_or_else(|| not_registered(serial))?;
+        if let Some(connected) = removed.uplink {
+            connected.uplink.close(EndReason::Closed("the device's registration was deleted".to_owned()));
+        }
+        tracing::info!(step = %Step::Register, %serial, "registration deleted");
+        if !self.release(serial, stop).await {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Relays what is pending and releases what is to be, until the role stops.
+    pub async fn run(&self, stop: &Stop) {
+        let mut backoff = Backoff::new(self.backoff);
+        while !stop.is_stopped() {
+            let outcome = self.relay_all(stop).await;
+            let pause = match outcome {
+                Ok(true) => {
+                    backoff.reset();
+                    None
+                }
+                Ok(false) => Some(backoff.next_interval()),
+                Err(error) => {
+                    tracing::error!(step = %Step::Relay, error = format!("{error:#}"), "registrations");
+                    Some(backoff.next_interval())
+                }
+            };
+            let pause = async {
+                match pause {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = pause => (),
+                () = self.wake.notified() => (),
+                () = self.dispatcher.recovered() => (),
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Follows the dispatcher's changes until the role stops (step 5, seen from here).
+    pub async fn follow_changes(&self, stop: &Stop) {
+        let mut backoff = Backoff::new(self.backoff);
+        while !stop.is_stopped() {
+            let began = Instant::now();
+            let pause = tokio::select! {
+                followed = self.next_changes() => match followed {
+                    Ok(true) => {
+                        backoff.reset();
+                        continue;
+                    }
+                    // Nothing happened: at once if it was held back as agreed.
+                    Ok(false) => EMPTY_ANSWER_PAUSE.saturating_sub(began.elapsed()),
+                    Err(error) => {
+                        tracing::debug!(step = %Step::Relay, error = format!("{error:#}"), "changes");
+                        backoff.next_interval()
+                    }
+                },
+                () = stop.cancelled() => return,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => (),
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// One `changes` request; `true` if there were any.
+    async fn next_changes(&self) -> anyhow::Result<bool> {
+        let after = self.devices.store().acknowledged().await?;
+        let changes = match self.dispatcher.changes(after).await {
+            Ok(changes) => changes,
+            Err(Failed::Later(problem)) => anyhow::bail!(problem.message),
+            Err(Failed::Refused(status, problem)) => anyhow::bail!("{status}: {}", problem.error.message),
+        };
+        if changes.last < after {
+            tracing::warn!(
+                step = %Step::Relay, after, last = changes.last,
+                "the dispatcher has forgotten its changes (was its database restored?); \
+                 registrations that wait there are relayed again"
+            );
+            self.devices.dispatcher_forgot().await?;
+            self.wake.notify_one();
+            return Ok(true);
+        }
+        if changes.last == after && changes.changes.is_empty() {
+            return Ok(false);
+        }
+        for told in &changes.changes {
+            let code = told.problem.as_ref().map(|problem| problem.code.as_str());
+            tracing::info!(step = %told.step, serial = %told.serial, state = ?told.state, code, "dispatcher");
+        }
+        self.devices.hear_changes(&changes).await?;
+        if changes.changes.iter().any(|told| told.state == RegistrationState::Returned) {
+            self.wake.notify_one();
+        }
+        Ok(true)
+    }
+
+    /// Tries everything once; `false` if something is left.
+    async fn relay_all(&self, stop: &Stop) -> anyhow::Result<bool> {
+        let pending = self.devices.pending();
+        let releases = self.devices.store().to_release().await?;
+        let relays = futures_util::stream::iter(pending).map(|serial| self.relay_pending(serial, stop));
+        let relayed: Vec<_> = relays.buffer_unordered(RELAYED_AT_ONCE).collect().await;
+        let mut all = true;
+        for relayed in relayed {
+            all &= relayed?;
+        }
+        for serial in releases {
+            let _lock = self.locks.lock(serial).await;
+            // It may have been registered again while we waited.
+            if self.devices.get(serial).is_none() {
+                all &= self.release(serial, stop).await;
+            }
+        }
+        Ok(all)
+    }
+
+    async fn relay_pending(&self, serial: SerialNumber, stop: &Stop) -> anyhow::Result<bool> {
+        let _lock = self.locks.lock(serial).await;
+        if !self.devices.is_pending(serial) {
+            return Ok(true);
+        }
+        let Some(secrets) = self.devices.store().secrets(serial).await? else { return Ok(true) };
+        match self.relay(serial, &secrets, stop).await {
+            Relayed::Accepted => Ok(true),
+            Relayed::Later => Ok(false),
+            Relayed::Refused { failure, .. } if failure.status == StatusCode::TOO_MANY_REQUESTS => {
+                self.devices
+                    .change(serial, |standing| standing.relay_later(failure.problem.error.clone()))
+                    .await?;
+                Ok(false)
+            }
+            Relayed::Refused { failure, .. } => {
+                self.devices
+                    .change(serial, |standing| standing.relay_refused(failure.problem.error.clone()))
+                    .await?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Step 2 for one registration. What is heard of it is stored; a refusal is for the caller to act on.
+    async fn relay(&self, serial: SerialNumber, secrets: &Secrets, stop: &Stop) -> Relayed {
+        let answer = tokio::select! {
+            answer = self.dispatcher.register(serial, secrets) => answer,
+            () = stop.cancelled() => return Relayed::Later,
+        };
+        let stored = match answer {
+            Ok(told) => {
+                tracing::info!(step = %Step::Relay, %serial, state = ?told.state, "relayed");
+                if told.state == RegistrationState::Refused {
+                    let problem = told.problem.clone().unwrap_or_else(|| unexplained(serial));
+                    let failure = Failure::new(StatusCode::CONFLICT, Problem { error: problem });
+                    return Relayed::Refused { failure, stored_there: true };
+                }
+                self.devices.hear(&told).await.map(|()| Relayed::Accepted)
+            }
+            Err(Failed::Refused(status, mut problem)) => {
+                tracing::info!(
+                    step = %Step::Relay, %serial, code = problem.error.code, "the dispatcher refused"
+                );
+                problem.error.step.get_or_insert(Step::Relay);
+                return Relayed::Refused { failure: Failure::new(status, problem), stored_there: false };
+            }
+            Err(Failed::Later(problem)) => {
+                tracing::info!(step = %Step::Relay, %serial, code = problem.code, "not relayed yet");
+                let noted =
+                    self.devices.change(serial, |standing| standing.relay_later(problem.clone())).await;
+                noted.map(|()| Relayed::Later)
+            }
+        };
+        stored.unwrap_or_else(|error| {
+            tracing::error!(step = %Step::Relay, %serial, error = format!("{error:#}"), "not stored");
+            Relayed::Later
+        })
+    }
+
+    /// Releases a claim; `false` if it is to be tried again.
+    async fn release(&self, serial: SerialNumber, stop: &Stop) -> bool {
+        let answer = tokio::select! {
+            answer = self.dispatcher.release(serial) => answer,
+            () = stop.cancelled() => return false,
+        };
+        match answer {
+            Ok(()) => (),
+            // It says that the claim is not ours to release: trying again would not change that.
+            Err(Failed::Refused(status, problem)) => {
+                tracing::warn!(%serial, %status, code = problem.error.code, "claim not released");
+            }
+            Err(Failed::Later(problem)) => {
+                tracing::info!(%serial, code = problem.code, "claim not released yet");
+                return false;
+            }
+        }
+        match self.devices.store().released(serial).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%serial, error = format!("{error:#}"), "not stored");
+                false
+            }
+        }
+    }
+
+    async fn secrets(&self, serial: SerialNumber) -> Result<Secrets, Failure> {
+        self.devices.store().secrets(serial).await?.ok_or_else(|| not_registered(serial))
+    }
+
+    /// The device's own user and password, for step 8.
+    pub async fn credentials(&self, serial: SerialNumber) -> Result<Credentials, Failure> {
+        self.devices.record(serial).ok_or_else(|| not_registered(serial))?;
+        Ok(self.secrets(serial).await?.credentials)
+    }
+}
+
+/// What became of relaying.
+enum Relayed {
+    Accepted,
+    Later,
+    Refused {
+        failure: Failure,
+        /// The dispatcher keeps the registration although it refused it, so it is to be released there.
+        stored_there: bool,
+    },
+}
+
+/// What a 404 says.
+pub(crate) fn not_registered(serial: SerialNumber) -> Failure {
+    Failure::not_found(format!(
+        "No device with the serial number {serial} is registered at this tunnel server."
+    ))
+}
+
+fn unexplained(serial: SerialNumber) -> ProblemDetail {
+    let message = format!("The dispatcher refused the device {serial} and did not say why.");
+    Problem::at(Step::Dispatch, "refused", message).error
+}
+
+fn tidy(text: &str) -> String {
+    text.trim().to_owned()
+}
+
+fn check(record: &Record, secrets: &Secrets) -> Result<(), Failure> {
+    let refuse = |message: String| {
+        Err(Failure::new(StatusCode::BAD_REQUEST, Problem::at(Step::Register, "bad-request", message)))
+    };
+    for (what, text, most) in [
+        ("name", record.name.as_str(), NAME_MAX),
+        ("description", record.description.as_str(), DESCRIPTION_MAX),
+        ("user", record.user.as_str(), CREDENTIAL_MAX),
+        ("password", secrets.credentials.password.expose(), CREDENTIAL_MAX),
+    ] {
+        if text.chars().count() > most {
+            return refuse(format!("The {what} has more than {most} characters."));
+        }
+        if text
+            .chars()
+            .any(|character| character.is_control() && !(what == "description" && character == '\n'))
+        {
+            return refuse(format!("The {what} holds a control character."));
+        }
+    }
+    if record.user.is_empty() {
+        return refuse(
+            "The device's user is missing: the dispatcher logs in to the device with it.".to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// One operation on one device at a time.
+#[derive(Default)]
+struct Locks(Mutex<HashMap<SerialNumber, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Locks {
+    /// Locks that nobody holds are forgotten when there are more than this.
+    const KEPT: usize = 1024;
+
+    async fn lock(&self, serial: SerialNumber) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if locks.len() > Self::KEPT {
+                locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            }
+            Arc::clone(locks.entry(serial).or_default())
+        };
+        lock.lock_owned().await
+    }
+}

@@ -1,0 +1,154 @@
+//! The tunnel server's life: open, run, stop.
+//!
+//! 1. [`bind`] checks the configuration, opens data, private CA and both sockets. Nothing is answered yet.
+//! 2. [`Bound::run`] serves until the role stops: devices outside, the VMS inside, the dispatcher's changes.
+//! 3. When it stops, both addresses close and each device is told in order. What was answered is on disk already.
+
+use crate::{
+    api::{self, Api, ServerFacts},
+    config::Config,
+    devices::Devices,
+    dispatcher::Dispatcher,
+    guard::Guard,
+    metrics::Metrics,
+    proxy::Proxy,
+    reach::TunnelHandle,
+    registrations::Registrations,
+    relay::Relay,
+    uplinks::Uplinks,
+};
+use anyhow::Context;
+use homing_base::{
+    Ops, Stop, Vault, Workers,
+    tls::{LEAF_LIFE, Leaf, PrivateCa},
+    vault,
+};
+use homing_uplink::UplinkAddress;
+use std::{net::SocketAddr, sync::Arc};
+use tokio::net::TcpListener;
+
+/// A tunnel server whose files and sockets are open.
+pub struct Bound {
+    config: Config,
+    ops: Ops,
+    workers: Workers,
+    external: TcpListener,
+    internal: TcpListener,
+    facts: Arc<ServerFacts>,
+    leaf: Arc<Leaf>,
+    devices: Arc<Devices>,
+    relay: Arc<Relay>,
+    metrics: Arc<Metrics>,
+    handle: TunnelHandle,
+}
+
+/// Opens a tunnel server.
+///
+/// # Errors
+/// What is wrong with the configuration, the data folder or an address, and what to check.
+pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Result<Bound> {
+    config.check()?;
+    let external = homing_base::listen::bind(config.external, "[tunnel] external, for devices")?;
+    let internal = homing_base::listen::bind(config.internal, "[tunnel] internal, for the VMS")?;
+    // Connections inherit it: a reader that has stopped is dropped by the kernel.
+    socket2::SockRef::from(&internal)
+        .set_tcp_user_timeout(Some(config.limits.stalled()))
+        .context("[tunnel.limits] stalled_ms")?;
+    let external_addr = external.local_addr().context("external address")?;
+    let public = config.public_addresses(external_addr)?;
+    let authorities: Vec<String> = public.iter().map(UplinkAddress::authority).collect();
+
+    vault::private_folder(&config.data)?;
+    let (leaf, trust_anchor) = certificate(&config, &public)?;
+    let store = Registrations::open(&config.data, Vault::open(&config.data.join("master.key"))?).await?;
+    let devices = Arc::new(Devices::open(store).await?);
+    let metrics = Arc::new(Metrics::default());
+    metrics.register(ops, &devices);
+    let dispatcher =
+        Dispatcher::new(&config.dispatcher, authorities.clone(), trust_anchor, Arc::clone(&metrics))?;
+    let relay = Arc::new(Relay::new(Arc::clone(&devices), dispatcher, &config.limits));
+    let handle = TunnelHandle::new(&config.name, Arc::clone(&devices));
+    let facts =
+        Arc::new(ServerFacts { name: config.name.clone(), external: external_addr, public: authorities });
+    let (ops, workers) = (ops.clone(), workers.clone());
+    Ok(Bound { config, ops, workers, external, internal, facts, leaf, devices, relay, metrics, handle })
+}
+
+/// The external certificate, and the PEM that devices are told to trust.
+fn certificate(config: &Config, public: &[UplinkAddress]) -> anyhow::Result<(Arc<Leaf>, String)> {
+    if !config.certificate.as_os_str().is_empty() {
+        let leaf = Leaf::from_files(&config.certificate, &config.private_key)?;
+        let path = &config.trust_anchor;
+        let anchor = std::fs::read_to_string(path)
+            .with_context(|| format!("[tunnel] trust_anchor: cannot read {}", path.display()))?;
+        return Ok((leaf, anchor));
+    }
+    let ca = Arc::new(PrivateCa::open(&config.data, "tunnel")?);
+    let anchor = ca.trust_anchor().to_owned();
+    let names = public.iter().map(|address| address.host().to_owned()).collect();
+    Ok((Leaf::issued_by(ca, names, LEAF_LIFE)?, anchor))
+}
+
+impl Bound {
+    /// Where devices dial in.
+    pub fn external_addr(&self) -> SocketAddr {
+        self.facts.external
+    }
+
+    /// Where the VMS asks.
+    ///
+    /// # Panics
+    /// Never: the socket is open.
+    pub fn internal_addr(&self) -> SocketAddr {
+        self.internal.local_addr().expect("a socket that is open has an address")
+    }
+
+    /// The tunnel server in process.
+    pub fn handle(&self) -> TunnelHandle {
+        self.handle.clone()
+    }
+
+    /// Serves until the role stops. What it has spawned is in `stop`: drain it to wait for the last connection.
+    ///
+    /// # Errors
+    /// When the external certificate cannot be used.
+    pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
+        let tls = homing_uplink::server_tls_config(
+            Arc::clone(&self.leaf) as Arc<dyn rustls::server::ResolvesServerCert>,
+            self.config.tls_policy(),
+        )
+        .context("external certificate")?;
+        let uplinks = Uplinks::new(
+            Arc::new(tls),
+            Arc::clone(&self.devices),
+            Arc::clone(&self.metrics),
+            self.workers.clone(),
+            &self.config.limits,
+        );
+        let guard = Arc::new(Guard::new(self.config.credentials()));
+        let api = Api {
+            devices: Arc::clone(&self.devices),
+            relay: Arc::clone(&self.relay),
+            guard: Arc::clone(&guard),
+            stop: stop.clone(),
+            server: Arc::clone(&self.facts),
+        };
+        let proxy = Proxy { tunnel: self.handle, guard, metrics: self.metrics, stop: stop.clone() };
+        let service = api::service(api, proxy, &self.ops);
+        tracing::info!(
+            name = self.config.name,
+            external = %self.facts.external,
+            public = ?self.facts.public,
+            internal = ?self.internal.local_addr().ok(),
+            "tunnel server runs"
+        );
+        tokio::join!(
+            uplinks.run(self.external, &stop),
+            homing_base::http::serve_with(self.internal, service, None, stop.clone()),
+            self.relay.run(&stop),
+            self.relay.follow_changes(&stop),
+            self.leaf.keep_fresh(stop.clone()),
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,207 @@
+//! The external address: devices dial in (step 6), prove their key and get their tunnel (step 7).
+//!
+//! A connection's life: a permit, accept, a task on the worker that it will stay on, TLS and the upgrade's head under
+//! one deadline, then the look-up of its key; only then is it an uplink, and the permit is free for the next arrival.
+//!
+//! Invariant: a stranger's connection costs a permit, one handshake and one head, for ten seconds at most; nothing that
+//! it says is used but to word the refusal (docs/decisions, 001).
+
+use crate::{
+    config::Limits,
+    devices::{Connected, Devices, Stranger},
+    metrics::Metrics,
+};
+use homing_base::{Stop, Workers};
+use homing_protocol::{SerialNumber, Step};
+use homing_uplink::{
+    AcceptError, AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, UplinkSettings,
+};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime::Handle,
+    sync::{OnceCell, Semaphore},
+};
+
+/// Pause after `accept` failed for want of descriptors or memory, so that the loop does not spin.
+const ACCEPT_FAILED_PAUSE: Duration = Duration::from_millis(200);
+
+/// The door for devices; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Uplinks {
+    devices: Arc<Devices>,
+    metrics: Arc<Metrics>,
+    workers: Workers,
+    acceptor: Acceptor,
+    settings: UplinkSettings,
+    /// Connections that are not admitted yet.
+    arriving: Arc<Semaphore>,
+    /// Uplinks that stand.
+    standing: Arc<Semaphore>,
+}
+
+impl Uplinks {
+    pub fn new(
+        tls: Arc<rustls::ServerConfig>,
+        devices: Arc<Devices>,
+        metrics: Arc<Metrics>,
+        workers: Workers,
+        limits: &Limits,
+    ) -> Self {
+        Uplinks {
+            devices,
+            metrics,
+            workers,
+            acceptor: Acceptor::new(tls, AcceptLimits::default()),
+            settings: limits.uplink_settings(),
+            arriving: Arc::new(Semaphore::new(limits.arriving)),
+            standing: Arc::new(Semaphore::new(limits.uplinks)),
+        }
+    }
+
+    /// Takes devices until the role stops.
+    pub async fn run(&self, listener: TcpListener, stop: &Stop) {
+        loop {
+            let permit = tokio::select! {
+                permit = Arc::clone(&self.arriving).acquire_owned() => permit.expect("never closed"),
+                () = stop.cancelled() => return,
+            };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted.and_then(|(tcp, peer)| Ok((tcp.into_std()?, peer))),
+                () = stop.cancelled() => return,
+            };
+            let (tcp, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed; waiting before the next try");
+                    tokio::select! {
+                        () = tokio::time::sleep(ACCEPT_FAILED_PAUSE) => continue,
+                        () = stop.cancelled() => return,
+                    }
+                }
+            };
+            let (this, worker, stop_it) = (self.clone(), self.workers.next(), stop.clone());
+            let on = worker.clone();
+            let connection = async move {
+                let arrived = tokio::select! {
+                    arrived = this.arrive(tcp, peer) => arrived,
+                    () = stop_it.cancelled() => None,
+                };
+                drop(permit);
+                let Some(arrival) = arrived else { return };
+                // A task of its own, so that the memory of arriving is not kept for as long as the uplink stands.
+                let (on, stop) = (worker.clone(), stop_it.clone());
+                stop.spawn_on(async move { this.admit(arrival, worker, stop_it).await }, &on);
+            };
+            stop.spawn_on(connection, &on);
+        }
+    }
+
+    /// Step 6, seen from here: TLS and the upgrade's head.
+    async fn arrive(&self, tcp: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
+        // From here the socket belongs to this worker's runtime.
+        let tcp = TcpStream::from_std(tcp)
+            .inspect_err(|error| tracing::warn!(%peer, %error, "connection lost at once"))
+            .ok()?;
+        match self.acceptor.accept(tcp, peer).await {
+            Ok(arrival) => {
+                tracing::debug!(step = %Step::Connect, %peer, carrier = ?arrival.carrier(), "a device dialled");
+                Some(arrival)
+            }
+            Err(error) => {
+                self.metrics.refuse(match error {
+                    AcceptError::Tls { .. } => "tls",
+                    AcceptError::Head { .. } => "not-an-uplink",
+                    AcceptError::Gone { .. } => "gone",
+                    AcceptError::Timeout { .. } => "timeout",
+                });
+                // Scanners do this all day.
+                tracing::debug!(step = %Step::Connect, %peer, %error, "connection refused");
+                None
+            }
+        }
+    }
+
+    /// Step 7: the key decides; then the uplink runs to its end.
+    async fn admit(&self, arrival: Arrival, worker: Handle, stop: Stop) {
+        let peer = arrival.peer;
+        let (fingerprint, serial) = match self.look_up(&arrival) {
+            Ok(found) => found,
+            Err((word, reason)) => {
+                self.metrics.refuse(word);
+                return arrival.refuse(403, &reason).await;
+            }
+        };
+        let Ok(_standing) = Arc::clone(&self.standing).try_acquire_owned() else {
+            self.metrics.refuse("full");
+            tracing::error!(step = %Step::Tunnel, %serial, %peer, "limit of uplinks reached: [tunnel.limits] uplinks");
+            let reason = "This tunnel server has as many devices as it may have; its administrator was told.";
+            return arrival.refuse(503, reason).await;
+        };
+        let (uplink, driver) = match arrival.accept(self.settings.clone()).await {
+            Ok(accepted) => accepted,
+            Err(reason) => {
+                self.metrics.refuse("gone");
+                return tracing::debug!(step = %Step::Tunnel, %serial, %peer, %reason, "gone before it was admitted");
+            }
+        };
+        let connected = Connected { uplink: uplink.clone(), worker, peer, rtsp_path: OnceCell::new() };
+        if self.devices.connect(fingerprint, connected).is_none() {
+            return tracing::info!(step = %Step::Tunnel, %serial, %peer, "no longer welcome");
+        }
+        self.metrics.uplinks_admitted.inc();
+        tracing::info!(step = %Step::Tunnel, %serial, %peer, "uplink stands");
+        let noting = async {
+            if let Err(error) = self.devices.change(serial, |standing| standing.tunnelled()).await {
+                tracing::error!(%serial, error = format!("{error:#}"), "not stored");
+            }
+        };
+        let (reason, ()) = tokio::join!(Box::pin(driver.run(stop.token().clone())), Box::pin(noting));
+        self.metrics.uplink_ended(&uplink.stats());
+        self.devices.disconnect(serial, &uplink, &reason);
+        tracing::info!(step = %Step::Tunnel, %serial, %peer, %reason, "uplink ended");
+    }
+
+    /// Whose key it is; or why it is refused, in a word for metrics and in a sentence for the installer: the device
+    /// shows it.
+    fn look_up(&self, arrival: &Arrival) -> Result<(Fingerprint, SerialNumber), (&'static str, String)> {
+        let Some(identity) = &arrival.peer_identity else {
+            return Err((
+                "no-certificate",
+                "A device shows a certificate of its own here; this one has none.".into(),
+            ));
+        };
+        let (peer, fingerprint, claimed) = (arrival.peer, identity.fingerprint, claimed(identity));
+        let claims = claimed.map_or_else(|| "no serial number".to_owned(), |serial| serial.to_string());
+        match self.devices.admit(fingerprint, claimed) {
+            Ok(serial) => Ok((fingerprint, serial)),
+            Err(Stranger::UnknownKey) => {
+                tracing::info!(
+                    step = %Step::Tunnel, %peer, %fingerprint, claims,
+                    "refused: the dispatcher has not vouched for this key"
+                );
+                let reason = format!(
+                    "This tunnel server does not know the key of this device ({claims}): its dispatcher has not \
+                     vouched for it. Check that the device is registered here, then press its button."
+                );
+                Err(("unknown-key", reason))
+            }
+            Err(Stranger::OtherName { owner }) => {
+                tracing::warn!(
+                    step = %Step::Tunnel, %peer, %fingerprint, %owner, claims,
+                    "refused: the key belongs to another device than its certificate says"
+                );
+                let reason = format!(
+                    "The certificate says {claims}, but its key was vouched for as another device's. \
+                     Reset the device, so that it makes a key of its own, and press its button."
+                );
+                Err(("other-name", reason))
+            }
+        }
+    }
+}
+
+/// The serial number that the certificate claims, where it has one of ours.
+fn claimed(identity: &PeerIdentity) -> Option<SerialNumber> {
+    identity.serial_number.as_deref().or(identity.common_name.as_deref())?.parse().ok()
+}

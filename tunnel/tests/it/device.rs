@@ -1,0 +1,155 @@
+//! Devices: a key, an uplink, and a little ONVIF, HTTP and RTSP over WebSocket behind it.
+
+use bytes::Bytes;
+use homing_base::Stop;
+use homing_protocol::{
+    Secret, SerialNumber,
+    digest::DigestGuard,
+    onvif::{MEDIA2_NS, Message, device, media2},
+    soap::{CONTENT_TYPE, Envelope},
+};
+use homing_uplink::{
+    DialError, DialedUplink, Dialer, EndReason, Fingerprint, Incoming, ServeSettings, TlsPolicy,
+    UplinkAddress, client_tls_config, roots_from_pem,
+};
+use http::{Method, Response, StatusCode};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::{net::SocketAddr, sync::Arc};
+use tokio::{io::AsyncReadExt, io::AsyncWriteExt, task::JoinHandle};
+
+pub const USER: &str = "root";
+pub const PASSWORD: &str = "device-password-4242";
+pub const OAK: &str = "C0FF-EE12-3456";
+
+/// Where the devices of these tests have RTSP: nowhere that one could guess.
+const RTSP_PATH: &str = "/stream/rtsp-over-websocket?v=2";
+
+/// A device before it dials.
+#[derive(Clone)]
+pub struct Device {
+    pub serial: SerialNumber,
+    pub fingerprint: Fingerprint,
+    certificate: CertificateDer<'static>,
+    key: Arc<Vec<u8>>,
+}
+
+impl Device {
+    /// A device with a new key, whose certificate says `serial`.
+    pub fn new(serial: &str) -> Self {
+        let serial: SerialNumber = serial.parse().unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CustomDnType(vec![2, 5, 4, 5]), serial.to_string());
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        Device {
+            serial,
+            fingerprint: Fingerprint::of_certificate(&certificate).unwrap(),
+            certificate,
+            key: Arc::new(key.serialize_der()),
+        }
+    }
+
+    /// Step 6: dials.
+    pub async fn dial(&self, address: SocketAddr, trust_anchor: &str) -> Result<DialedUplink, DialError> {
+        let roots = roots_from_pem(trust_anchor.as_bytes()).unwrap();
+        let key = PrivateKeyDer::try_from(self.key.to_vec()).unwrap();
+        let tls = client_tls_config(roots, vec![self.certificate.clone()], key, TlsPolicy::Tls13).unwrap();
+        let address = UplinkAddress::new(&address.ip().to_string(), address.port()).unwrap();
+        Dialer::new(address, Arc::new(tls)).dial().await
+    }
+
+    /// Step 7, its end: serves until the uplink ends.
+    pub fn serve(&self, uplink: DialedUplink, stop: &Stop) -> JoinHandle<EndReason> {
+        let token = stop.token().clone();
+        let guard = Arc::new(DigestGuard::new("device", [9; 32]));
+        let service = Arc::new(move |incoming: Incoming| {
+            let guard = guard.clone();
+            async move { answer(incoming, &guard).await }
+        });
+        stop.spawn(uplink.serve(service, ServeSettings::default(), token))
+    }
+}
+
+async fn answer(mut incoming: Incoming, guard: &DigestGuard) {
+    let path = incoming.request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    match (incoming.request.method().clone(), path.as_str()) {
+        (Method::CONNECT, RTSP_PATH) => {
+            assert_eq!(incoming.subprotocols().collect::<Vec<_>>(), ["rtsp.onvif.org"]);
+            echo(incoming.accept_websocket("rtsp.onvif.org").unwrap()).await;
+        }
+        (Method::POST, "/onvif/device_service") => services(incoming, guard).await,
+        (Method::GET, "/headers") => {
+            let headers = incoming.request.headers().iter();
+            let text: String =
+                headers.map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect();
+            let _ = incoming.respond(Response::new(Bytes::from(text)));
+        }
+        (Method::POST, "/echo") => {
+            let body = std::mem::take(incoming.request.body_mut());
+            if let Ok(sender) = incoming.respond_streaming(Response::new(())) {
+                let _ = sender.send_all(body).await;
+            }
+        }
+        // Bytes without end, as fast as they are taken.
+        (Method::GET, "/endless") => {
+            let Ok(mut sender) = incoming.respond_streaming(Response::new(())) else { return };
+            let piece = Bytes::from(vec![7; 32 * 1024]);
+            while sender.send(piece.clone()).await.is_ok() {}
+        }
+        (Method::GET, "/silent") => std::future::pending().await,
+        _ => {
+            let mut response = Response::new(Bytes::from_static(b"the device says: no such path"));
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            let _ = incoming.respond(response);
+        }
+    }
+}
+
+/// RTSP is the VMS's and the camera's business: here it is bytes that come back.
+async fn echo(mut stream: homing_uplink::WebSocketStream) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        if buffer.starts_with(b"FLOOD") {
+            let piece = vec![9; 64 * 1024];
+            while stream.write_all(&piece).await.is_ok() {}
+            return;
+        }
+        if stream.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+    let _ = stream.shutdown().await;
+}
+
+/// GetServices, for whoever has the device's password.
+async fn services(mut incoming: Incoming, guard: &DigestGuard) {
+    let now = jiff::Timestamp::now().as_second() as u64;
+    let authorization = incoming.request.headers().get("authorization").and_then(|value| value.to_str().ok());
+    let password = |user: &str| (user == USER).then(|| Secret::from(PASSWORD));
+    let checked = guard.check("POST", "/onvif/device_service", authorization, password, now);
+    let mut response = Response::builder();
+    if let Err(refusal) = checked {
+        for challenge in guard.challenges(now, refusal == homing_protocol::digest::Refusal::Stale) {
+            response = response.header("www-authenticate", challenge);
+        }
+        let _ = incoming.respond(response.status(401).body(Bytes::new()).unwrap());
+        return;
+    }
+    let body = std::mem::take(incoming.request.body_mut()).collect(65536).await.unwrap();
+    let envelope = Envelope::parse(&body).unwrap();
+    assert!(envelope.body.is(device::GetServices::NAMESPACE, device::GetServices::NAME));
+    let media2 = media2::ServiceCapabilities {
+        rtsp_web_socket_uri: Some(format!("ws://192.168.1.7{RTSP_PATH}")),
+        ..Default::default()
+    };
+    let services = device::Services(vec![device::Service {
+        namespace: MEDIA2_NS.to_owned(),
+        xaddr: "http://192.168.1.7/onvif/media2".to_owned(),
+        capabilities: Some(media2.element()),
+        version: (2, 0),
+    }]);
+    let answer = Envelope::answer(envelope.version, services.to_element()).to_xml();
+    let _ =
+        incoming.respond(response.header("content-type", CONTENT_TYPE).body(Bytes::from(answer)).unwrap());
+}

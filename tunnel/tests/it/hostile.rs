@@ -1,0 +1,90 @@
+//! Garbage and silence on both addresses.
+
+use crate::{
+    device::Device,
+    world::{World, code, form, within},
+};
+use http::{Method, StatusCode};
+use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpStream};
+
+#[tokio::test]
+async fn a_hundred_silent_connections_do_not_delay_the_next_good_one() {
+    let world = World::new().await;
+    let device = Device::new("00408C702009");
+    world.register(&device).await;
+    world.dispatcher.vouch(device.serial, device.fingerprint).await;
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(world.external).await.unwrap());
+        silent.push(TcpStream::connect(world.internal).await.unwrap());
+    }
+    let began = tokio::time::Instant::now();
+    world.connect(&device).await;
+    let (status, _) = world.api(Method::GET, "/api/v1/devices", None).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn garbage_is_answered_or_closed_and_nothing_else_happens() {
+    let world = World::new().await;
+    let (device, serving) = world.ready("00408C702009").await;
+    let long = [b"GET / HTTP/1.1\r\nX: ".as_slice(), &[b'a'; 100_000]].concat();
+    let garbage: [&[u8]; 8] = [
+        b"\x00\x01\x02\x03",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\xff\xff",
+        &[0xFF; 10_000],
+        &long,
+        b"CONNECT :554 HTTP/1.1\r\n\r\n",
+        b"GET http:///x HTTP/1.1\r\n\r\n",
+    ];
+    for address in [world.external, world.internal] {
+        for bytes in garbage {
+            let mut tcp = TcpStream::connect(address).await.unwrap();
+            let _ = tcp.write_all(bytes).await;
+            let _ = tcp.shutdown().await;
+            let mut answer = Vec::new();
+            let _ = within(tcp.read_to_end(&mut answer)).await;
+        }
+    }
+    let (status, answer) = world.api(Method::GET, "/api/v1/devices", None).await;
+    assert_eq!((status, answer.as_array().unwrap().len()), (StatusCode::OK, 1));
+    assert!(!serving.is_finished());
+    assert!(world.handle.device(device.serial).unwrap().connected);
+    let endless = format!("{{\"serial\": \"{}\"}}", "0".repeat(100_000));
+    let (status, answer) = world.api(Method::POST, "/api/v1/devices", Some(endless.into())).await;
+    assert_eq!((status, code(&answer)), (StatusCode::BAD_REQUEST, "bad-request"));
+}
+
+#[tokio::test]
+async fn a_device_beyond_the_limit_is_told_so() {
+    let world = World::with(true, |config| config.limits.uplinks = 1).await;
+    world.ready("00408C702009").await;
+    let second = Device::new("00408C702010");
+    world.register(&second).await;
+    world.dispatcher.vouch(second.serial, second.fingerprint).await;
+    let error = within(second.dial(world.external, &world.trust_anchor())).await.unwrap_err();
+    assert!(error.to_string().contains("503"), "{error}");
+    assert_eq!(world.metric("homing_tunnel_refused_total{reason=\"full\"}"), 1.0);
+}
+
+#[tokio::test]
+async fn a_registration_ends_well_although_the_browser_left_half_way() {
+    let world = World::new().await;
+    let body = form("00408C702009", crate::device::OAK).to_string();
+    let mut tcp = TcpStream::connect(world.internal).await.unwrap();
+    let head = format!(
+        "POST /api/v1/devices HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\nContent-Length: {}\r\n\r\n{body}",
+        crate::world::password(),
+        body.len()
+    );
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    world.dispatcher.relayed_times(1).await;
+    drop(tcp);
+    world.device_until("00408C702009".parse().unwrap(), |_| true).await;
+    let again = form("00408C702009", crate::device::OAK);
+    let (status, answer) = world.api(Method::POST, "/api/v1/devices", Some(again)).await;
+    assert_eq!((status, code(&answer)), (StatusCode::CONFLICT, "already-registered"));
+}

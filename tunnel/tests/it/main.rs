@@ -1,0 +1,15 @@
+//! The tunnel server as a whole, in process, over real sockets on loopback: steps 1, 2, 6 and 7.
+//!
+//! `world` sets a tunnel server up with a scripted dispatcher (`dispatcher`) and devices made of the uplink crate
+//! (`device`); the other modules are a subject each.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod device;
+mod dispatcher;
+mod hostile;
+mod proxy;
+mod register;
+mod secrets;
+mod tunnel;
+mod world;
