@@ -122,7 +122,7 @@ pub async fn change(
 ) -> Result<Json<views::Device>, Failure> {
     let (serial, before) = registered(&app, &serial)?;
     let server = tunnel_server(&app, Some(&before.tunnel_server))?;
-    let change = ChangeDevice { name: asked.name, description: asked.description };
+    let change = ChangeDevice { name: asked.name, description: asked.description, ..ChangeDevice::default() };
     let device = server.change(serial, &change).await.map_err(passed_through)?;
     app.record(&caller, "change-device", &serial.to_string(), &format!("name: {}", device.name)).await?;
     app.world.device(server.name(), device);
