@@ -38,6 +38,9 @@ use tokio::time::{Instant, timeout};
 /// A registration with its trust anchor; nobody needs more.
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 
+/// Characters of a device's user and of its password; what tunnel servers take, too.
+const CREDENTIAL_LONGEST: usize = 256;
+
 /// How long a registration's answer waits for a device that is already here.
 const DISPATCH_WAIT: Duration = Duration::from_secs(8);
 
@@ -280,9 +283,12 @@ fn parse_registration(body: &[u8]) -> Result<NewRegistration, Failure> {
     let new: NewRegistration = serde_json::from_slice(body)
         .map_err(|error| Failure::bad_request(format!("registration: {error}")))?;
     let printable = |text: &str| !text.chars().any(char::is_control);
-    let sized = |text: &str, longest| text.len() <= longest && printable(text);
-    if new.user.is_empty() || !sized(&new.user, 64) || !sized(new.password.expose(), 256) {
-        let rule = "the device's user has 1 to 64 printable characters, its password at most 256";
+    let sized = |text: &str| text.chars().count() <= CREDENTIAL_LONGEST && printable(text);
+    if new.user.is_empty() || !sized(&new.user) || !sized(new.password.expose()) {
+        let rule = format!(
+            "the device's user has 1 to {CREDENTIAL_LONGEST} printable characters, its password at most \
+             {CREDENTIAL_LONGEST}"
+        );
         return Err(Failure::bad_request(rule));
     }
     if !(1..=4).contains(&new.servers.len()) {
