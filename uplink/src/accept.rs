@@ -7,6 +7,7 @@
 
 use crate::address::Carrier;
 use crate::tls::PeerIdentity;
+use crate::tls_stream::{HandshakeError, TlsStream, capturing};
 use crate::transport::{Exporter, Transport};
 use crate::upgrade::{self, BearerToken, HeadError, UpgradeRequest};
 use crate::uplink::{Uplink, UplinkDriver, UplinkSettings};
@@ -20,13 +21,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsStream};
 
 /// Longest reason that a refusal carries, in bytes.
 const REASON_MAX: usize = 1024;
-
-/// How long a refused device may take to let the reason into its socket.
-const REFUSAL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What a server allows a peer before it knows it.
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +48,8 @@ pub enum AcceptError {
     Tls {
         /// Its address.
         peer: SocketAddr,
-        /// What rustls says.
-        error: io::Error,
+        /// What rustls or the socket says.
+        error: HandshakeError,
     },
     /// What came through TLS is not the head of an uplink.
     #[error("{peer} connected, but {error}")]
@@ -83,14 +80,14 @@ pub enum AcceptError {
 /// Takes devices' connections; one for each listener, shared by its tasks.
 #[derive(Clone)]
 pub struct Acceptor {
-    tls: TlsAcceptor,
+    tls: Arc<rustls::ServerConfig>,
     limits: AcceptLimits,
 }
 
 impl Acceptor {
     /// An acceptor with this TLS configuration, see [`server_tls_config`](crate::server_tls_config).
     pub fn new(tls: Arc<rustls::ServerConfig>, limits: AcceptLimits) -> Self {
-        Self { tls: TlsAcceptor::from(tls), limits }
+        Self { tls: capturing(&tls), limits }
     }
 
     /// Does the TLS handshake and reads the upgrade head, within the deadline. To be called in the connection's own task.
@@ -103,8 +100,8 @@ impl Acceptor {
 
     async fn accept_unhurried(&self, tcp: TcpStream, peer: SocketAddr) -> Result<Arrival, AcceptError> {
         prepare_socket(&tcp, self.limits.tcp_user_timeout);
-        let tls = self.tls.accept(tcp).await.map_err(|error| AcceptError::Tls { peer, error })?;
-        let transport = Transport::new(TlsStream::Server(tls));
+        let tls = TlsStream::accept(Arc::clone(&self.tls), tcp).await;
+        let transport = Transport::new(tls.map_err(|error| AcceptError::Tls { peer, error })?);
         match read_head(&transport, UpgradeRequest::parse).await {
             Ok((request, early)) => {
                 let peer_identity = transport.peer_identity();
@@ -161,7 +158,7 @@ impl Arrival {
     }
 
     /// Answers with an HTTP status (4xx or 5xx) and the reason as text, then closes TLS in order, so that the device
-    /// can show why. Takes a second or two if the device does not read.
+    /// can show why. Takes a second if the device does not read.
     pub async fn refuse(self, status: u16, reason: &str) {
         refuse(self.transport, status, reason).await;
     }
@@ -171,6 +168,7 @@ impl Arrival {
         let Self { request, mut transport, early, .. } = self;
         let io_failed = |error: io::Error| EndReason::Io(error.to_string());
         transport.write_all(request.switching_protocols().as_bytes()).await.map_err(io_failed)?;
+        transport.flush().await.map_err(io_failed)?;
         // What a device sends before the 101 is over would be HTTP/2; WebSocket frames begin after it too.
         transport.begin(early, (request.carrier == Carrier::WebSocket).then_some(Role::Server));
         UplinkDriver::begin(transport, settings)
@@ -203,9 +201,8 @@ pub(crate) async fn read_head<H>(
 
 async fn refuse(mut transport: Transport, status: u16, reason: &str) {
     let reason = &reason[..reason.floor_char_boundary(REASON_MAX)];
-    let refusing = async { transport.write_all(upgrade::refusal(status, &shown(reason)).as_bytes()).await };
-    // If the device does not listen to the reason there is nobody to tell.
-    let _ = timeout(REFUSAL_DEADLINE, refusing).await;
+    // It is gathered now and sent by closing; if the device has gone there is nobody to tell.
+    let _ = transport.write_all(upgrade::refusal(status, &shown(reason)).as_bytes()).await;
     transport.close().await;
 }
 

@@ -9,6 +9,7 @@ use crate::accept::{ReadHeadError, prepare_socket, read_head};
 use crate::address::{Carrier, HttpProxy, UplinkAddress};
 use crate::shown;
 use crate::tls::Fingerprint;
+use crate::tls_stream::{HandshakeError, TlsStream};
 use crate::transport::{Exporter, Transport};
 use crate::upgrade::{self, BearerToken, HeadError, ResponseHead};
 use crate::websocket::Role;
@@ -21,7 +22,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::{TlsConnector, TlsStream};
 
 /// Most of a refusal's text that is read, in bytes.
 const REFUSAL_MAX: usize = 2048;
@@ -183,8 +183,8 @@ impl Dialer {
         *step = "TLS handshake";
         let host = self.address.host().to_owned();
         let name = ServerName::try_from(host).map_err(|error| self.not_found(error))?;
-        let tls = TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp).await;
-        let transport = Transport::new(TlsStream::Client(tls.map_err(|error| self.tls_failed(error))?));
+        let tls = TlsStream::connect(&self.tls, name, tcp).await;
+        let transport = Transport::new(tls.map_err(|error| self.handshake_failed(error))?);
         *step = "waiting for the server to admit this device";
         let early = self.upgrade(&transport).await?;
         let websocket = (self.address.carrier() == Carrier::WebSocket).then_some(Role::Client);
@@ -244,7 +244,9 @@ impl Dialer {
     async fn upgrade(&self, transport: &Transport) -> Result<Bytes, DialError> {
         let key = upgrade::websocket_key();
         let request = upgrade::upgrade_request(&self.address, self.token.as_ref(), &self.user_agent, &key);
-        transport.clone().write_all(request.as_bytes()).await.map_err(|error| self.tls_failed(error))?;
+        let mut sending = transport.clone();
+        sending.write_all(request.as_bytes()).await.map_err(|error| self.tls_failed(error))?;
+        sending.flush().await.map_err(|error| self.tls_failed(error))?;
         let (head, early) = match read_head(transport, ResponseHead::parse).await {
             Ok(answer) => answer,
             // In TLS 1.3 a server's refusal of our certificate comes only now.
@@ -275,22 +277,28 @@ impl Dialer {
         DialError::NotUplink { server: self.address.authority(), error: error.to_string() }
     }
 
-    fn tls_failed(&self, error: io::Error) -> DialError {
+    fn handshake_failed(&self, error: HandshakeError) -> DialError {
         use rustls::CertificateError as Bad;
         use rustls::Error as Tls;
         let server = self.address.authority();
-        // tokio-rustls hands rustls' errors out inside of io errors: this is their only way.
-        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
-        match inner {
-            Some(Tls::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {
-                DialError::WrongName { server, error: error.to_string() }
+        match error {
+            HandshakeError::Tls(Tls::InvalidCertificate(
+                error @ (Bad::NotValidForName | Bad::NotValidForNameContext { .. }),
+            )) => DialError::WrongName { server, error: error.to_string() },
+            HandshakeError::Tls(Tls::InvalidCertificate(error)) => {
+                DialError::Untrusted { server, error: error.to_string() }
             }
-            Some(Tls::InvalidCertificate(_)) => DialError::Untrusted { server, error: error.to_string() },
-            _ if error.kind() == io::ErrorKind::UnexpectedEof => {
-                DialError::Tls { server, error: "the server closed the connection".to_owned() }
-            }
-            _ => DialError::Tls { server, error: error.to_string() },
+            HandshakeError::Tls(error) => DialError::Tls { server, error: error.to_string() },
+            HandshakeError::Io(error) => self.tls_failed(error),
         }
+    }
+
+    fn tls_failed(&self, error: io::Error) -> DialError {
+        let error = match error.kind() {
+            io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
+            _ => error.to_string(),
+        };
+        DialError::Tls { server: self.address.authority(), error }
     }
 }
 

@@ -27,11 +27,14 @@ mod address;
 mod backoff;
 mod body;
 mod dial;
+mod exporter;
+mod gate;
 mod keep;
 mod liveness;
 mod serve;
 mod stream;
 mod tls;
+mod tls_stream;
 mod transport;
 mod upgrade;
 mod uplink;
@@ -49,6 +52,7 @@ pub use tls::{
     AnyDeviceKey, CertificateError, Fingerprint, FingerprintError, PeerIdentity, TlsPolicy,
     client_tls_config, crypto_provider, roots_from_pem, server_tls_config,
 };
+pub use tls_stream::HandshakeError;
 pub use transport::{Exporter, ExporterError};
 pub use upgrade::{BearerToken, HeadError};
 pub use uplink::{OpenError, RequestError, Uplink, UplinkDriver, UplinkSettings, UplinkStats};

@@ -10,6 +10,7 @@ use crate::EndReason;
 use crate::address::UplinkAddress;
 use crate::body::{Body, BodySender, Chunk, DATA_MAX, describe};
 use crate::dial::DialedUplink;
+use crate::gate::Gated;
 use crate::liveness::{Command, Liveness};
 use crate::stream::WebSocketStream;
 use crate::transport::{Exporter, Transport};
@@ -19,6 +20,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -247,38 +250,58 @@ async fn drive(
         },
         () = stop.cancelled() => return EndReason::Stopped,
     };
-    let mut liveness = Liveness::listening(Instant::now(), settings.silence);
-    let mut wake = std::pin::pin!(tokio::time::sleep_until(transport.last_received() + settings.silence));
-    let mut draining_until = None;
-    loop {
-        tokio::select! {
-            biased;
-            accepted = connection.accept() => match accepted {
-                Some(Ok((request, answer))) => {
-                    let request = request.map(|stream| Body::received(stream, None));
-                    spawn(Incoming { request, uplink: uplink.clone(), answer: Some(answer) });
-                    continue;
+    let draining = Arc::new(AtomicBool::new(false));
+    let control = control(transport.clone(), settings.clone(), stop.clone(), Arc::clone(&draining));
+    let mut control = Gated::new(control);
+    let mut told = false;
+    std::future::poll_fn(|cx| {
+        loop {
+            while let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                match accepted {
+                    Some(Ok((request, answer))) => {
+                        let request = request.map(|stream| Body::received(stream, None));
+                        spawn(Incoming { request, uplink: uplink.clone(), answer: Some(answer) });
+                    }
+                    Some(Err(error)) => return Poll::Ready(end_of_connection(Err(error))),
+                    None if told => return Poll::Ready(EndReason::Stopped),
+                    None => return Poll::Ready(EndReason::PeerClosed),
                 }
-                Some(Err(error)) => return end_of_connection(Err(error)),
-                None if draining_until.is_some() => return EndReason::Stopped,
-                None => return EndReason::PeerClosed,
-            },
-            () = stop.cancelled(), if draining_until.is_none() => {
-                connection.graceful_shutdown();
-                draining_until = Some(Instant::now() + settings.drain);
             }
-            () = wake.as_mut() => {}
+            if let Poll::Ready(Err(error)) = transport.poll_send(cx) {
+                return Poll::Ready(EndReason::Io(error.to_string()));
+            }
+            if let Poll::Ready(reason) = control.poll(cx) {
+                return Poll::Ready(reason);
+            }
+            if told || !draining.load(Ordering::Relaxed) {
+                return Poll::Pending;
+            }
+            told = true;
+            connection.graceful_shutdown();
         }
-        let now = Instant::now();
-        if draining_until.is_some_and(|until| now >= until) {
-            return EndReason::Stopped;
-        }
-        match liveness.next(now, transport.last_received()) {
+    })
+    .await
+}
+
+/// What is rare beside the bytes of an uplink: silence, a stop and the draining after it.
+async fn control(
+    transport: Transport,
+    settings: ServeSettings,
+    stop: CancellationToken,
+    draining: Arc<AtomicBool>,
+) -> EndReason {
+    let mut liveness = Liveness::listening(Instant::now(), settings.silence);
+    loop {
+        match liveness.next(Instant::now(), transport.last_received()) {
             Command::Dead { silent } => return EndReason::Silent { seconds: silent.as_secs() },
-            Command::WaitUntil(time) => {
-                wake.as_mut().reset(draining_until.map_or(time, |until| until.min(time)))
-            }
+            Command::WaitUntil(time) => tokio::select! {
+                () = tokio::time::sleep_until(time) => {}
+                () = stop.cancelled() => break,
+            },
             Command::Ping => unreachable!("a device does not ping"),
         }
     }
+    draining.store(true, Ordering::Relaxed);
+    tokio::time::sleep(settings.drain).await;
+    EndReason::Stopped
 }

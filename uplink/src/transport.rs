@@ -6,22 +6,23 @@
 //! Invariant: after [`Transport::close`] the socket is closed, whoever still holds a clone.
 
 use crate::tls::PeerIdentity;
+use crate::tls_stream::TlsStream;
 use crate::websocket::{self, Decoder, Opcode, Role, Step};
 use bytes::{Buf as _, Bytes};
-use rustls::pki_types::CertificateDer;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::TlsStream;
 
 /// Largest piece that is put into one WebSocket frame: with its head it fills one TLS record of 16,384 bytes.
 const WEBSOCKET_PIECE: usize = 16_384 - websocket::HEAD_MAX;
+
+/// Pongs and closes on their way out to a peer that pings without reading: no more than this, in bytes.
+const ANSWERS_MAX: usize = 16_384;
 
 /// How long to wait for our last bytes and the TLS close to get out.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
@@ -36,11 +37,13 @@ struct Shared {
     bytes_out: AtomicU64,
     /// Nanoseconds from `began` to the last byte received.
     last_in: AtomicU64,
+    /// Flushing is left to [`Transport::poll_send`].
+    gathering: AtomicBool,
 }
 
 struct State {
     /// None once closed.
-    tls: Option<TlsStream<TcpStream>>,
+    tls: Option<TlsStream>,
     /// Received together with the head, not yet read.
     early: Bytes,
     websocket: Option<Box<Framing>>,
@@ -50,9 +53,6 @@ struct State {
 struct Framing {
     role: Role,
     decoder: Decoder,
-    /// A frame on its way out, and how much of it is written.
-    out: Vec<u8>,
-    out_at: usize,
     /// The peer sent a close frame.
     ended: bool,
 }
@@ -61,25 +61,15 @@ struct Framing {
 #[derive(Clone)]
 pub struct Exporter(Transport);
 
-/// The connection is gone, so that nothing can be exported.
+/// The connection is gone, or speaks TLS 1.2, so that nothing can be exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the TLS connection is closed; nothing can be derived from it")]
+#[error("nothing can be derived from the TLS connection: it is closed, or not TLS 1.3")]
 pub struct ExporterError;
 
 impl Exporter {
     /// 32 bytes that both ends of this connection, and nobody else, can compute for `label` and `context`.
     pub fn export(&self, label: &[u8], context: &[u8]) -> Result<[u8; 32], ExporterError> {
-        let state = self.0.lock();
-        let exported = match &state.tls {
-            Some(TlsStream::Client(tls)) => {
-                tls.get_ref().1.export_keying_material([0; 32], label, Some(context))
-            }
-            Some(TlsStream::Server(tls)) => {
-                tls.get_ref().1.export_keying_material([0; 32], label, Some(context))
-            }
-            None => return Err(ExporterError),
-        };
-        exported.map_err(|_| ExporterError)
+        self.0.lock().tls.as_ref().and_then(|tls| tls.export(label, context)).ok_or(ExporterError)
     }
 }
 
@@ -96,7 +86,7 @@ impl std::fmt::Debug for Exporter {
 }
 
 impl Transport {
-    pub fn new(tls: TlsStream<TcpStream>) -> Self {
+    pub fn new(tls: TlsStream) -> Self {
         let state = State { tls: Some(tls), early: Bytes::new(), websocket: None };
         Self(Arc::new(Shared {
             state: Mutex::new(state),
@@ -104,16 +94,26 @@ impl Transport {
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             last_in: AtomicU64::new(0),
+            gathering: AtomicBool::new(false),
         }))
     }
 
     /// The head is over: `early` came behind it, and from here everything is in WebSocket frames if `websocket` is given.
+    /// What is written from here is gathered until [`poll_send`](Self::poll_send), whatever the codec flushes.
     pub fn begin(&self, early: Bytes, websocket: Option<Role>) {
         let mut state = self.lock();
         state.early = early;
-        state.websocket = websocket.map(|role| {
-            Box::new(Framing { role, decoder: Decoder::new(role), out: Vec::new(), out_at: 0, ended: false })
-        });
+        state.websocket =
+            websocket.map(|role| Box::new(Framing { role, decoder: Decoder::new(role), ended: false }));
+        self.0.gathering.store(true, Ordering::Relaxed);
+    }
+
+    /// Sends what was written. To be called after each poll of the codec; pending while the socket does not take it.
+    pub fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.lock().tls {
+            Some(tls) => tls.poll_send(cx),
+            None => Poll::Ready(Ok(())),
+        }
     }
 
     pub fn exporter(&self) -> Exporter {
@@ -122,8 +122,7 @@ impl Transport {
 
     pub fn peer_identity(&self) -> Option<PeerIdentity> {
         let state = self.lock();
-        let certificates: &[CertificateDer<'_>] = state.tls.as_ref()?.get_ref().1.peer_certificates()?;
-        PeerIdentity::from_certificate(certificates.first()?).ok()
+        PeerIdentity::from_certificate(state.tls.as_ref()?.peer_certificates()?.first()?).ok()
     }
 
     pub fn bytes_in(&self) -> u64 {
@@ -181,14 +180,14 @@ impl State {
             buf.put_slice(&self.early.split_to(count));
             return Poll::Ready(Ok(()));
         }
-        Pin::new(self.tls()?).poll_read(cx, buf)
+        self.tls()?.poll_read(cx, buf)
     }
 
-    fn tls(&mut self) -> io::Result<&mut TlsStream<TcpStream>> {
+    fn tls(&mut self) -> io::Result<&mut TlsStream> {
         self.tls.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Reads until there is payload, an end or nothing.
+    /// Reads until there is payload, an end or nothing; how many bytes it took, heads included.
     fn poll_read_framed(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
         let mut raw = 0;
         loop {
@@ -197,93 +196,71 @@ impl State {
             }
             let before = buf.filled().len();
             ready!(self.poll_read(cx, buf))?;
-            let Some(framing) = &mut self.websocket else { return Poll::Ready(Ok(0)) };
+            let Self { tls: Some(tls), websocket: Some(framing), .. } = self else {
+                return Poll::Ready(Ok(raw));
+            };
             let fresh = &mut buf.filled_mut()[before..];
             if fresh.is_empty() {
-                let end = framing.decoder.is_at_boundary();
-                return Poll::Ready(if end { Ok(raw) } else { Err(io::ErrorKind::UnexpectedEof.into()) });
+                let in_order = framing.decoder.is_at_boundary();
+                return Poll::Ready(if in_order {
+                    Ok(raw)
+                } else {
+                    Err(io::ErrorKind::UnexpectedEof.into())
+                });
             }
             raw += fresh.len();
-            let payload = framing
-                .read_frames(fresh)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let payload = framing.read_frames(fresh, tls);
+            let payload = payload.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             buf.set_filled(before + payload);
             if payload > 0 {
                 return Poll::Ready(Ok(raw));
             }
         }
     }
-
-    /// Writes the frame on its way out.
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { tls: Some(tls), websocket: Some(framing), .. } = self else { return Poll::Ready(Ok(())) };
-        while framing.out_at < framing.out.len() {
-            let count = ready!(Pin::new(&mut *tls).poll_write(cx, &framing.out[framing.out_at..]))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            framing.out_at += count;
-        }
-        framing.out.clear();
-        framing.out_at = 0;
-        // An idle connection keeps no buffer.
-        framing.out.shrink_to(0);
-        Poll::Ready(Ok(()))
-    }
 }
 
 impl Framing {
-    /// Decodes in place; answers pings and the close.
-    fn read_frames(&mut self, fresh: &mut [u8]) -> Result<usize, websocket::FrameError> {
-        let Self { role, decoder, out, ended, .. } = self;
+    /// Decodes in place; answers pings and the close, which go out with the next [`Transport::poll_send`].
+    fn read_frames(&mut self, fresh: &mut [u8], tls: &mut TlsStream) -> Result<usize, websocket::FrameError> {
+        let Self { role, decoder, ended } = self;
         decoder.decode_in_place(fresh, |step, body| {
-            // A peer that pings without reading gets no more answers than fit into one frame's buffer.
-            if out.len() > WEBSOCKET_PIECE {
-                return;
-            }
-            match step {
-                Step::Ping => out.extend(websocket::control_frame(*role, Opcode::Pong, body)),
-                Step::Close => {
-                    *ended = true;
-                    out.extend(websocket::control_frame(
-                        *role,
-                        Opcode::Close,
-                        body.get(..2).unwrap_or_default(),
-                    ));
-                }
-                _ => {}
+            *ended |= step == Step::Close;
+            let (opcode, body) = match step {
+                Step::Ping => (Opcode::Pong, body),
+                Step::Close => (Opcode::Close, body.get(..2).unwrap_or_default()),
+                _ => return,
+            };
+            let outgoing = tls.outgoing();
+            if outgoing.len() < ANSWERS_MAX {
+                outgoing.extend(websocket::control_frame(*role, opcode, body));
             }
         })
     }
+}
 
-    /// Puts a frame with the beginning of `bufs` behind what is on its way out; returns how much it took.
-    fn write_frame(&mut self, bufs: &[io::IoSlice<'_>]) -> usize {
-        let length = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(WEBSOCKET_PIECE);
-        let key = websocket::mask_key(self.role);
-        let mut head = [0; websocket::HEAD_MAX];
-        let size = websocket::write_head(&mut head, Opcode::Binary, length, key);
-        self.out.reserve_exact(size + length);
-        self.out.extend_from_slice(&head[..size]);
-        let start = self.out.len();
-        for buf in bufs {
-            let room = length - (self.out.len() - start);
-            self.out.extend_from_slice(&buf[..buf.len().min(room)]);
-        }
-        if let Some(key) = key {
-            websocket::Mask::new(key).apply(&mut self.out[start..]);
-        }
-        length
+/// Appends a frame with the beginning of `bufs`; returns how much it took.
+fn write_frame(role: Role, bufs: &[io::IoSlice<'_>], outgoing: &mut Vec<u8>) -> usize {
+    let length = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(WEBSOCKET_PIECE);
+    let key = websocket::mask_key(role);
+    let mut head = [0; websocket::HEAD_MAX];
+    let size = websocket::write_head(&mut head, Opcode::Binary, length, key);
+    outgoing.extend_from_slice(&head[..size]);
+    let start = outgoing.len();
+    for buf in bufs {
+        let room = length - (outgoing.len() - start);
+        outgoing.extend_from_slice(&buf[..buf.len().min(room)]);
     }
+    if let Some(key) = key {
+        websocket::Mask::new(key).apply(&mut outgoing[start..]);
+    }
+    length
 }
 
 impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut state = self.lock();
         let count = if state.websocket.is_some() {
-            let count = ready!(state.poll_read_framed(cx, buf))?;
-            // Pongs and the answer to a close go out as far as the socket takes them; the next write sends the rest.
-            let _ = state.poll_drain(cx)?;
-            count
+            ready!(state.poll_read_framed(cx, buf))?
         } else {
             let before = buf.filled().len();
             ready!(state.poll_read(cx, buf))?;
@@ -305,14 +282,14 @@ impl AsyncWrite for Transport {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut state = self.lock();
-        let count = if state.websocket.is_some() {
-            ready!(state.poll_drain(cx))?;
-            let count = state.websocket.as_mut().map_or(0, |framing| framing.write_frame(bufs));
-            // The frame is ours now: what the socket does not take at once goes out with the next write or flush.
-            let _ = state.poll_drain(cx)?;
-            count
-        } else {
-            ready!(Pin::new(state.tls()?).poll_write_vectored(cx, bufs))?
+        let role = state.websocket.as_ref().map(|framing| framing.role);
+        let outgoing = ready!(state.tls()?.poll_outgoing(cx))?;
+        let count = match role {
+            Some(role) => write_frame(role, bufs, outgoing),
+            None => {
+                bufs.iter().for_each(|buf| outgoing.extend_from_slice(buf));
+                bufs.iter().map(|buf| buf.len()).sum()
+            }
         };
         self.0.bytes_out.fetch_add(count as u64, Ordering::Relaxed);
         Poll::Ready(Ok(count))
@@ -322,17 +299,14 @@ impl AsyncWrite for Transport {
         true
     }
 
+    /// Does nothing once gathering: the codec flushes after each large frame, but a burst of them is to be one write.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.lock();
-        ready!(state.poll_drain(cx))?;
-        Pin::new(state.tls()?).poll_flush(cx)
+        if self.0.gathering.load(Ordering::Relaxed) { Poll::Ready(Ok(())) } else { self.poll_send(cx) }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.lock();
-        ready!(state.poll_drain(cx))?;
-        match &mut state.tls {
-            Some(tls) => Pin::new(tls).poll_shutdown(cx),
+        match &mut self.lock().tls {
+            Some(tls) => tls.poll_shutdown(cx),
             None => Poll::Ready(Ok(())),
         }
     }

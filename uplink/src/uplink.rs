@@ -8,6 +8,7 @@
 //! Flow steps 5 (dispatch) and 7 (tunnel) run through it.
 
 use crate::body::{Body, BodySender, Chunk, DATA_MAX, describe};
+use crate::gate::Gated;
 use crate::liveness::{Command, Liveness};
 use crate::stream::WebSocketStream;
 use crate::transport::Transport;
@@ -15,8 +16,10 @@ use crate::websocket::Role;
 use crate::{EndReason, shown};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -366,7 +369,8 @@ impl std::fmt::Debug for Uplink {
 #[must_use = "an uplink does nothing until its driver runs"]
 pub struct UplinkDriver {
     shared: Arc<Shared>,
-    connection: h2::client::Connection<Transport, Chunk>,
+    /// On the heap, so that the driver's task does not hold it twice, while it runs and while it ends.
+    connection: Box<h2::client::Connection<Transport, Chunk>>,
 }
 
 impl UplinkDriver {
@@ -400,7 +404,7 @@ impl UplinkDriver {
             end_reason: OnceLock::new(),
             uploads: TaskTracker::new(),
         });
-        Ok((Uplink { shared: Arc::clone(&shared) }, Self { shared, connection }))
+        Ok((Uplink { shared: Arc::clone(&shared) }, Self { shared, connection: Box::new(connection) }))
     }
 
     /// Runs the uplink to its end, and says why it ended.
@@ -412,8 +416,20 @@ impl UplinkDriver {
         *shared.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
         shared.streams.close();
         shared.ended.cancel();
+        // On the heap, for its short time: the task is as small as its long life needs.
+        Box::pin(Self::end(&shared, connection, &reason)).await;
+        tracing::debug!(%reason, "uplink ended");
+        reason
+    }
+
+    /// Closes the connection, in order if there is somebody to notice.
+    async fn end(
+        shared: &Shared,
+        connection: Box<h2::client::Connection<Transport, Chunk>>,
+        reason: &EndReason,
+    ) {
         let peer_is_gone = matches!(reason, EndReason::Silent { .. } | EndReason::Io(_));
-        if peer_is_gone || reason == EndReason::PeerClosed {
+        if peer_is_gone || *reason == EndReason::PeerClosed {
             drop(connection);
         } else {
             let _ = timeout(GOAWAY_DEADLINE, connection).await;
@@ -425,43 +441,53 @@ impl UplinkDriver {
         } else {
             shared.transport.close().await;
         }
-        tracing::debug!(%reason, "uplink ended");
-        reason
     }
 
+    /// Runs until there is a reason to end.
     async fn drive(&mut self, stop: &CancellationToken) -> EndReason {
+        let pings = self.connection.ping_pong().expect("taken once, here");
+        let mut control = Gated::new(control(Arc::clone(&self.shared), pings, stop.clone()));
         let Self { shared, connection } = self;
-        let settings = &shared.settings;
-        let mut pings = connection.ping_pong().expect("taken once, here");
-        let mut liveness = Liveness::pinging(Instant::now(), settings.ping_interval, settings.dead_after);
-        let mut wake = std::pin::pin!(tokio::time::sleep_until(Instant::now()));
-        loop {
-            tokio::select! {
-                biased;
-                ended = &mut *connection => return end_of_connection(ended),
-                () = stop.cancelled() => return EndReason::Stopped,
-                () = shared.closing.cancelled() => {
-                    return shared.close_reason.get().cloned().unwrap_or(EndReason::Stopped);
-                }
-                pong = std::future::poll_fn(|cx| pings.poll_pong(cx)), if liveness.is_waiting() => {
-                    if let (Ok(_), Some(rtt)) = (pong, liveness.handle_pong(Instant::now())) {
-                        shared.rtt_us.store((rtt.as_micros() as u64).max(1), Ordering::Relaxed);
-                        shared.settled.cancel();
-                    }
-                }
-                () = wake.as_mut() => {}
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(ended) = Pin::new(&mut **connection).poll(cx) {
+                return Poll::Ready(end_of_connection(ended));
             }
-            loop {
-                match liveness.next(Instant::now(), shared.transport.last_received()) {
-                    // It fails only if one is out already or the connection is closed, which the select notices.
-                    Command::Ping => drop(pings.send_ping(h2::Ping::opaque())),
-                    Command::WaitUntil(time) => {
-                        wake.as_mut().reset(time);
-                        break;
-                    }
-                    Command::Dead { silent } => return EndReason::Silent { seconds: silent.as_secs() },
+            if let Poll::Ready(Err(error)) = shared.transport.poll_send(cx) {
+                return Poll::Ready(EndReason::Io(error.to_string()));
+            }
+            control.poll(cx)
+        })
+        .await
+    }
+}
+
+/// What is rare beside the bytes of an uplink: stops, pings, silence.
+async fn control(shared: Arc<Shared>, mut pings: h2::PingPong, stop: CancellationToken) -> EndReason {
+    let settings = &shared.settings;
+    let mut liveness = Liveness::pinging(Instant::now(), settings.ping_interval, settings.dead_after);
+    let mut wake = std::pin::pin!(tokio::time::sleep_until(Instant::now()));
+    loop {
+        match liveness.next(Instant::now(), shared.transport.last_received()) {
+            Command::Ping => {
+                // It fails only if one is out already, or if the connection is closed, which its own poll notices.
+                let _ = pings.send_ping(h2::Ping::opaque());
+                continue;
+            }
+            Command::WaitUntil(time) => wake.as_mut().reset(time),
+            Command::Dead { silent } => return EndReason::Silent { seconds: silent.as_secs() },
+        }
+        tokio::select! {
+            () = stop.cancelled() => return EndReason::Stopped,
+            () = shared.closing.cancelled() => {
+                return shared.close_reason.get().cloned().unwrap_or(EndReason::Stopped);
+            }
+            pong = std::future::poll_fn(|cx| pings.poll_pong(cx)), if liveness.is_waiting() => {
+                if let (Ok(_), Some(rtt)) = (pong, liveness.handle_pong(Instant::now())) {
+                    shared.rtt_us.store((rtt.as_micros() as u64).max(1), Ordering::Relaxed);
+                    shared.settled.cancel();
                 }
             }
+            () = wake.as_mut() => {}
         }
     }
 }
