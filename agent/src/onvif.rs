@@ -36,6 +36,8 @@ pub fn is_service(path: &str) -> bool {
 pub struct Services {
     pub identity: Identity,
     pub cameras: Cameras,
+    /// How many dispatchers are on the list.
+    pub dispatchers: usize,
     pub store: Store,
     pub manufacturer: String,
     pub model: String,

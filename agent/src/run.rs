@@ -84,6 +84,7 @@ pub async fn bind(config: Config) -> anyhow::Result<Bound> {
     let (events, received) = mpsc::channel(EVENTS);
     let services = Arc::new(Services {
         cameras: Cameras::new(valid.cameras),
+        dispatchers: valid.dispatchers.len(),
         identity,
         store,
         manufacturer: config.manufacturer.clone(),
@@ -283,9 +284,8 @@ impl Runner {
                 let (was, is) = (kept.state.is_connected(), state.is_connected());
                 if is && !was {
                     tracing::info!(step = %Step::Tunnel, address, "tunnel server reached");
-                } else if let Some(error) =
-                    state.error().filter(|_| matches!(state, UplinkState::Offline { .. }))
-                {
+                } else if let Some(error) = state.error().filter(|error| kept.state.error() != Some(*error)) {
+                    // Not every attempt that fails in the same way.
                     tracing::warn!(step = %Step::Connect, address, error, "tunnel server not reached");
                 }
                 kept.state = state;
@@ -464,5 +464,18 @@ async fn tell_states(
         if states.changed().await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Agents run on any runtime, many in one process: `homing demo` spawns them.
+    #[test]
+    fn an_agent_can_be_spawned() {
+        fn is_send<T: Send>(_: impl FnOnce(Bound, CancellationToken) -> T) {}
+        is_send(Bound::run);
+        is_send(|_, _| bind(Config::default()));
     }
 }

@@ -166,7 +166,7 @@ impl Status {
         if facts.falling_back {
             warnings.push("No tunnel server was reached for long: asking the dispatchers again.".into());
         }
-        warnings.retain(|warning| *warning != light.message);
+        warnings.retain(|warning| !light.message.contains(warning.as_str()));
         Status {
             serial: Some(facts.serial),
             light,
@@ -185,7 +185,7 @@ impl Status {
 }
 
 fn light(facts: &Facts<'_>) -> Light {
-    let light = |colour, word, message: String| Light { colour, word, message };
+    let light = |colour, word, message: String| Light { colour, word, message: sentence(message) };
     let dispatcher = facts.dispatcher.unwrap_or("the dispatcher");
     let bad_camera = facts.cameras.iter().find_map(|camera| match &camera.health {
         CameraHealth::Bad(error) => Some(error.clone()),
@@ -245,6 +245,14 @@ fn light(facts: &Facts<'_>) -> Light {
         ),
         (Some(_), false) => light(Colour::Grey, "Idle", "Press the button to connect this device.".into()),
     }
+}
+
+/// Errors begin in lower case, sentences do not.
+fn sentence(mut text: String) -> String {
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! through [`escape`].
 
 use crate::label::Label;
-use crate::status::{CameraHealth, Colour, Status};
+use crate::status::{CameraHealth, Colour, Connection, Status};
+use homing_protocol::Step;
 use std::fmt::Write;
 
 /// `/page.css`
@@ -17,63 +18,78 @@ pub const SCRIPT: &str = include_str!("page.js");
 pub fn page(status: &Status, details: bool) -> String {
     let serial = status.serial.map(|serial| serial.to_string()).unwrap_or_default();
     let light = &status.light;
-    let colour = colour_name(light.colour);
-    let mut body = format!(
-        r#"<main data-details="{details}">
+    let message = if details { escape(&light.message) } else { String::new() };
+    let details = if details {
+        format!(r#"<section class="details">{}</section>"#, details_of(status))
+    } else {
+        r#"<p><a href="/details">Details</a></p>"#.to_owned()
+    };
+    let body = format!(
+        r#"<main id="live">
 <header><p class="product">Homing</p><p class="serial">{serial}</p></header>
-<section class="light" aria-live="polite">
-<span id="lamp" class="lamp {colour}" aria-hidden="true"></span>
-<div><h1 id="word">{}</h1><p id="message">{}</p></div>
-</section>
-<form method="post" action="/press" id="press"><button type="submit">Connect</button></form>
-<p class="hint">One press lets this device look for its owner for a while. Registering it takes the number and the key on its label.</p>
-"#,
+<section class="light" aria-live="polite"><span id="lamp" class="lamp {}" aria-hidden="true"></span>
+<div><h1 id="word">{}</h1><p>{message}</p></div></section>
+<div><form method="post" action="/press" id="press"><button type="submit">Connect</button></form>
+<p class="hint">One press lets this device look for its owner for a while. Registering it takes the number and
+the key on its <a href="/label">label</a>.</p></div>
+{details}
+</main><script src="/page.js"></script>"#,
+        colour_name(light.colour),
         escape(light.word),
-        if details { escape(&light.message) } else { String::new() },
     );
-    if details {
-        body.push_str(r#"<section id="details">"#);
-        body.push_str(&details_of(status));
-        body.push_str("</section>\n");
-    }
-    body.push_str("<footer>");
-    if !details {
-        body.push_str(r#"<a href="/details">Details</a> "#);
-    }
-    body.push_str(r#"<a href="/label">Label</a></footer></main><script src="/page.js"></script>"#);
     document(&format!("{} – {serial}", light.word), &body)
 }
 
-/// What `/page.js` also draws, from `/status`.
 fn details_of(status: &Status) -> String {
     let mut html = String::new();
     for warning in &status.warnings {
         write!(html, r#"<p class="warning">{}</p>"#, escape(warning)).expect("writing to a string");
     }
-    html.push_str("<dl>");
-    let step = status.step.map_or("–".to_owned(), |step| step.to_string());
-    let mut row = |name: &str, state: &str, error: Option<&str>| {
+    html.push_str("<ul>");
+    let mut row = |what: &str, name: &str, colour: &str, state: &str, error: Option<&str>| {
+        // The light says it already, beginning in upper case.
+        let said = |error: &&str| status.light.message.contains(error.get(1..).unwrap_or(error));
+        let error = error.filter(|error| !said(error));
         let error = error.map_or(String::new(), |error| format!("<small>{}</small>", escape(error)));
-        write!(html, "<dt>{}</dt><dd>{}{error}</dd>", escape(name), escape(state))
-            .expect("writing to a string");
+        write!(
+            html,
+            r#"<li><span class="what">{what}</span><span class="name">{}</span><span class="state"><i class="{colour}"></i>{state}</span>{error}</li>"#,
+            escape(short(name)),
+        )
+        .expect("writing to a string");
     };
-    row("Step", &step, None);
+    if let Some(step) = status.step {
+        let name = step.name().replace('-', " ");
+        row("Step", &name, "grey", &format!("{} of {}", step.number(), Step::ALL.len()), None);
+    }
+    let colour_of = |connection: &Connection| match (connection.state, &connection.error) {
+        ("Connected", _) => "green",
+        (_, Some(_)) => "red",
+        _ => "blue",
+    };
     if let Some(dispatcher) = &status.dispatcher {
-        row(&dispatcher.address, dispatcher.state, dispatcher.error.as_deref());
+        let colour = colour_of(dispatcher);
+        row("Dispatcher", &dispatcher.address, colour, dispatcher.state, dispatcher.error.as_deref());
     }
     for uplink in &status.uplinks {
-        row(&uplink.address, uplink.state, uplink.error.as_deref());
+        row("Tunnel server", &uplink.address, colour_of(uplink), uplink.state, uplink.error.as_deref());
     }
     for camera in &status.cameras {
-        let name = format!("{} ({})", camera.name, camera.address);
+        let name = format!("{} · {}", camera.name, camera.address);
         match &camera.health {
-            CameraHealth::Unknown => row(&name, "Not looked at yet", None),
-            CameraHealth::Good => row(&name, "Good", None),
-            CameraHealth::Bad(error) => row(&name, "Bad", Some(error)),
+            CameraHealth::Unknown => row("Camera", &name, "grey", "Not looked at yet", None),
+            CameraHealth::Good => row("Camera", &name, "green", "Good", None),
+            CameraHealth::Bad(error) => row("Camera", &name, "red", "Not good", Some(error)),
         }
     }
-    html.push_str("</dl>");
+    html.push_str("</ul>");
     html
+}
+
+/// `host:port` of an address that says nothing more.
+fn short(address: &str) -> &str {
+    let host = address.strip_prefix("https://").and_then(|rest| rest.strip_suffix('/'));
+    host.filter(|host| !host.contains('/')).unwrap_or(address)
 }
 
 /// The page with the label.
@@ -130,7 +146,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{CameraStatus, Connection};
+    use crate::status::CameraStatus;
 
     #[test]
     fn what_comes_from_outside_cannot_become_markup() {
@@ -150,7 +166,8 @@ mod tests {
         });
         let html = page(&status, true);
         assert!(!html.contains("<script>'"), "{html}");
-        assert_eq!(html.matches("&lt;script&gt;").count(), 7);
+        // Message, warning, address, name and address of the camera; errors are what the light says.
+        assert_eq!(html.matches("&lt;script&gt;").count(), 5);
     }
 
     #[test]
@@ -164,6 +181,7 @@ mod tests {
             error: Some("secret-ish".into()),
         });
         assert!(!page(&status, false).contains("secret-ish"));
-        assert!(page(&status, true).contains("secret-ish"));
+        let details = page(&status, true);
+        assert!(details.contains("secret-ish") && details.contains("Tunnel server"));
     }
 }

@@ -159,6 +159,9 @@ impl Shared {
         if !is_same_origin(headers) {
             return text(StatusCode::FORBIDDEN, "another site may not press this button");
         }
+        if self.services.dispatchers == 0 {
+            return text(StatusCode::CONFLICT, "no dispatcher is configured: add a [[dispatchers]] table");
+        }
         // The loop that reads it ends only with the agent, which ends this page too.
         let _ = self.services.events.send(Event::Pressed).await;
         json(&serde_json::json!({ "pressed": true }))

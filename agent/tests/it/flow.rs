@@ -6,9 +6,10 @@ use homing_agent::control;
 use homing_agent::status::Colour;
 use homing_protocol::oak::{Challenge, EXPORTER_LABEL, PROOF_PATH, ProofAnswer, ProofRequest};
 use homing_protocol::onvif::{
-    DEVICE_PATH, Request as _, SECURITY_PATH, UPLINK_PATH, device, media2, security, uplink,
+    DEVICE_PATH, Message as _, Request as _, SECURITY_PATH, UPLINK_PATH, device, media2, security, uplink,
 };
 use homing_protocol::secret::Credentials;
+use homing_protocol::soap::{Envelope, wsse};
 use homing_protocol::{Oak, Step};
 use http::{Request, StatusCode};
 
@@ -106,6 +107,14 @@ fn step_5_dispatch_needs_the_cameras_password() {
             device.call(UPLINK_PATH, &uplink::GetUplinks, &user).await.unwrap_err();
             let profiles = media2::GetProfiles::all();
             device.call("/onvif/media2_service", &profiles, &user).await.unwrap_err();
+        }
+        // Older clients put the password into the SOAP header.
+        for (password, expected) in [("sesame", StatusCode::OK), ("wrong", StatusCode::UNAUTHORIZED)] {
+            let mut envelope = Envelope::new(device::GetDeviceInformation.to_element());
+            let user = Credentials::new("root", password);
+            envelope.header.push(wsse::username_token(&user, [3; 16], jiff::Timestamp::now()));
+            let request = Request::post(DEVICE_PATH).body(Bytes::from(envelope.to_xml())).unwrap();
+            assert_eq!(device.request(request).await.0, expected);
         }
         // What ONVIF leaves open is open.
         let nobody = Credentials::new("", "");

@@ -6,5 +6,6 @@
 
 mod camera;
 mod flow;
+mod footprint;
 mod page;
 mod world;

@@ -1,6 +1,6 @@
 //! The page: the button for everybody who can reach it, everything else for who may know.
 
-use crate::world::{Agent, OAK, SERIAL, camera_credentials, config, http, soon, story};
+use crate::world::{Agent, OAK, SERIAL, Server, camera_credentials, config, http, soon, story};
 use homing_agent::control;
 use homing_protocol::digest::{BasicPolicy, ClientAuth};
 use homing_protocol::secret::Credentials;
@@ -24,11 +24,9 @@ async fn http_as(addr: SocketAddr, path: &str, credentials: &Credentials) -> (u1
 fn on_loopback_all_but_the_label_is_open() {
     story(|folder| async move {
         let mut agent = Agent::start(config(folder.path(), &[])).await;
-        agent
-            .shows_that("the camera", |status| {
-                !status.warnings.is_empty() || !status.light.message.is_empty()
-            })
-            .await;
+        agent.shows("Camera not reached").await;
+        let (status, answer) = http(agent.page, "POST", "/press", &[]).await;
+        assert!(status == 409 && answer.contains("no dispatcher is configured"), "{answer}");
         let (status, page) = http(agent.page, "GET", "/", &[]).await;
         assert_eq!(status, 200);
         assert!(page.contains(SERIAL) && page.contains("127.0.0.1:1") && page.contains("<button"), "{page}");
@@ -58,7 +56,8 @@ fn on_loopback_all_but_the_label_is_open() {
 #[test]
 fn on_the_network_only_button_and_light_are_open() {
     story(|folder| async move {
-        let mut config = config(folder.path(), &[]);
+        let dispatcher = Server::new().await;
+        let mut config = config(folder.path(), &[&dispatcher]);
         config.page.listen = "0.0.0.0:0".parse().unwrap();
         let agent = Agent::start(config.clone()).await;
         let addr = SocketAddr::from(([127, 0, 0, 1], agent.page.port()));
