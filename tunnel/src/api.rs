@@ -6,7 +6,7 @@ use crate::{
     devices::Devices,
     events::{Event, Events},
     guard::{Denied, Guard},
-    proxy::{Proxy, too_many},
+    proxy::{CHALLENGE, Proxy, too_many},
     relay::{Relay, not_registered},
 };
 use axum::{
@@ -27,7 +27,7 @@ use homing_protocol::{
     },
     secret::Credentials,
 };
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{Request, StatusCode, header};
 use hyper::body::Incoming;
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
@@ -99,18 +99,15 @@ async fn authenticate(
     request: axum::extract::Request,
     next: Next,
 ) -> Response {
-    let denied = match api.guard.check(peer.ip(), request.headers().get(header::AUTHORIZATION)).await {
+    match api.guard.check(peer.ip(), request.headers().get(header::AUTHORIZATION)) {
         Ok(()) => return next.run(request).await,
-        Err(denied) => denied,
-    };
-    if denied == Denied::TooMany {
-        return too_many().into_response();
+        Err(Denied::TooMany(wait)) => return too_many(wait),
+        Err(Denied::Missing | Denied::Wrong) => (),
     }
     let message = "The tunnel server's user and password are wanted (Authorization: Basic).";
     let problem = Problem::new("unauthorized", message);
     let mut response = Failure::new(StatusCode::UNAUTHORIZED, problem).into_response();
-    let challenge = HeaderValue::from_static("Basic realm=\"homing tunnel\", charset=\"UTF-8\"");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
     response
 }
 

@@ -35,6 +35,10 @@ const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
 /// An idle RTSP connection whose client has silently gone is noticed by this.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
+/// How both doors ask for user and password (RFC 7617).
+pub(crate) const CHALLENGE: HeaderValue =
+    HeaderValue::from_static("Basic realm=\"homing tunnel\", charset=\"UTF-8\"");
+
 /// What concerns one connection (RFC 9110 §7.6.1), and what is the proxy's own.
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
@@ -75,7 +79,7 @@ impl Proxy {
 
     async fn checked(&self, peer: IpAddr, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
         let credentials = request.headers().get(header::PROXY_AUTHORIZATION);
-        if let Err(denied) = self.guard.check(peer, credentials).await {
+        if let Err(denied) = self.guard.check(peer, credentials) {
             return Ok(refuse(denied));
         }
         let authority = request.uri().authority().ok_or_else(|| Failure::bad_request("Which device?"))?;
@@ -191,28 +195,23 @@ fn strip(headers: &mut HeaderMap) {
 }
 
 fn refuse(denied: Denied) -> Response<Body> {
-    let mut response = match denied {
-        Denied::Missing | Denied::Wrong => Failure::new(
-            StatusCode::PROXY_AUTHENTICATION_REQUIRED,
-            Problem::new(
-                "unauthorized",
-                "The proxy wants the tunnel server's user and password (Proxy-Authorization).",
-            ),
-        ),
-        Denied::TooMany => too_many(),
+    if let Denied::TooMany(wait) = denied {
+        return too_many(wait);
     }
-    .into_response();
-    if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-        let challenge = HeaderValue::from_static("Basic realm=\"homing tunnel\", charset=\"UTF-8\"");
-        response.headers_mut().insert(header::PROXY_AUTHENTICATE, challenge);
-    }
+    let message = "The proxy wants the tunnel server's user and password (Proxy-Authorization: Basic).";
+    let problem = Problem::new("unauthorized", message);
+    let mut response = Failure::new(StatusCode::PROXY_AUTHENTICATION_REQUIRED, problem).into_response();
+    response.headers_mut().insert(header::PROXY_AUTHENTICATE, CHALLENGE);
     response
 }
 
 /// What an address is told that guesses passwords.
-pub(crate) fn too_many() -> Failure {
+pub(crate) fn too_many(wait: Duration) -> Response<Body> {
     let message = "Too many wrong passwords from this address; try again in a while.";
-    Failure::new(StatusCode::TOO_MANY_REQUESTS, Problem::new("too-many-attempts", message))
+    let problem = Problem::new("too-many-attempts", message);
+    let mut response = Failure::new(StatusCode::TOO_MANY_REQUESTS, problem).into_response();
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
+    response
 }
 
 #[cfg(test)]

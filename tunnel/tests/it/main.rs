@@ -10,6 +10,7 @@ mod dispatcher;
 mod hostile;
 mod proxy;
 mod register;
+mod scenario;
 mod secrets;
 mod tunnel;
 mod world;
