@@ -369,14 +369,14 @@ impl Devices {
             Err(error) => error,
         };
         let code = error.code();
-        self.metrics.dispatched(code);
-        tracing::warn!(%serial, %peer, %step, code, %error, "device not dispatched");
         if !attempt.begun {
             self.room.without_proof.handle_wrong(&from, Instant::now());
         }
         if !error.is_passing() {
             self.room.refused.handle_wrong(&key, Instant::now());
         }
+        self.metrics.dispatched(code);
+        tracing::warn!(%serial, %peer, %step, code, %error, "device not dispatched");
         let state = if error.is_passing() { State::Waiting } else { State::Refused };
         let failed =
             Entered { state, step: Step::PhoneHome, fingerprint: None, problem: Some(error.problem()) };

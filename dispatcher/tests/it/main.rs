@@ -1,9 +1,10 @@
-//! The dispatcher in process, on real sockets: steps 2, 4 and 5 of the connection flow.
+//! The dispatcher in process, on real sockets: steps 2, 4 and 5 of the connection flow, and the
+//! whole flow with its neighbours.
 
 #![allow(clippy::unwrap_used, reason = "a test that finds something else than it expects has failed")]
 
-mod agent;
 mod device;
+mod flow;
 mod hostile;
 mod step_2_relay;
 mod step_5_dispatch;

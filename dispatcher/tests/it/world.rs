@@ -29,7 +29,7 @@ pub const OAK: Oak = Oak::new([0x0A, 0x1B, 0x2C, 0x3D, 0x4E, 0x5F]);
 pub const OTHER_OAK: Oak = Oak::new([0xFF, 0x1B, 0x2C, 0x3D, 0x4E, 0x5F]);
 
 /// Whatever is not there by then will not come.
-pub const DEADLINE: Duration = Duration::from_secs(15);
+pub const DEADLINE: Duration = Duration::from_secs(30);
 
 pub struct World {
     pub external: SocketAddr,
