@@ -8,7 +8,7 @@
 use crate::address::Carrier;
 use crate::tls::PeerIdentity;
 use crate::tls_stream::{HandshakeError, TlsStream, capturing};
-use crate::transport::{Exporter, Transport};
+use crate::transport::{CloseOnDrop, Exporter, Transport};
 use crate::upgrade::{self, BearerToken, HeadError, UpgradeRequest};
 use crate::uplink::{Uplink, UplinkDriver, UplinkSettings};
 use crate::websocket::Role;
@@ -105,6 +105,7 @@ impl Acceptor {
         match read_head(&transport, UpgradeRequest::parse).await {
             Ok((request, early)) => {
                 let peer_identity = transport.peer_identity();
+                let transport = CloseOnDrop(transport);
                 Ok(Arrival { peer, path: request.path.clone(), peer_identity, request, transport, early })
             }
             Err(ReadHeadError::Io(error)) => Err(AcceptError::Gone { peer, error }),
@@ -127,7 +128,7 @@ pub struct Arrival {
     /// Who it is by its client certificate; the possession of the key is proved, names are claims.
     pub peer_identity: Option<PeerIdentity>,
     request: UpgradeRequest,
-    transport: Transport,
+    transport: CloseOnDrop,
     early: Bytes,
 }
 
@@ -154,26 +155,27 @@ impl Arrival {
 
     /// The TLS exporter of this connection, to bind a proof to it; stays usable while the uplink stands.
     pub fn exporter(&self) -> Exporter {
-        self.transport.exporter()
+        self.transport.0.exporter()
     }
 
     /// Answers with an HTTP status (4xx or 5xx) and the reason as text, then closes TLS in order, so that the device
     /// can show why. Takes a second if the device does not read.
     pub async fn refuse(self, status: u16, reason: &str) {
-        refuse(self.transport, status, reason).await;
+        refuse(self.transport.0.clone(), status, reason).await;
     }
 
     /// Answers `101` and begins HTTP/2. Nothing happens until the driver runs.
     pub async fn accept(self, settings: UplinkSettings) -> Result<(Uplink, UplinkDriver), EndReason> {
-        let Self { request, mut transport, early, .. } = self;
+        let Self { request, transport: connection, early, .. } = self;
+        let mut transport = connection.0.clone();
         let io_failed = |error: io::Error| EndReason::Io(error.to_string());
         transport.write_all(request.switching_protocols().as_bytes()).await.map_err(io_failed)?;
         transport.flush().await.map_err(io_failed)?;
         // What a device sends before the 101 is over would be HTTP/2; WebSocket frames begin after it too.
         transport.begin(early, (request.carrier == Carrier::WebSocket).then_some(Role::Server));
-        UplinkDriver::begin(transport, settings)
-            .await
-            .map_err(|error| crate::uplink::end_of_connection(Err(error)))
+        // On the heap for a moment, so that the caller's task does not hold HTTP/2 twice.
+        let begun = Box::pin(UplinkDriver::begin(connection, settings)).await;
+        begun.map_err(|error| crate::uplink::end_of_connection(Err(error)))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::address::{Carrier, HttpProxy, UplinkAddress};
 use crate::shown;
 use crate::tls::Fingerprint;
 use crate::tls_stream::{HandshakeError, TlsStream};
-use crate::transport::{Exporter, Transport};
+use crate::transport::{CloseOnDrop, Exporter, Transport};
 use crate::upgrade::{self, BearerToken, HeadError, ResponseHead};
 use crate::websocket::Role;
 use bytes::{Bytes, BytesMut};
@@ -189,7 +189,7 @@ impl Dialer {
         let early = self.upgrade(&transport).await?;
         let websocket = (self.address.carrier() == Carrier::WebSocket).then_some(Role::Client);
         transport.begin(early, websocket);
-        Ok(DialedUplink { transport, address: self.address.clone(), peer_addr })
+        Ok(DialedUplink { transport: CloseOnDrop(transport), address: self.address.clone(), peer_addr })
     }
 
     /// TCP to the first address of the name that answers.
@@ -304,7 +304,7 @@ impl Dialer {
 
 /// An uplink whose server has admitted this device; [`serve`](Self::serve) it.
 pub struct DialedUplink {
-    pub(crate) transport: Transport,
+    pub(crate) transport: CloseOnDrop,
     pub(crate) address: UplinkAddress,
     peer_addr: SocketAddr,
 }
@@ -312,7 +312,7 @@ pub struct DialedUplink {
 impl DialedUplink {
     /// The TLS exporter of this connection.
     pub fn exporter(&self) -> Exporter {
-        self.transport.exporter()
+        self.transport.0.exporter()
     }
 
     /// The server's address, or the proxy's.
@@ -327,7 +327,7 @@ impl DialedUplink {
 
     /// Of the server's key.
     pub fn server_fingerprint(&self) -> Option<Fingerprint> {
-        self.transport.peer_identity().map(|identity| identity.fingerprint)
+        self.transport.0.peer_identity().map(|identity| identity.fingerprint)
     }
 }
 

@@ -201,16 +201,19 @@ impl DialedUplink {
         settings: ServeSettings,
         stop: CancellationToken,
     ) -> EndReason {
-        let Self { transport, address, .. } = self;
+        let Self { transport: connection, address, .. } = self;
+        let transport = &connection.0;
         let tasks = TaskTracker::new();
         let ended = CancellationToken::new();
+        // Should this future be dropped before its end.
+        let _cancel_tasks = ended.clone().drop_guard();
         let uplink = UplinkInfo { exporter: transport.exporter(), address: Arc::new(address) };
         let spawn = |incoming: Incoming| {
             let (service, ended) = (Arc::clone(&service), ended.clone());
             // Boxed, so that a task is as large as its service's future needs, once.
             tasks.spawn(async move { ended.run_until_cancelled(service.call(incoming)).await });
         };
-        let reason = drive(&transport, &uplink, &settings, &stop, spawn).await;
+        let reason = drive(transport, &uplink, &settings, &stop, spawn).await;
         match reason {
             EndReason::Silent { .. } | EndReason::Io(_) => transport.abort(),
             _ => transport.close().await,

@@ -30,6 +30,16 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct Transport(Arc<Shared>);
 
+/// Closes the connection when it is dropped, whoever holds an [`Exporter`] of it.
+#[derive(Debug)]
+pub(crate) struct CloseOnDrop(pub Transport);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 struct Shared {
     state: Mutex<State>,
     began: Instant,

@@ -11,7 +11,7 @@ use crate::body::{Body, BodySender, Chunk, DATA_MAX, describe};
 use crate::gate::Gated;
 use crate::liveness::{Command, Liveness};
 use crate::stream::WebSocketStream;
-use crate::transport::Transport;
+use crate::transport::{CloseOnDrop, Transport};
 use crate::websocket::Role;
 use crate::{EndReason, shown};
 use bytes::Bytes;
@@ -371,14 +371,36 @@ pub struct UplinkDriver {
     shared: Arc<Shared>,
     /// On the heap, so that the driver's task does not hold it twice, while it runs and while it ends.
     connection: Box<h2::client::Connection<Transport, Chunk>>,
+    end: EndOnDrop,
+}
+
+/// Should the driver be dropped instead of run to its end, the handles must know and the socket must close.
+struct EndOnDrop(Arc<Shared>, #[expect(dead_code, reason = "for its Drop")] CloseOnDrop);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.handle_end(EndReason::Stopped);
+    }
+}
+
+impl Shared {
+    /// From here every request fails with this reason; the first counts.
+    fn handle_end(&self, reason: EndReason) {
+        // A second reason is dropped on purpose.
+        let _ = self.end_reason.set(reason);
+        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.streams.close();
+        self.ended.cancel();
+    }
 }
 
 impl UplinkDriver {
     /// Begins HTTP/2 on a connection whose upgrade is done.
     pub(crate) async fn begin(
-        transport: Transport,
+        closing: CloseOnDrop,
         settings: UplinkSettings,
     ) -> Result<(Uplink, Self), h2::Error> {
+        let transport = closing.0.clone();
         let window = connection_window(settings.max_streams, settings.stream_window);
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(settings.stream_window)
@@ -404,18 +426,19 @@ impl UplinkDriver {
             end_reason: OnceLock::new(),
             uploads: TaskTracker::new(),
         });
-        Ok((Uplink { shared: Arc::clone(&shared) }, Self { shared, connection: Box::new(connection) }))
+        let driver = Self {
+            connection: Box::new(connection),
+            end: EndOnDrop(Arc::clone(&shared), closing),
+            shared: Arc::clone(&shared),
+        };
+        Ok((Uplink { shared }, driver))
     }
 
     /// Runs the uplink to its end, and says why it ended.
     pub async fn run(mut self, stop: CancellationToken) -> EndReason {
         let reason = self.drive(&stop).await;
-        let Self { shared, connection } = self;
-        // It is set here only, once.
-        let _ = shared.end_reason.set(reason.clone());
-        *shared.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        shared.streams.close();
-        shared.ended.cancel();
+        let Self { shared, connection, end: _end } = self;
+        shared.handle_end(reason.clone());
         // On the heap, for its short time: the task is as small as its long life needs.
         Box::pin(Self::end(&shared, connection, &reason)).await;
         tracing::debug!(%reason, "uplink ended");
@@ -447,7 +470,7 @@ impl UplinkDriver {
     async fn drive(&mut self, stop: &CancellationToken) -> EndReason {
         let pings = self.connection.ping_pong().expect("taken once, here");
         let mut control = Gated::new(control(Arc::clone(&self.shared), pings, stop.clone()));
-        let Self { shared, connection } = self;
+        let Self { shared, connection, .. } = self;
         std::future::poll_fn(|cx| {
             if let Poll::Ready(ended) = Pin::new(&mut **connection).poll(cx) {
                 return Poll::Ready(end_of_connection(ended));

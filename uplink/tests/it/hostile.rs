@@ -32,7 +32,7 @@ async fn a_hundred_silent_connections_do_not_delay_the_next() {
 #[tokio::test]
 async fn silence_is_cut_off_at_every_stage() {
     let limits = AcceptLimits { deadline: Duration::from_millis(200), ..Default::default() };
-    let mut server = Server::start_with(limits, 10).await;
+    let mut server = Server::start_with(TlsPolicy::Tls13, limits, 10).await;
     let mut tcp = TcpStream::connect(server.address).await.expect("a connection");
     let error =
         within("the deadline", server.arrivals.recv()).await.expect("the loop runs").expect_err("silence");
@@ -145,7 +145,7 @@ async fn a_websocket_that_lies_breaks_alone() {
 #[tokio::test]
 async fn a_device_names_what_is_no_uplink_server() {
     let identity = Identity::server();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(identity.server_config()));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(identity.server_config(TlsPolicy::Tls13)));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let device = Identity::device("00408C702009");

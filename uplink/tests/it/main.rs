@@ -9,4 +9,5 @@ mod identity;
 mod node;
 mod pressure;
 mod proxy;
+mod wire;
 mod world;

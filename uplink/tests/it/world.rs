@@ -57,11 +57,11 @@ impl Identity {
         PrivateKeyDer::try_from(self.key.serialize_der()).expect("a key")
     }
 
-    pub fn server_config(&self) -> rustls::ServerConfig {
+    pub fn server_config(&self, policy: TlsPolicy) -> rustls::ServerConfig {
         let key = crypto_provider().key_provider.load_private_key(self.private_key()).expect("a key");
         let resolver =
             SingleCertAndKey::from(rustls::sign::CertifiedKey::new(vec![self.certificate.clone()], key));
-        server_tls_config(Arc::new(resolver), TlsPolicy::Tls13).expect("a configuration")
+        server_tls_config(Arc::new(resolver), policy).expect("a configuration")
     }
 
     pub fn client_config(&self, trusted: &Self) -> Arc<rustls::ClientConfig> {
@@ -84,12 +84,16 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Self {
-        Self::start_with(AcceptLimits::default(), 128).await
+        Self::start_with_policy(TlsPolicy::Tls13).await
     }
 
-    pub async fn start_with(limits: AcceptLimits, handshakes_max: usize) -> Self {
+    pub async fn start_with_policy(policy: TlsPolicy) -> Self {
+        Self::start_with(policy, AcceptLimits::default(), 128).await
+    }
+
+    pub async fn start_with(policy: TlsPolicy, limits: AcceptLimits, handshakes_max: usize) -> Self {
         let identity = Identity::server();
-        let acceptor = Acceptor::new(Arc::new(identity.server_config()), limits);
+        let acceptor = Acceptor::new(Arc::new(identity.server_config(policy)), limits);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (sender, arrivals) = mpsc::channel(256);
