@@ -28,7 +28,7 @@ mod tests;
 
 pub use fragment::{FragmentError, Run, Sample, fragment_head};
 pub use plain::{PlainBuilder, PlainTrack};
-pub use scan::{Fragment, RunInfo, Scan, Scanner, parse_fragment_head};
+pub use scan::{Fragment, RunInfo, Scan, Scanner, parse_fragment_head, parse_init_segment};
 
 use std::sync::Arc;
 

@@ -8,11 +8,15 @@
 //!
 //! Invariant: every reported fragment lies whole within the file, and its runs within its `mdat`.
 
+use super::SampleEntry;
 use super::fragment::{
     FragmentError, KEY, NOT_SYNC, Sample, TFHD_DURATION, TFHD_FLAGS, TRUN_DATA_OFFSET, TRUN_DURATION,
     TRUN_FIRST_FLAGS, TRUN_FLAGS, TRUN_OFFSET, TRUN_SIZE,
 };
+use crate::aac::AacFormat;
+use crate::h264::ParameterSets;
 use crate::time::{Ticks, ticks_from_ntp};
+use std::sync::Arc;
 
 /// The largest `moov` or `moof` believed.
 const MAX_HEAD_BYTES: u64 = 4 * 1024 * 1024;
@@ -267,6 +271,64 @@ fn track_run(mut traf: Cursor<'_>) -> Result<RunInfo, FragmentError> {
     Ok(run)
 }
 
+/// What [`super::init_segment`] was made of.
+///
+/// # Errors
+/// When the bytes are not one of ours.
+pub fn parse_init_segment(init: &[u8]) -> Result<Vec<SampleEntry>, FragmentError> {
+    let mut entries = Vec::new();
+    let mut file = Cursor(init);
+    while !file.0.is_empty() {
+        let (b"moov", mut moov) = file.boxed()? else { continue };
+        while !moov.0.is_empty() {
+            let (b"trak", trak) = moov.boxed()? else { continue };
+            let mut table = trak;
+            for kind in [b"mdia", b"minf", b"stbl", b"stsd"] {
+                table = table.find(kind)?;
+            }
+            table.take(8)?; // version, flags, count
+            let (kind, entry) = table.boxed()?;
+            entries.push(sample_entry(kind, entry)?);
+        }
+    }
+    if entries.is_empty() { Err(FragmentError("no tracks")) } else { Ok(entries) }
+}
+
+fn sample_entry(kind: &[u8; 4], mut entry: Cursor<'_>) -> Result<SampleEntry, FragmentError> {
+    let unusable = FragmentError("a sample entry");
+    match kind {
+        b"avc1" => {
+            entry.take(78)?;
+            let mut avcc = entry.find(b"avcC")?;
+            avcc.take(6)?;
+            let sps = avcc.nal()?;
+            let count = avcc.take(1)?[0];
+            let pps = (0..count).map(|_| avcc.nal()).collect::<Result<Vec<_>, _>>()?;
+            let sets = ParameterSets::new(sps, &pps).map_err(|_| unusable)?;
+            Ok(SampleEntry::Avc(Arc::new(sets)))
+        }
+        b"mp4a" => {
+            entry.take(28)?;
+            let mut esds = entry.find(b"esds")?;
+            esds.take(4)?;
+            let mut stream = esds.descriptor(3)?;
+            stream.take(3)?;
+            let mut decoder = stream.descriptor(4)?;
+            decoder.take(13)?;
+            AacFormat::new(decoder.descriptor(5)?.0).map(SampleEntry::Aac).map_err(|_| unusable)
+        }
+        b"fLaC" => {
+            entry.take(28)?;
+            let mut blocks = entry.find(b"dfLa")?;
+            let info = blocks.take(8 + 34)?;
+            // 20 bits after the block and frame sizes.
+            let packed = u32::from_be_bytes([info[18], info[19], info[20], info[21]]);
+            Ok(SampleEntry::Flac { sample_rate: packed >> 12 })
+        }
+        _ => Err(unusable),
+    }
+}
+
 /// A reader that runs out with an error.
 struct Cursor<'a>(&'a [u8]);
 
@@ -289,6 +351,33 @@ impl<'a> Cursor<'a> {
 
     fn u64(&mut self) -> Result<u64, FragmentError> {
         Ok(u64::from(self.u32()?) << 32 | u64::from(self.u32()?))
+    }
+
+    /// The content of the first box of that kind.
+    fn find(&self, wanted: &[u8; 4]) -> Result<Cursor<'a>, FragmentError> {
+        let mut rest = Cursor(self.0);
+        loop {
+            let (kind, content) = rest.boxed()?;
+            if kind == wanted {
+                return Ok(content);
+            }
+        }
+    }
+
+    /// A NAL unit after its length.
+    fn nal(&mut self) -> Result<&'a [u8], FragmentError> {
+        let len = self.take(2)?;
+        self.take(usize::from(u16::from_be_bytes([len[0], len[1]])))
+    }
+
+    /// An MPEG-4 descriptor as it is written here: two bytes of length.
+    fn descriptor(&mut self, tag: u8) -> Result<Cursor<'a>, FragmentError> {
+        match *self.take(3)? {
+            [found, hi, lo] if found == tag && hi & 0x80 != 0 && lo & 0x80 == 0 => {
+                Ok(Cursor(self.take(usize::from(hi & 0x7f) << 7 | usize::from(lo))?))
+            }
+            _ => Err(FragmentError("descriptor")),
+        }
     }
 
     fn boxed(&mut self) -> Result<(&'a [u8; 4], Cursor<'a>), FragmentError> {

@@ -374,3 +374,25 @@ fn mime_types() {
     let aac = SampleEntry::Aac(AacFormat::new(&[0x14, 0x08]).unwrap());
     assert_eq!(mime(&[video, aac]), "video/mp4; codecs=\"avc1.4D001F,mp4a.40.2\"");
 }
+
+/// Goal: an initialisation segment tells what it was made of; cut or damaged it is refused.
+#[test]
+fn init_segments_are_read_back() {
+    let sets = ParameterSets::from_sprop("Z2QAHqwsaoLA9puCgIKgAAADACAAAAMD0IAA,aO4xshsA").unwrap();
+    let video = SampleEntry::Avc(Arc::new(sets));
+    let aac = SampleEntry::Aac(AacFormat::new(&[0x11, 0x90, 0x56, 0xe5, 0x00]).unwrap());
+    for entries in
+        [vec![video.clone()], vec![video.clone(), aac], vec![video, SampleEntry::Flac { sample_rate: 8_000 }]]
+    {
+        let init = init_segment(&entries);
+        assert_eq!(parse_init_segment(&init).unwrap(), entries);
+        for len in 0..init.len() {
+            assert!(parse_init_segment(&init[..len]).is_err());
+        }
+        for at in 0..init.len() {
+            let mut damaged = init.clone();
+            damaged[at] ^= 0xff;
+            let _ = parse_init_segment(&damaged);
+        }
+    }
+}

@@ -21,6 +21,12 @@ pub enum DeviceAddress {
         /// `host` or `host:port` of the device's HTTP (ONVIF) service.
         host: String,
     },
+    /// On the recording server's own network, an RTSP server without ONVIF. Its serial number is made
+    /// from the URL: a locally administered address.
+    Rtsp {
+        /// `rtsp://host[:port]/path`, without user and password.
+        url: String,
+    },
 }
 
 /// Add Hardware.
@@ -96,4 +102,92 @@ pub struct CameraStatus {
     /// When the last frame arrived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_frame: Option<Timestamp>,
+}
+
+/// `PATCH /api/v1/cameras/{id}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CameraChange {
+    /// What people call it.
+    pub name: String,
+}
+
+/// `GET /api/v1/cameras/{id}/timeline`: what was recorded, and what was not, in order. Together the
+/// ranges and the gaps cover the time from `start` to `end`, as far as the camera existed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// As asked for, or the camera's first and last moment.
+    pub start: Timestamp,
+    /// As asked for, or now.
+    pub end: Timestamp,
+    /// Footage without interruption.
+    pub ranges: Vec<TimelineRange>,
+    /// No footage.
+    pub gaps: Vec<TimelineGap>,
+}
+
+/// Footage without interruption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineRange {
+    /// Its first frame.
+    pub start: Timestamp,
+    /// The end of its last frame.
+    pub end: Timestamp,
+}
+
+/// No footage, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineGap {
+    /// The end of the last frame before it.
+    pub start: Timestamp,
+    /// The first frame after it.
+    pub end: Timestamp,
+    /// A word for programs: `connection-lost`, `packets-lost`, `server-stopped`, `expired`, … `unknown`.
+    pub code: String,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// Header names of the answer to `GET /api/v1/cameras/{id}/fragment`.
+pub mod fragment_headers {
+    /// Time of the fragment's first frame, RFC 3339 with nanoseconds.
+    pub const START: &str = "x-homing-start";
+    /// Where its last frame ends.
+    pub const END: &str = "x-homing-end";
+    /// The initialisation segment that it needs: `GET /api/v1/cameras/{id}/init/{this}`.
+    pub const INIT: &str = "x-homing-init";
+    /// What to ask for next: `time=` of the following fragment. Absent when there is none yet. Later than
+    /// `END` where there is a gap.
+    pub const NEXT: &str = "x-homing-next";
+    /// The MIME type with codecs of the initialisation segment, also on the answer to `init`.
+    pub const MIME: &str = "x-homing-mime";
+}
+
+/// Text messages of `GET /api/v1/cameras/{id}/live` (WebSocket). After `start` the next binary message is
+/// the initialisation segment, each one after that a fragment: the current group of pictures first, then a
+/// frame each. Decode times are unix time × timescale.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum LiveMessage {
+    /// A stream begins, or begins anew with other properties: make a new source buffer.
+    Start {
+        /// The camera.
+        camera: i64,
+        /// `video/mp4; codecs="…"`.
+        mime: String,
+        /// Time of the first frame that follows.
+        time: Timestamp,
+    },
+    /// The camera delivers nothing; a `start` follows when it does again.
+    Waiting {
+        /// For programs.
+        code: String,
+        /// For people.
+        reason: String,
+    },
+    /// This viewer was too slow; so many frames were left out, and it goes on with a key frame.
+    Skipped {
+        /// Left out.
+        frames: u64,
+    },
 }

@@ -1,0 +1,453 @@
+//! The way to a device: byte streams (RTSP) and HTTP requests (ONVIF), over the LAN, through a tunnel
+//! server's HTTP proxy, or through a tunnel server in the same process.
+//!
+//! [`DeviceConnector`] is the seam; [`Connectors`] chooses by the device's address. Behind it nobody knows
+//! how a camera is connected.
+//!
+//! Not here: retrying, authentication to the device, what is said to it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use bytes::{Bytes, BytesMut};
+use homing_base::onvif::ANSWER_LIMIT_BYTES;
+use homing_protocol::api::recording::DeviceAddress;
+use homing_protocol::{SerialNumber, api::ProblemDetail};
+use http::{Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::config::TunnelServer;
+
+/// For a TCP connection, and for a proxy to answer CONNECT.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The longest answer to CONNECT.
+const CONNECT_ANSWER_LIMIT: usize = 8 * 1024;
+
+/// A byte stream in both directions.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A future in a box, as object-safe traits need it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Reaches devices.
+pub trait DeviceConnector: Send + Sync + 'static {
+    /// Whether this connector is the way to that device.
+    fn serves(&self, device: &DeviceAddress) -> bool;
+
+    /// Opens a byte stream to a TCP port of the device (554 for RTSP).
+    fn connect<'a>(
+        &'a self,
+        device: &'a DeviceAddress,
+        port: u16,
+    ) -> BoxFuture<'a, Result<Box<dyn Stream>, ConnectError>>;
+
+    /// Sends an HTTP request to the device, whose URI is a path, and brings back the whole answer.
+    fn request<'a>(
+        &'a self,
+        device: &'a DeviceAddress,
+        request: Request<Bytes>,
+    ) -> BoxFuture<'a, Result<Response<Bytes>, ConnectError>>;
+
+    /// The runtime on which the device's streams are at home; a session there wakes no other thread.
+    /// Asked before each [`DeviceConnector::connect`].
+    fn runtime(&self, device: &DeviceAddress) -> Option<tokio::runtime::Handle> {
+        let _ = device;
+        None
+    }
+}
+
+/// Why a device cannot be reached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// The network says no.
+    #[error("{peer} cannot be reached ({cause}); check that it has power and network, and its address")]
+    Unreachable {
+        /// Address.
+        peer: String,
+        /// What the network said.
+        cause: String,
+    },
+    /// The tunnel server is there, the device's uplink is not.
+    #[error(
+        "{serial} is not connected to the tunnel server {server}; check the device's power and its site's Internet connection"
+    )]
+    NotConnected {
+        /// The device.
+        serial: SerialNumber,
+        /// The tunnel server's name.
+        server: String,
+    },
+    /// The tunnel server does not let us.
+    #[error(
+        "the tunnel server {server} refuses us (HTTP {status}); check user and password in [[recording.tunnel_servers]]"
+    )]
+    Refused {
+        /// The tunnel server's name.
+        server: String,
+        /// Its answer's status.
+        status: u16,
+    },
+    /// The device is there, and nothing listens at that port.
+    #[error("{peer} accepts no connection ({cause}); check that its RTSP and ONVIF services are switched on")]
+    Closed {
+        /// The device.
+        peer: String,
+        /// What was answered.
+        cause: String,
+    },
+    /// No way is known to that address.
+    #[error("no tunnel server called {0:?} is known here; check [[recording.tunnel_servers]]")]
+    UnknownServer(String),
+    /// No ONVIF at such an address.
+    #[error("{0} is an RTSP address; it has no other services")]
+    RtspOnly(String),
+    /// An answer that is none.
+    #[error("{peer} gave an answer that is not HTTP ({cause})")]
+    Unexpected {
+        /// Who.
+        peer: String,
+        /// What was wrong.
+        cause: String,
+    },
+}
+
+impl ConnectError {
+    /// A word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "device-unreachable",
+            Self::NotConnected { .. } => "device-not-connected",
+            Self::Refused { .. } => "tunnel-server-refuses",
+            Self::Closed { .. } => "device-refuses",
+            Self::UnknownServer(_) => "unknown-tunnel-server",
+            Self::RtspOnly(_) => "no-onvif",
+            Self::Unexpected { .. } => "unexpected-answer",
+        }
+    }
+
+    /// For the API.
+    pub fn problem(&self) -> ProblemDetail {
+        ProblemDetail { code: self.code().to_owned(), message: self.to_string(), step: None }
+    }
+}
+
+/// All ways, in order of preference.
+#[derive(Clone)]
+pub(crate) struct Connectors(Arc<[Arc<dyn DeviceConnector>]>);
+
+impl Connectors {
+    /// `in_process` first, then the configured tunnel servers, then the LAN.
+    pub fn new(in_process: Vec<Arc<dyn DeviceConnector>>, servers: &[TunnelServer]) -> anyhow::Result<Self> {
+        let mut all = in_process;
+        if !servers.is_empty() {
+            all.push(Arc::new(ProxyConnector::new(servers)?));
+        }
+        all.push(Arc::new(DirectConnector));
+        Ok(Self(all.into()))
+    }
+
+    fn to(&self, device: &DeviceAddress) -> Result<&dyn DeviceConnector, ConnectError> {
+        let way = self.0.iter().find(|connector| connector.serves(device));
+        way.map(AsRef::as_ref).ok_or_else(|| match device {
+            DeviceAddress::Tunnel { server, .. } => ConnectError::UnknownServer(server.clone()),
+            other => ConnectError::UnknownServer(describe(other)),
+        })
+    }
+
+    pub async fn connect(&self, device: &DeviceAddress, port: u16) -> Result<Box<dyn Stream>, ConnectError> {
+        self.to(device)?.connect(device, port).await
+    }
+
+    pub async fn request(
+        &self,
+        device: &DeviceAddress,
+        request: Request<Bytes>,
+    ) -> Result<Response<Bytes>, ConnectError> {
+        self.to(device)?.request(device, request).await
+    }
+
+    pub fn runtime(&self, device: &DeviceAddress) -> Option<tokio::runtime::Handle> {
+        self.to(device).ok()?.runtime(device)
+    }
+}
+
+/// For messages: never with a user name or password.
+pub(crate) fn describe(device: &DeviceAddress) -> String {
+    match device {
+        DeviceAddress::Tunnel { server, serial } => format!("{serial} at {server}"),
+        DeviceAddress::Direct { host } => host.clone(),
+        DeviceAddress::Rtsp { url } => url.clone(),
+    }
+}
+
+/// Devices on this server's own network.
+pub struct DirectConnector;
+
+impl DirectConnector {
+    /// Host, and the port where one is stated.
+    fn host(device: &DeviceAddress) -> Option<(String, Option<u16>)> {
+        let split = |authority: &str| match authority.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => {
+                Some((host.to_owned(), Some(port.parse().ok()?)))
+            }
+            _ => Some((authority.to_owned(), None)),
+        };
+        match device {
+            DeviceAddress::Direct { host } => split(host),
+            DeviceAddress::Rtsp { url } => {
+                let url = url::Url::parse(url).ok()?;
+                Some((url.host_str()?.to_owned(), url.port()))
+            }
+            DeviceAddress::Tunnel { .. } => None,
+        }
+    }
+}
+
+impl DeviceConnector for DirectConnector {
+    fn serves(&self, device: &DeviceAddress) -> bool {
+        !matches!(device, DeviceAddress::Tunnel { .. })
+    }
+
+    fn connect<'a>(
+        &'a self,
+        device: &'a DeviceAddress,
+        port: u16,
+    ) -> BoxFuture<'a, Result<Box<dyn Stream>, ConnectError>> {
+        Box::pin(async move {
+            let (host, _) =
+                Self::host(device).ok_or_else(|| ConnectError::UnknownServer(describe(device)))?;
+            Ok(Box::new(dial(&host, port).await?) as Box<dyn Stream>)
+        })
+    }
+
+    fn request<'a>(
+        &'a self,
+        device: &'a DeviceAddress,
+        request: Request<Bytes>,
+    ) -> BoxFuture<'a, Result<Response<Bytes>, ConnectError>> {
+        Box::pin(async move {
+            let DeviceAddress::Direct { host: peer } = device else {
+                return Err(ConnectError::RtspOnly(describe(device)));
+            };
+            let (host, port) =
+                Self::host(device).ok_or_else(|| ConnectError::UnknownServer(describe(device)))?;
+            let stream = dial(&host, port.unwrap_or(80)).await?;
+            exchange(stream, request, peer).await
+        })
+    }
+}
+
+/// Devices behind tunnel servers that run elsewhere: `CONNECT SERIAL:554` and `POST http://SERIAL/…`.
+pub struct ProxyConnector {
+    servers: HashMap<String, Proxy>,
+}
+
+struct Proxy {
+    name: String,
+    host: String,
+    port: u16,
+    authorization: header::HeaderValue,
+}
+
+impl ProxyConnector {
+    /// For these tunnel servers.
+    ///
+    /// # Errors
+    /// When an address or a password cannot be written into a request.
+    pub fn new(servers: &[TunnelServer]) -> anyhow::Result<Self> {
+        let mut known = HashMap::new();
+        for server in servers {
+            let place = || format!("[[recording.tunnel_servers]] {:?}", server.name);
+            let (host, port) = server.proxy.rsplit_once(':').with_context(place)?;
+            let plain = format!("{}:{}", server.user, server.password.expose());
+            let basic = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(plain));
+            let mut authorization = header::HeaderValue::from_str(&basic).with_context(place)?;
+            authorization.set_sensitive(true);
+            let proxy = Proxy {
+                name: server.name.clone(),
+                host: host.to_owned(),
+                port: port.parse().with_context(place)?,
+                authorization,
+            };
+            known.insert(server.name.clone(), proxy);
+        }
+        Ok(Self { servers: known })
+    }
+
+    fn to<'a>(&'a self, device: &DeviceAddress) -> Result<(&'a Proxy, SerialNumber), ConnectError> {
+        match device {
+            DeviceAddress::Tunnel { server, serial } => {
+                let proxy =
+                    self.servers.get(server).ok_or_else(|| ConnectError::UnknownServer(server.clone()))?;
+                Ok((proxy, *serial))
+            }
+            other => Err(ConnectError::UnknownServer(describe(other))),
+        }
+    }
+}
+
+impl DeviceConnector for ProxyConnector {
+    fn serves(&self, device: &DeviceAddress) -> bool {
+        matches!(device, DeviceAddress::Tunnel { server, .. } if self.servers.contains_key(server))
+    }
+
+    fn connect<'a>(
+        &'a self,
+        device: &'a DeviceAddress,
+        port: u16,
+    ) -> BoxFuture<'a, Result<Box<dyn Stream>, ConnectError>> {
+        Box::pin(async move {
+            let (proxy, serial) = self.to(device)?;
+            let opened = tokio::time::timeout(CONNECT_DEADLINE, proxy.open(serial, port)).await;
+            let stream = opened.unwrap_or_else(|_| {
+                let peer = format!("tunnel server {}", proxy.name);
+                Err(ConnectError::Unreachable { peer, cause: "no answer to CONNECT in time".into() })
+            })?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+
+    fn request<'a>(
+        &'a self,
+        device: &'a DeviceAddress,
+        mut request: Request<Bytes>,
+    ) -> BoxFuture<'a, Result<Response<Bytes>, ConnectError>> {
+        Box::pin(async move {
+            let (proxy, serial) = self.to(device)?;
+            let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+            let absolute = format!("http://{}{path}", serial.host());
+            *request.uri_mut() = absolute.parse::<Uri>().map_err(|error| ConnectError::Unexpected {
+                peer: serial.to_string(),
+                cause: error.to_string(),
+            })?;
+            request.headers_mut().insert(header::PROXY_AUTHORIZATION, proxy.authorization.clone());
+            let stream = dial(&proxy.host, proxy.port).await?;
+            let response = exchange(stream, request, &format!("tunnel server {}", proxy.name)).await?;
+            // The device's own answers have other statuses than the proxy's.
+            proxy.check(response.status(), serial)?;
+            Ok(response)
+        })
+    }
+}
+
+impl Proxy {
+    async fn open(&self, serial: SerialNumber, port: u16) -> Result<TcpStream, ConnectError> {
+        let mut stream = dial(&self.host, self.port).await?;
+        let peer = format!("tunnel server {}", self.name);
+        let lost =
+            |error: io::Error| ConnectError::Unreachable { peer: peer.clone(), cause: error.to_string() };
+        let host = serial.host();
+        let mut head =
+            BytesMut::from(format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n").as_bytes());
+        head.extend_from_slice(b"Proxy-Authorization: ");
+        head.extend_from_slice(self.authorization.as_bytes());
+        head.extend_from_slice(b"\r\n\r\n");
+        stream.write_all(&head).await.map_err(lost)?;
+        // Byte by byte would be slow, more than the head must not be taken: the proxy sends nothing after
+        // its answer until the device does, and the device waits for us.
+        let mut answer = Vec::with_capacity(512);
+        let status = loop {
+            let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
+            if let Some(end) = end {
+                if end + 4 != answer.len() {
+                    let cause = "bytes after the answer to CONNECT".to_owned();
+                    return Err(ConnectError::Unexpected { peer, cause });
+                }
+                break parse_status(&answer);
+            }
+            if answer.len() >= CONNECT_ANSWER_LIMIT {
+                break None;
+            }
+            if stream.read_buf(&mut answer).await.map_err(lost)? == 0 {
+                break None;
+            }
+        };
+        let Some(status) = status else {
+            return Err(ConnectError::Unexpected { peer, cause: "no answer to CONNECT".into() });
+        };
+        self.check(status, serial)?;
+        if !status.is_success() {
+            return Err(ConnectError::Closed { peer: serial.to_string(), cause: format!("HTTP {status}") });
+        }
+        Ok(stream)
+    }
+
+    fn check(&self, status: StatusCode, serial: SerialNumber) -> Result<(), ConnectError> {
+        match status {
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::FORBIDDEN => {
+                Err(ConnectError::Refused { server: self.name.clone(), status: status.as_u16() })
+            }
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                Err(ConnectError::NotConnected { serial, server: self.name.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `HTTP/1.1 200 …`
+fn parse_status(answer: &[u8]) -> Option<StatusCode> {
+    let line = answer.split(|&b| b == b'\r').next()?;
+    let mut words = line.split(|&b| b == b' ');
+    words.next().filter(|version| version.starts_with(b"HTTP/1."))?;
+    StatusCode::from_bytes(words.next()?).ok()
+}
+
+async fn dial(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+    let peer = || format!("{host}:{port}");
+    let plain = host.trim_start_matches('[').trim_end_matches(']');
+    match tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect((plain, port))).await {
+        Ok(Ok(stream)) => {
+            let _ = stream.set_nodelay(true);
+            Ok(stream)
+        }
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(ConnectError::Closed { peer: peer(), cause: error.to_string() })
+        }
+        Ok(Err(error)) => Err(ConnectError::Unreachable { peer: peer(), cause: error.to_string() }),
+        Err(_) => Err(ConnectError::Unreachable { peer: peer(), cause: "no answer in time".into() }),
+    }
+}
+
+/// One HTTP/1.1 exchange; the caller has the deadline. The connection is not kept: a device is asked a few
+/// questions when it is added, then never again.
+async fn exchange(
+    stream: TcpStream,
+    request: Request<Bytes>,
+    peer: &str,
+) -> Result<Response<Bytes>, ConnectError> {
+    let lost =
+        |error: hyper::Error| ConnectError::Unexpected { peer: peer.to_owned(), cause: error.to_string() };
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+    let exchange = async {
+        let response = sender.send_request(request.map(Full::new)).await.map_err(lost)?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, ANSWER_LIMIT_BYTES)
+            .collect()
+            .await
+            .map_err(|error| ConnectError::Unexpected { peer: peer.to_owned(), cause: error.to_string() })?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    };
+    // Driven here rather than in a task of its own: it ends with the exchange.
+    tokio::pin!(exchange, connection);
+    let mut is_driven = true;
+    loop {
+        tokio::select! {
+            answer = &mut exchange => return answer,
+            _ = &mut connection, if is_driven => is_driven = false,
+        }
+    }
+}

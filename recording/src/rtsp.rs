@@ -1,0 +1,505 @@
+//! RTSP client: one session with one camera over any byte stream (RFC 2326, RTP interleaved).
+//!
+//! 1. [`Session::open`]: OPTIONS, DESCRIBE, SETUP of each usable track, PLAY; each with a deadline, Basic or
+//!    Digest answered when asked for.
+//! 2. [`Session::next`] gives RTP and RTCP packets; in between it keeps the session alive, answers what the
+//!    server asks, and notices a camera that has fallen silent.
+//! 3. [`Session::close`] says TEARDOWN.
+//!
+//! Not here: what the packets mean (`frames.rs`), connecting and trying again (`camera.rs`).
+//!
+//! Invariant: no step waits for ever, and memory is bounded by the decoder's limits.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use homing_media::rtsp::{
+    DecodeError, Decoder, DecoderLimits, Interleaved, Message, Method, Request, Response, SessionId,
+    Transport,
+};
+use homing_media::sdp::{Codec, Presentation, SdpError, Track, TrackKind};
+use homing_protocol::api::ProblemDetail;
+use homing_protocol::digest::{BasicPolicy, ClientAuth, ClientError};
+use homing_protocol::secret::Credentials;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{Instant, Sleep};
+
+use crate::connect::Stream;
+
+/// For each request of the set-up.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Without a byte for so long the camera counts as gone. A camera that sends one frame in 10 s is slow, one
+/// that sends nothing in 15 s is dead: sender reports come in between.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// How often silence and keepalives are looked at; a timer per packet would cost more than the packet.
+const TICK: Duration = Duration::from_secs(5);
+
+/// For a request or a report to leave: a peer that takes nothing is dead.
+const SEND_DEADLINE: Duration = Duration::from_secs(10);
+
+/// For TEARDOWN: a courtesy, which must not delay a stop.
+const TEARDOWN_DEADLINE: Duration = Duration::from_millis(300);
+
+/// Room for a read. A camera's frame comes in one or two pieces of this size; between reads the buffer is
+/// empty and its memory is used again.
+const READ_BYTES: usize = 32 * 1024;
+
+/// Packets that may come before the answer to PLAY; more are dropped, oldest first.
+const EARLY_PACKETS: usize = 64;
+
+/// A challenge, an expired nonce, and the answer.
+const AUTH_ROUNDS: usize = 3;
+
+const USER_AGENT: &str = concat!("Homing/", env!("CARGO_PKG_VERSION"));
+
+/// What to do with a server's `Session` timeout and keepalives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum KeepalivePolicy {
+    /// GET_PARAMETER where OPTIONS names it, else OPTIONS.
+    #[default]
+    AsOffered,
+    /// OPTIONS: after a server has refused GET_PARAMETER that it had offered.
+    Options,
+}
+
+/// Why there is no stream, or no longer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error(
+        "the camera closed the connection ({step}); check whether it restarted, or serves too many viewers"
+    )]
+    Closed { step: &'static str },
+    #[error("the connection to the camera broke ({step}): {cause}")]
+    Broken { step: &'static str, cause: String },
+    #[error("the camera did not answer {step} within {} s; check its load and the network", .after.as_secs())]
+    Timeout { step: &'static str, after: Duration },
+    #[error("the camera sent nothing for {} s; check its power and the network", SILENCE.as_secs())]
+    Silent,
+    #[error("the camera does not accept the user name and password; correct them in its hardware")]
+    WrongCredentials,
+    #[error("the camera asks for a log-in that is not supported: {0}")]
+    Challenge(ClientError),
+    #[error("the camera answers {step} with {status} {reason}{}", hint(*.status))]
+    Status { step: &'static str, status: u16, reason: String },
+    #[error("{0}; check that the address and port are the camera's RTSP server")]
+    Protocol(#[from] DecodeError),
+    #[error("the camera's description of its stream is unusable: {0}")]
+    Sdp(#[from] SdpError),
+    #[error("the camera offers no video that can be recorded: {0}")]
+    NoVideo(String),
+    #[error(
+        "the camera wants to send over UDP, which does not go through a tunnel; allow RTP over RTSP (TCP) in it"
+    )]
+    NoTcp,
+    #[error("the camera ended the stream")]
+    Ended,
+}
+
+fn hint(status: u16) -> &'static str {
+    match status {
+        403 => "; the user may not watch this stream: give it the right to in the camera",
+        404 => {
+            "; the stream is gone: was a profile removed in the camera? Remove the hardware and add it again"
+        }
+        453 | 503 => "; the camera serves as many viewers as it can: end others, or raise its limit",
+        461 => "; allow RTP over RTSP (TCP) in the camera",
+        _ => "",
+    }
+}
+
+impl SessionError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Closed { .. } | Self::Broken { .. } => "connection-lost",
+            Self::Timeout { .. } => "no-answer",
+            Self::Silent => "camera-silent",
+            Self::WrongCredentials => "wrong-credentials",
+            Self::Challenge(_) => "unsupported-login",
+            Self::Status { status: 404, .. } => "no-such-stream",
+            Self::Status { .. } => "camera-refuses",
+            Self::Protocol(_) => "not-rtsp",
+            Self::Sdp(_) | Self::NoVideo(_) => "no-video",
+            Self::NoTcp => "no-tcp",
+            Self::Ended => "stream-ended",
+        }
+    }
+
+    pub fn problem(&self) -> ProblemDetail {
+        ProblemDetail { code: self.code().to_owned(), message: self.to_string(), step: None }
+    }
+}
+
+/// A playing session.
+pub(crate) struct Session {
+    wire: Wire,
+    /// As set up: the video track first, then the audio track if there is one that can be recorded.
+    pub tracks: Vec<SetUpTrack>,
+    control: String,
+    id: SessionId,
+    keepalive: KeepalivePolicy,
+    has_get_parameter: bool,
+    keepalive_cseq: Option<u32>,
+    keepalive_due: Instant,
+    heard: Instant,
+    tick: std::pin::Pin<Box<Sleep>>,
+    early: VecDeque<Interleaved>,
+}
+
+/// A track with the channels of its packets.
+#[derive(Clone, Debug)]
+pub(crate) struct SetUpTrack {
+    pub track: Track,
+    pub rtp_channel: u8,
+    pub rtcp_channel: u8,
+}
+
+/// What [`Session::next`] gives.
+pub(crate) enum Event {
+    /// An RTP or RTCP packet.
+    Packet(Interleaved),
+    /// Nothing came for a few seconds, or it is time to send receiver reports: [`Session::send`].
+    Tick,
+}
+
+impl Session {
+    /// Sets the stream of that URL up and starts it.
+    pub async fn open(
+        stream: Box<dyn Stream>,
+        url: &str,
+        credentials: Credentials,
+    ) -> Result<Self, SessionError> {
+        let mut wire = Wire::new(stream, credentials);
+        let mut early = VecDeque::new();
+        let options = wire.exchange("OPTIONS", Method::Options, url, &[], &mut early).await?;
+        let has_get_parameter =
+            options.headers.get("Public").is_some_and(|list| list.contains("GET_PARAMETER"));
+
+        let accept = [("Accept", "application/sdp".to_owned())];
+        let described = success(
+            "DESCRIBE",
+            wire.exchange("DESCRIBE", Method::Describe, url, &accept, &mut early).await?,
+        )?;
+        let presentation = Presentation::from_response(url, &described)?;
+        let wanted = choose(&presentation)?;
+
+        let (mut tracks, mut id): (Vec<SetUpTrack>, Option<SessionId>) = (Vec::new(), None);
+        for track in wanted {
+            let channel = 2 * tracks.len() as u8;
+            let mut headers = vec![("Transport", Transport::interleaved(channel).to_string())];
+            if let Some(id) = &id {
+                headers.push(("Session", id.id.clone()));
+            }
+            let control = track.control.as_deref().unwrap_or(&presentation.control);
+            let answer = wire.exchange("SETUP", Method::Setup, control, &headers, &mut early).await?;
+            // Sound is not worth losing the picture for.
+            if !answer.is_success() && track.kind == TrackKind::Audio {
+                tracing::debug!(status = answer.status, "the camera does not set its audio up");
+                continue;
+            }
+            let answer = success("SETUP", answer)?;
+            let transport = answer.headers.get("Transport").map(Transport::parse).unwrap_or_default();
+            if !transport.tcp && transport.interleaved.is_none() {
+                return Err(SessionError::NoTcp);
+            }
+            // A server that does not name the channels uses the ones it was asked for.
+            let (rtp_channel, rtcp_channel) = transport.interleaved.unwrap_or((channel, channel + 1));
+            let set_up = answer.headers.get("Session").and_then(SessionId::parse);
+            id = id.or(set_up);
+            tracks.push(SetUpTrack { track: track.clone(), rtp_channel, rtcp_channel });
+        }
+        let id = id.unwrap_or(SessionId { id: String::new(), timeout_s: 60 });
+        let mut headers = vec![("Range", "npt=0.000-".to_owned())];
+        if !id.id.is_empty() {
+            headers.push(("Session", id.id.clone()));
+        }
+        let played = wire.exchange("PLAY", Method::Play, &presentation.control, &headers, &mut early).await?;
+        success("PLAY", played)?;
+
+        let now = Instant::now();
+        Ok(Self {
+            wire,
+            tracks,
+            control: presentation.control,
+            keepalive: KeepalivePolicy::default(),
+            has_get_parameter,
+            keepalive_cseq: None,
+            keepalive_due: now + keepalive_interval(&id),
+            id,
+            heard: now,
+            tick: Box::pin(tokio::time::sleep_until(now + TICK)),
+            early,
+        })
+    }
+
+    /// The next packet, or a tick every few seconds.
+    ///
+    /// # Errors
+    /// When the stream is over, for whatever reason. Dropping the future loses nothing but its wait.
+    pub async fn next(&mut self) -> Result<Event, SessionError> {
+        if let Some(packet) = self.early.pop_front() {
+            return Ok(Event::Packet(packet));
+        }
+        loop {
+            while let Some(message) = self.wire.decode()? {
+                match message {
+                    Message::Interleaved(packet) => return Ok(Event::Packet(packet)),
+                    Message::Response(answer) => self.handle_answer(&answer),
+                    Message::Request(request) => self.answer_server(&request).await?,
+                }
+            }
+            tokio::select! {
+                // Data first: a tick can wait.
+                biased;
+                read = self.wire.read("playing") => {
+                    read?;
+                    self.heard = Instant::now();
+                }
+                () = self.tick.as_mut() => {
+                    let now = Instant::now();
+                    self.tick.as_mut().reset(now + TICK);
+                    if now - self.heard >= SILENCE {
+                        return Err(SessionError::Silent);
+                    }
+                    if now >= self.keepalive_due {
+                        self.send_keepalive().await?;
+                    }
+                    return Ok(Event::Tick);
+                }
+            }
+        }
+    }
+
+    /// Whether [`Session::next`] has a packet without waiting for the network: so that a caller can do once
+    /// per read what need not be done once per packet.
+    pub fn has_buffered(&self) -> bool {
+        !self.early.is_empty() || self.wire.buf.len() >= 4
+    }
+
+    /// Sends RTCP on a channel.
+    pub async fn send(&mut self, channel: u8, payload: Bytes) -> Result<(), SessionError> {
+        let mut out = BytesMut::with_capacity(payload.len() + 4);
+        if (Interleaved { channel, payload }).encode(&mut out) {
+            self.wire.write("receiver report", &out).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the session as the standard wants it; does not wait for the answer.
+    pub async fn close(mut self) {
+        let headers = self.session_header();
+        let sent = self.wire.request(Method::Teardown, &self.control.clone(), &headers);
+        if let Ok((_, out)) = sent {
+            let _ = tokio::time::timeout(TEARDOWN_DEADLINE, self.wire.write("TEARDOWN", &out)).await;
+        }
+    }
+
+    async fn send_keepalive(&mut self) -> Result<(), SessionError> {
+        let method = match self.keepalive {
+            KeepalivePolicy::AsOffered if self.has_get_parameter => Method::GetParameter,
+            _ => Method::Options,
+        };
+        let headers = self.session_header();
+        let (cseq, out) = self.wire.request(method, &self.control.clone(), &headers)?;
+        self.keepalive_cseq = Some(cseq);
+        self.keepalive_due = Instant::now() + keepalive_interval(&self.id);
+        self.wire.write("keepalive", &out).await
+    }
+
+    fn handle_answer(&mut self, answer: &Response) {
+        if answer.headers.cseq() != self.keepalive_cseq || self.keepalive_cseq.is_none() {
+            return;
+        }
+        self.keepalive_cseq = None;
+        match answer.status {
+            401 => {
+                // The nonce has expired: once more, with the new one. Wrong by now or not, the stream is on.
+                if self.wire.auth.handle_challenge(answer.headers.get_all("WWW-Authenticate")).is_ok() {
+                    self.keepalive_due = Instant::now();
+                }
+            }
+            405 | 501 | 551 => self.keepalive = KeepalivePolicy::Options,
+            200..=299 => self.wire.auth.handle_accepted(),
+            status => tracing::debug!(status, "answer to a keepalive"),
+        }
+    }
+
+    /// Servers ask too: OPTIONS to see whether we live, ANNOUNCE when something changes.
+    async fn answer_server(&mut self, request: &Request) -> Result<(), SessionError> {
+        if matches!(request.method, Method::Teardown | Method::Redirect) {
+            return Err(SessionError::Ended);
+        }
+        let status = match request.method {
+            Method::Options | Method::GetParameter | Method::SetParameter | Method::Announce => 200,
+            _ => 501,
+        };
+        let mut out = BytesMut::new();
+        Response::new(status, request.headers.cseq()).encode(&mut out);
+        self.wire.write("answer", &out).await
+    }
+
+    fn session_header(&self) -> Vec<(&'static str, String)> {
+        if self.id.id.is_empty() { Vec::new() } else { vec![("Session", self.id.id.clone())] }
+    }
+}
+
+/// Half the server's timeout: one may get lost.
+fn keepalive_interval(id: &SessionId) -> Duration {
+    Duration::from_secs(u64::from(id.timeout_s / 2).clamp(5, 60))
+}
+
+/// The tracks to set up: the first video track that can be recorded, then such an audio track.
+fn choose(presentation: &Presentation) -> Result<Vec<&Track>, SessionError> {
+    let usable = |track: &&Track| !matches!(track.codec, Codec::Unsupported(_));
+    let of_kind = |kind: TrackKind| presentation.tracks.iter().filter(move |track| track.kind == kind);
+    let Some(video) = of_kind(TrackKind::Video).find(usable) else {
+        let reason = of_kind(TrackKind::Video).find_map(|track| match &track.codec {
+            Codec::Unsupported(reason) => Some(reason.clone()),
+            _ => None,
+        });
+        return Err(SessionError::NoVideo(reason.unwrap_or_else(|| "no video stream is described".into())));
+    };
+    Ok([Some(video), of_kind(TrackKind::Audio).find(usable)].into_iter().flatten().collect())
+}
+
+fn success(step: &'static str, answer: Response) -> Result<Response, SessionError> {
+    if answer.is_success() {
+        return Ok(answer);
+    }
+    let reason = answer.reason.chars().take(100).collect();
+    Err(SessionError::Status { step, status: answer.status, reason })
+}
+
+/// The stream with its decoder and its credentials.
+struct Wire {
+    stream: Box<dyn Stream>,
+    buf: BytesMut,
+    decoder: Decoder,
+    cseq: u32,
+    auth: ClientAuth,
+    credentials: Credentials,
+}
+
+impl Wire {
+    fn new(stream: Box<dyn Stream>, credentials: Credentials) -> Self {
+        // Cameras that drop part of a packet under load go on with the next one.
+        let limits = DecoderLimits { resync_bytes: 256 * 1024, ..DecoderLimits::default() };
+        Self {
+            stream,
+            buf: BytesMut::with_capacity(READ_BYTES),
+            decoder: Decoder::new(limits),
+            cseq: 0,
+            // RTSP inside the site, or inside the tunnel: what Basic shows, the stream shows too.
+            auth: ClientAuth::new(BasicPolicy::Allow),
+            credentials,
+        }
+    }
+
+    /// A request and its answer; a challenge in between is answered.
+    async fn exchange(
+        &mut self,
+        step: &'static str,
+        method: Method,
+        url: &str,
+        headers: &[(&'static str, String)],
+        early: &mut VecDeque<Interleaved>,
+    ) -> Result<Response, SessionError> {
+        let exchange = async {
+            for _ in 0..AUTH_ROUNDS {
+                let (cseq, out) = self.request(method.clone(), url, headers)?;
+                self.write(step, &out).await?;
+                let answer = self.answer(step, cseq, early).await?;
+                if answer.status != 401 {
+                    self.auth.handle_accepted();
+                    return Ok(answer);
+                }
+                let challenged = self.auth.handle_challenge(answer.headers.get_all("WWW-Authenticate"));
+                challenged.map_err(|error| match error {
+                    ClientError::WrongCredentials => SessionError::WrongCredentials,
+                    other => SessionError::Challenge(other),
+                })?;
+            }
+            Err(SessionError::WrongCredentials)
+        };
+        let done = tokio::time::timeout(REQUEST_DEADLINE, exchange).await;
+        done.unwrap_or(Err(SessionError::Timeout { step, after: REQUEST_DEADLINE }))
+    }
+
+    fn request(
+        &mut self,
+        method: Method,
+        url: &str,
+        headers: &[(&'static str, String)],
+    ) -> Result<(u32, BytesMut), SessionError> {
+        self.cseq += 1;
+        let authorization =
+            self.auth.authorize(method.as_str(), url, &self.credentials).map_err(SessionError::Challenge)?;
+        let mut request = Request::new(method, url, self.cseq).header("User-Agent", USER_AGENT);
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        if let Some(authorization) = authorization {
+            request = request.header("Authorization", authorization);
+        }
+        let mut out = BytesMut::with_capacity(512);
+        request.encode(&mut out);
+        Ok((self.cseq, out))
+    }
+
+    /// The answer to that request. Servers without `CSeq` in their answers exist; then the next answer is it.
+    async fn answer(
+        &mut self,
+        step: &'static str,
+        cseq: u32,
+        early: &mut VecDeque<Interleaved>,
+    ) -> Result<Response, SessionError> {
+        loop {
+            while let Some(message) = self.decode()? {
+                match message {
+                    Message::Response(answer) if answer.status == 100 => {}
+                    Message::Response(answer) if answer.headers.cseq().is_none_or(|of| of == cseq) => {
+                        return Ok(answer);
+                    }
+                    Message::Interleaved(packet) => {
+                        if early.len() == EARLY_PACKETS {
+                            early.pop_front();
+                        }
+                        // A copy: it must not keep the read buffer from being used again.
+                        let payload = Bytes::copy_from_slice(&packet.payload);
+                        early.push_back(Interleaved { payload, ..packet });
+                    }
+                    Message::Response(_) | Message::Request(_) => {}
+                }
+            }
+            self.read(step).await?;
+        }
+    }
+
+    fn decode(&mut self) -> Result<Option<Message>, SessionError> {
+        Ok(self.decoder.decode(&mut self.buf)?)
+    }
+
+    async fn read(&mut self, step: &'static str) -> Result<(), SessionError> {
+        // With everything taken out and dropped this finds the same memory again.
+        self.buf.reserve(READ_BYTES / 2);
+        match self.stream.read_buf(&mut self.buf).await {
+            Ok(0) => Err(SessionError::Closed { step }),
+            Ok(_) => Ok(()),
+            Err(error) => Err(SessionError::Broken { step, cause: error.to_string() }),
+        }
+    }
+
+    async fn write(&mut self, step: &'static str, bytes: &[u8]) -> Result<(), SessionError> {
+        let sent = tokio::time::timeout(SEND_DEADLINE, async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        });
+        match sent.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(SessionError::Broken { step, cause: error.to_string() }),
+            Err(_) => Err(SessionError::Timeout { step, after: SEND_DEADLINE }),
+        }
+    }
+}
