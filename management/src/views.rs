@@ -200,6 +200,11 @@ pub enum DeviceAddress {
         /// `host` or `host:port`.
         host: String,
     },
+    /// On the recording server's own network, an RTSP server without ONVIF.
+    Rtsp {
+        /// Its URL.
+        url: String,
+    },
 }
 
 /// One channel of a hardware.
@@ -272,6 +277,7 @@ impl Hardware {
                     DeviceAddress::Tunnel { server: server.clone(), serial: serial.to_string() }
                 }
                 recording::DeviceAddress::Direct { host } => DeviceAddress::Direct { host: host.clone() },
+                recording::DeviceAddress::Rtsp { url } => DeviceAddress::Rtsp { url: url.clone() },
             },
             serial: hardware.serial.to_string(),
             model: hardware.model.clone(),
