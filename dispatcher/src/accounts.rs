@@ -1,6 +1,6 @@
 //! Dispatcher accounts: who may register devices here (step 2).
 //!
-//! The functions are for the command line and work on the database while the dispatcher runs. [`Gate`] is
+//! The functions are for the command line and work on the database while the dispatcher runs. `Gate` is
 //! what every API request passes.
 //!
 //! Invariant: a password is verified with argon2id once, not at every poll; what is remembered
