@@ -206,11 +206,20 @@ pub struct FakeRecording {
 
 impl FakeRecording {
     pub fn router(&self) -> Router {
+        self.base_router().merge(self.media_router())
+    }
+
+    pub fn base_router(&self) -> Router {
         Router::new()
             .route("/api/v1/hardware", get(hardware).post(add))
             .route("/api/v1/hardware/{id}", axum::routing::delete(remove))
             .route("/api/v1/cameras", get(cameras))
             .route("/api/v1/cameras/{id}", get(camera).patch(camera))
+            .with_state(self.clone())
+    }
+
+    fn media_router(&self) -> Router {
+        Router::new()
             .route("/api/v1/cameras/{id}/live", get(live))
             .route("/api/v1/cameras/{id}/timeline", get(async || Json(json!({"ranges": [], "gaps": []}))))
             .route("/api/v1/cameras/{id}/recording.mp4", get(async || "mp4"))
@@ -309,12 +318,21 @@ impl Site {
     }
 
     pub async fn start_with(change: impl FnOnce(&mut Config)) -> Site {
+        let recording = FakeRecording::default();
+        let router = recording.router();
+        Site::start_around(recording, router, change).await
+    }
+
+    pub async fn start_around(
+        recording: FakeRecording,
+        router: Router,
+        change: impl FnOnce(&mut Config),
+    ) -> Site {
         let folder = tempfile::tempdir().unwrap();
         let stop = Stop::new();
         let tunnel = FakeTunnel::new();
         let tunnel_stop = stop.child();
         let tunnel_port = tunnel.serve(0, tunnel_stop.clone()).await;
-        let recording = FakeRecording::default();
         let presses = Arc::new(Mutex::new(0));
         let press = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let press_address = press.local_addr().unwrap();
@@ -350,7 +368,7 @@ impl Site {
         };
         change(&mut config);
         let ops = Ops::new();
-        let bound: Bound = homing_management::bind(config, recording.router(), &ops).await.unwrap();
+        let bound: Bound = homing_management::bind(config, router, &ops).await.unwrap();
         let address = bound.addr();
         assert!(bound.first_start().is_some_and(|first| first.password.matches(PASSWORD)));
         let token = bound.create_token("admin", "test").await.unwrap().expose().to_owned();

@@ -1,0 +1,266 @@
+// Live: the camera's stream over a WebSocket into a source buffer, a fragment a frame, shown as it comes.
+//
+// The playhead stays just behind the newest frame: it plays a little faster when it has fallen behind,
+// and jumps when it has fallen far behind or the page was in the background.
+
+import { Feed } from "./feed.js";
+
+/** A connection that says nothing for so long is dead: cameras send several frames a second. */
+const SILENCE_MS = 12000;
+
+/** Behind the newest frame, in seconds: more than this is caught up with by playing faster… */
+const BEHIND = 0.35;
+
+/** …and more than this by jumping. */
+const FAR_BEHIND = 1.5;
+
+/** Between attempts; doubled up to the last, with jitter. */
+const FIRST_RETRY_MS = 500;
+const LONGEST_RETRY_MS = 10000;
+
+/** In the background for so long: stop, so that nobody pays for what nobody sees. */
+const HIDDEN_MS = 15000;
+
+/** Safari's sound breaks when the speed changes; it jumps instead. */
+const STEADY_SPEED = /^((?!chrome|android|crios|fxios).)*safari/i.test(navigator.userAgent);
+
+/**
+ * @typedef {object} LiveState
+ * @property {"connecting" | "waiting" | "playing" | "unsupported"} kind
+ * @property {string} [reason] for people
+ *
+ * @typedef {object} LiveStats
+ * @property {number | undefined} latencyMs from the camera's clock to the screen
+ * @property {number} bitrateBps
+ * @property {number} fps
+ * @property {number} width
+ * @property {number} height
+ * @property {number} skipped frames
+ * @property {number} behindMs behind the newest frame that has arrived
+ */
+
+export class LivePlayer {
+  /**
+   * @param {HTMLVideoElement} video
+   * @param {number} camera
+   * @param {(state: LiveState) => void} changed
+   */
+  constructor(video, camera, changed) {
+    this.video = video;
+    this.camera = camera;
+    this.changed = changed;
+    /** @type {LiveState} */
+    this.state = { kind: "connecting" };
+    /** @type {WebSocket | null} */
+    this.socket = null;
+    /** @type {Feed | null} */
+    this.feed = null;
+    this.retry = FIRST_RETRY_MS;
+    this.skipped = 0;
+    this.closed = false;
+    this.hasSound = false;
+    /** @type {{at: number, bytes: number, frames: number}[]} */
+    this.arrived = [];
+    this.lastMessage = 0;
+    this.mime = "";
+    this.expectInit = false;
+    this.started = false;
+    this.resized = () => this.changed(this.state);
+    video.addEventListener("resize", this.resized);
+    this.onVisibility = () => this.visibility();
+    document.addEventListener("visibilitychange", this.onVisibility);
+    this.watchdog = setInterval(() => this.watch(), 1000);
+    this.connect();
+  }
+
+  connect() {
+    if (this.closed) return;
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    const socket = new WebSocket(`${scheme}://${location.host}/api/v1/cameras/${this.camera}/live`);
+    socket.binaryType = "arraybuffer";
+    this.socket = socket;
+    this.lastMessage = performance.now();
+    socket.onmessage = ({ data }) => {
+      if (socket !== this.socket) return;
+      this.lastMessage = performance.now();
+      if (typeof data === "string") this.told(JSON.parse(data));
+      else this.fragment(data);
+    };
+    socket.onclose = () => {
+      if (socket !== this.socket) return;
+      this.socket = null;
+      if (this.state.kind === "playing") this.become({ kind: "connecting", reason: "The connection was lost; trying again." });
+      this.again();
+    };
+  }
+
+  again() {
+    if (this.closed || this.timer) return;
+    const pause = this.retry * (0.5 + Math.random());
+    this.retry = Math.min(this.retry * 2, LONGEST_RETRY_MS);
+    this.timer = setTimeout(() => {
+      this.timer = undefined;
+      if (!this.socket && !document.hidden) this.connect();
+    }, pause);
+  }
+
+  /** @param {{type: string, mime?: string, reason?: string, frames?: number}} message */
+  told(message) {
+    switch (message.type) {
+      case "start":
+        this.begin(message.mime ?? "");
+        break;
+      case "waiting":
+        this.endFeed();
+        this.become({ kind: "waiting", reason: message.reason });
+        break;
+      case "skipped":
+        this.skipped += message.frames ?? 0;
+        break;
+      default:
+      // A newer server may tell more.
+    }
+  }
+
+  /** @param {string} mime */
+  begin(mime) {
+    this.endFeed();
+    this.mime = mime;
+    this.expectInit = true;
+    this.hasSound = mime.includes(",");
+    if (!Feed.plays(mime)) {
+      this.become({ kind: "unsupported", reason: `This browser cannot play ${mime.replace(/^.*codecs=/, "").replaceAll('"', "")}.` });
+      this.disconnect();
+      return;
+    }
+    const feed = new Feed(this.video, (problem) => {
+      if (this.feed !== feed) return;
+      this.feed = null;
+      this.become({ kind: "connecting", reason: `The picture stopped (${problem}); trying again.` });
+      this.disconnect();
+      this.again();
+    });
+    feed.updated = () => this.follow();
+    this.feed = feed;
+    this.started = false;
+  }
+
+  /** @param {ArrayBuffer} bytes */
+  fragment(bytes) {
+    const now = performance.now();
+    this.arrived.push({ at: now, bytes: bytes.byteLength, frames: this.expectInit ? 0 : 1 });
+    while (this.arrived.length > 0 && this.arrived[0].at < now - 3000) this.arrived.shift();
+    if (this.expectInit) {
+      this.expectInit = false;
+      this.feed?.begin(bytes, this.mime);
+    } else {
+      this.feed?.append(bytes);
+    }
+  }
+
+  /** Something was appended: stay with the newest frame. */
+  follow() {
+    const { feed, video } = this;
+    if (!feed || feed.end === 0) return;
+    const behind = feed.end - video.currentTime;
+    if (!this.started) {
+      this.started = true;
+      this.jump();
+      this.retry = FIRST_RETRY_MS;
+      this.become({ kind: "playing" });
+    } else if (behind > FAR_BEHIND || behind < -0.5) {
+      this.jump();
+    } else if (!STEADY_SPEED) {
+      const speed = behind > BEHIND ? 1.1 : 1;
+      if (video.playbackRate !== speed) video.playbackRate = speed;
+    }
+    if (video.paused) video.play().catch(() => undefined);
+    feed.forget(15);
+  }
+
+  jump() {
+    const { feed, video } = this;
+    if (!feed || feed.end === 0) return;
+    const buffered = feed.buffered;
+    video.currentTime = Math.max(buffered.start(buffered.length - 1), feed.end - 0.1);
+    video.playbackRate = 1;
+  }
+
+  watch() {
+    if (document.hidden) return;
+    if (this.socket && this.state.kind === "playing" && performance.now() - this.lastMessage > SILENCE_MS) {
+      this.become({ kind: "connecting", reason: "The stream went silent; trying again." });
+      this.disconnect();
+      this.again();
+    }
+    // A browser may have paused us behind our back.
+    if (this.started && this.video.paused) this.video.play().catch(() => undefined);
+  }
+
+  visibility() {
+    clearTimeout(this.hiding);
+    if (document.hidden) {
+      this.hiding = setTimeout(() => this.disconnect(), HIDDEN_MS);
+    } else if (this.socket) {
+      this.jump();
+    } else if (!this.closed && this.state.kind !== "unsupported") {
+      this.retry = FIRST_RETRY_MS;
+      clearTimeout(this.timer);
+      this.timer = undefined;
+      this.connect();
+    }
+  }
+
+  /** @returns {LiveStats} */
+  get stats() {
+    const span = 3;
+    const sum = this.arrived.reduce((total, item) => ({ bytes: total.bytes + item.bytes, frames: total.frames + item.frames }), { bytes: 0, frames: 0 });
+    const moment = this.feed?.moment;
+    const latency = moment === undefined ? undefined : Date.now() - moment;
+    return {
+      // Clocks that differ by more than a minute say nothing about a latency.
+      latencyMs: latency !== undefined && Math.abs(latency) < 60000 ? latency : undefined,
+      bitrateBps: (sum.bytes * 8) / span,
+      fps: sum.frames / span,
+      width: this.video.videoWidth,
+      height: this.video.videoHeight,
+      skipped: this.skipped,
+      behindMs: this.feed ? Math.max(0, this.feed.end - this.video.currentTime) * 1000 : 0,
+    };
+  }
+
+  /** What is on the screen, in milliseconds since 1970. */
+  get moment() {
+    return this.feed?.moment;
+  }
+
+  /** @param {LiveState} state */
+  become(state) {
+    this.state = state;
+    this.changed(state);
+  }
+
+  endFeed() {
+    this.feed?.close();
+    this.feed = null;
+    this.started = false;
+  }
+
+  disconnect() {
+    const socket = this.socket;
+    this.socket = null;
+    socket?.close();
+  }
+
+  close() {
+    this.closed = true;
+    clearInterval(this.watchdog);
+    clearTimeout(this.timer);
+    clearTimeout(this.hiding);
+    document.removeEventListener("visibilitychange", this.onVisibility);
+    this.video.removeEventListener("resize", this.resized);
+    this.disconnect();
+    this.endFeed();
+    this.video.playbackRate = 1;
+  }
+}

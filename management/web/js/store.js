@@ -1,0 +1,145 @@
+// What the page knows of the world: kept true by the server's event stream.
+//
+// Invariant: after `ready`, the maps hold exactly what the server's board holds. The stream begins
+// with everything (`reset`), so a reconnect needs no special case.
+
+import { signInAgain } from "./api.js";
+
+/** @typedef {import("./types.js").Device} Device */
+/** @typedef {import("./types.js").TunnelServer} TunnelServer */
+/** @typedef {import("./types.js").RecordingServer} RecordingServer */
+/** @typedef {import("./types.js").Hardware} Hardware */
+/** @typedef {import("./types.js").Camera} Camera */
+
+const KINDS = /** @type {const} */ (["tunnel-server", "device", "recording-server", "hardware", "camera"]);
+
+class Store {
+  constructor() {
+    /** @type {Record<typeof KINDS[number], Map<string, any>>} */
+    this.things = { "tunnel-server": new Map(), device: new Map(), "recording-server": new Map(), hardware: new Map(), camera: new Map() };
+    /** Whether the stream is open and has told everything. */
+    this.ready = false;
+    /** Whether the stream is open now. */
+    this.online = true;
+    /** @type {Set<() => void>} */
+    this.listeners = new Set();
+    /** @type {Set<(before: Device, now: Device) => void>} */
+    this.deviceListeners = new Set();
+    this.scheduled = false;
+    /** Collected between `reset` and `ready`, so that the page does not flicker through emptiness. @type {Store["things"] | null} */
+    this.incoming = null;
+  }
+
+  /** Opens the event stream; the browser reconnects by itself. */
+  start() {
+    const source = new EventSource("/api/v1/events");
+    source.addEventListener("reset", () => {
+      this.incoming = { "tunnel-server": new Map(), device: new Map(), "recording-server": new Map(), hardware: new Map(), camera: new Map() };
+    });
+    source.addEventListener("ready", () => {
+      if (this.incoming) this.things = this.incoming;
+      this.incoming = null;
+      this.ready = true;
+      this.online = true;
+      this.changed();
+    });
+    for (const kind of KINDS) {
+      source.addEventListener(kind, (event) => {
+        const thing = JSON.parse(event.data);
+        const map = (this.incoming ?? this.things)[kind];
+        const before = map.get(event.lastEventId);
+        map.set(event.lastEventId, thing);
+        if (kind === "device" && !this.incoming && before) this.deviceListeners.forEach((listener) => listener(before, thing));
+        this.changed();
+      });
+      source.addEventListener(`${kind}-removed`, (event) => {
+        (this.incoming ?? this.things)[kind].delete(JSON.parse(event.data).key);
+        this.changed();
+      });
+    }
+    source.addEventListener("error", () => {
+      this.online = false;
+      this.changed();
+      // A refusal closes the stream for good; it is asked why.
+      if (source.readyState === EventSource.CLOSED) setTimeout(() => this.restart(), 2000 + Math.random() * 2000);
+    });
+  }
+
+  async restart() {
+    try {
+      const response = await fetch("/api/v1/session");
+      if (response.status === 401) return signInAgain();
+    } catch {
+      // Still away: the stream tries again as well.
+    }
+    this.start();
+  }
+
+  changed() {
+    if (this.scheduled || this.incoming) return;
+    this.scheduled = true;
+    // One round of drawing for a burst of events; also in background tabs, where frames do not come.
+    setTimeout(() => {
+      this.scheduled = false;
+      this.listeners.forEach((listener) => listener());
+    }, 30);
+  }
+
+  /** @param {() => void} listener @returns {() => void} to stop listening */
+  listen(listener) {
+    this.listeners.add(listener);
+    return () => this.listeners.delete(listener);
+  }
+
+  /** @returns {Device[]} by name */
+  get devices() {
+    return byName([...this.things.device.values()]);
+  }
+
+  /** @returns {TunnelServer[]} */
+  get tunnelServers() {
+    return byName([...this.things["tunnel-server"].values()]);
+  }
+
+  /** @returns {RecordingServer[]} */
+  get recordingServers() {
+    return byName([...this.things["recording-server"].values()]);
+  }
+
+  /** @returns {Hardware[]} */
+  get hardware() {
+    return byName([...this.things.hardware.values()]);
+  }
+
+  /** @returns {Camera[]} */
+  get cameras() {
+    return byName([...this.things.camera.values()]);
+  }
+
+  /** @param {string} serial @returns {Device | undefined} */
+  device(serial) {
+    return this.devices.find((device) => device.serial === serial);
+  }
+
+  /** @param {number} id @returns {Camera | undefined} */
+  camera(id) {
+    return this.things.camera.get(String(id));
+  }
+
+  /** @param {number} id @returns {Hardware | undefined} */
+  hardwareById(id) {
+    return this.things.hardware.get(String(id));
+  }
+
+  /** @param {number} hardware */
+  camerasOf(hardware) {
+    return this.cameras.filter((camera) => camera.hardware === hardware);
+  }
+}
+
+/** @template {{name: string}} T @param {T[]} things */
+function byName(things) {
+  return things.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
+}
+
+export const store = new Store();

@@ -1,0 +1,75 @@
+/**
+ * The API's JSON as the page knows it: names and units as in `/api/openapi.json`. Types only.
+ *
+ * @typedef {{code: string, message: string, step?: string}} Problem
+ *
+ * @typedef {object} Device
+ * @property {string} serial
+ * @property {string} name
+ * @property {string} description
+ * @property {string} user
+ * @property {"red"|"yellow"|"green"} state
+ * @property {string} word
+ * @property {boolean} connected
+ * @property {string} step
+ * @property {number} step_number
+ * @property {"pending"|"waiting"|"dispatching"|"dispatched"|"refused"} relay
+ * @property {string} [since]
+ * @property {string} [peer]
+ * @property {number} [rtt_ms]
+ * @property {number} bytes_in
+ * @property {number} bytes_out
+ * @property {Problem} [problem]
+ * @property {string} tunnel_server
+ * @property {number} [hardware]
+ *
+ * @typedef {object} TunnelServer
+ * @property {string} name
+ * @property {string} url
+ * @property {boolean} reachable
+ * @property {string} since
+ * @property {string} [external]
+ * @property {string[]} public
+ * @property {string} [dispatcher]
+ * @property {Problem} [problem]
+ * @property {number} devices
+ * @property {number} connected
+ *
+ * @typedef {object} RecordingServer
+ * @property {string} name
+ * @property {boolean} reachable
+ * @property {Problem} [problem]
+ * @property {number} hardware
+ * @property {number} cameras
+ *
+ * @typedef {object} Hardware
+ * @property {number} id
+ * @property {string} name
+ * @property {{via: "tunnel", server: string, serial: string} | {via: "direct", host: string}} device
+ * @property {string} serial
+ * @property {string} model
+ * @property {Camera[]} cameras
+ *
+ * @typedef {object} Camera
+ * @property {number} id
+ * @property {number} hardware
+ * @property {string} serial
+ * @property {string} name
+ * @property {CameraStatus} status
+ *
+ * @typedef {object} CameraStatus
+ * @property {"connecting"|"recording"|"error"} state
+ * @property {string} since
+ * @property {Problem} [problem]
+ * @property {number} [bitrate_bps]
+ * @property {string} [last_frame]
+ *
+ * @typedef {{id: number, user: string, session?: number, version: string, simulated_cameras: boolean}} Whoami
+ * @typedef {{name: string, serial: string, oak: string, user: string, password: string}} SimulatedCamera
+ * @typedef {{id: number, name: string, created: string, signed_in?: string}} User
+ * @typedef {{id: number, created: string, used: string, peer: string, browser: string, present: boolean}} Session
+ * @typedef {{id: number, name: string, created: string, used?: string, token?: string}} Token
+ * @typedef {{id: number, at: string, user: string, peer: string, action: string, object: string, detail: string}} AuditEntry
+ */
+
+export {};
