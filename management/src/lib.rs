@@ -31,7 +31,7 @@ pub mod views;
 pub mod web;
 pub mod world;
 
-pub use config::Config;
+pub use config::{Config, REFERENCE, SimulatedCamera, Tls, TunnelServer};
 
 use accounts::{Accounts, Lifetimes};
 use anyhow::Context;

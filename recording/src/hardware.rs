@@ -155,7 +155,8 @@ fn made_up_serial(of: &str) -> SerialNumber {
     SerialNumber::new([hash[0] & 0xfc | 2, hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
 
-/// One H.264 profile per video source, the one with the most pixels; in the order of the sources.
+/// One H.264 profile per video source, the one with the most pixels; in the order of the sources. A profile that says
+/// nothing of its encoding (a site agent's: only the stream itself tells) counts as the smallest.
 fn best_profiles(profiles: &[Profile]) -> Vec<&Profile> {
     let mut order: Vec<&str> = Vec::new();
     let mut best: BTreeMap<&str, &Profile> = BTreeMap::new();
@@ -165,10 +166,11 @@ fn best_profiles(profiles: &[Profile]) -> Vec<&Profile> {
             .as_ref()
             .map_or(0, |encoder| u64::from(encoder.size.0) * u64::from(encoder.size.1))
     };
-    let is_h264 = |profile: &&Profile| {
-        profile.video_encoder.as_ref().is_some_and(|encoder| encoder.encoding.eq_ignore_ascii_case("H264"))
+    let may_be_h264 = |profile: &&Profile| match &profile.video_encoder {
+        Some(encoder) => encoder.encoding.eq_ignore_ascii_case("H264"),
+        None => profile.video_source.is_some(),
     };
-    for profile in profiles.iter().filter(is_h264) {
+    for profile in profiles.iter().filter(may_be_h264) {
         let source = profile.video_source.as_ref().map_or("", |source| source.source_token.as_str());
         if !order.contains(&source) {
             order.push(source);
@@ -276,6 +278,10 @@ mod tests {
         let best: Vec<&str> = best_profiles(&profiles).iter().map(|profile| profile.token.as_str()).collect();
         assert_eq!(best, ["b-large", "a-large"]);
         assert!(best_profiles(&profiles[1..2]).is_empty());
+
+        let silent = Profile { video_encoder: None, ..profile("silent", "a", "", 0) };
+        assert_eq!(best_profiles(std::slice::from_ref(&silent))[0].token, "silent");
+        assert_eq!(best_profiles(&[silent, profiles[2].clone()])[0].token, "a-small");
     }
 
     /// Goal: a device through a tunnel must be the registered one; others get a stable number of their own.

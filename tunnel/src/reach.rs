@@ -180,6 +180,11 @@ impl TunnelHandle {
         Ok(RtspLink { stream, worker: connected.worker.clone() })
     }
 
+    /// The runtime that everything of this device runs on; `None` while it is not connected.
+    pub fn worker(&self, serial: SerialNumber) -> Option<Handle> {
+        Some(self.devices.connected(serial)?.worker.clone())
+    }
+
     async fn credentials(&self, serial: SerialNumber) -> Result<Credentials, String> {
         let secrets = self.devices.store().secrets(serial).await.map_err(|error| format!("{error:#}"))?;
         Ok(secrets.ok_or("its registration was deleted")?.credentials)

@@ -1,0 +1,175 @@
+//! The command line.
+
+use crate::{config, demo, server};
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use homing_base::logging;
+use std::path::PathBuf;
+
+/// Cameras that phone home: dispatcher, secure tunnel server, recording and management server.
+#[derive(Parser)]
+#[command(name = "homing", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything with simulated cameras, on loopback, in a temporary folder.
+    Demo(demo::Options),
+    /// Every role that the configuration file names, in one process.
+    Server(File),
+    /// The dispatcher alone, or its accounts.
+    Dispatcher {
+        #[command(flatten)]
+        file: File,
+        #[command(subcommand)]
+        command: Option<DispatcherCommand>,
+    },
+    /// The secure tunnel server alone.
+    Tunnel(File),
+    /// Management and recording server, without the roles that devices reach.
+    Management(File),
+    /// A simulated camera, or several that share an encoder: RTSP and ONVIF.
+    Camera(Cameras),
+    /// Prints the configuration file with every key, its meaning and its default.
+    Config,
+}
+
+#[derive(Args)]
+struct File {
+    /// The configuration file.
+    #[arg(long, default_value = "/etc/homing/homing.toml", global = true)]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct Cameras {
+    /// The camera's configuration file; without one, everything is at its default.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// So many of them, on consecutive ports and serial numbers.
+    #[arg(long, default_value_t = 1)]
+    count: u16,
+    /// Prints the configuration file with every key, its meaning and its default, and ends.
+    #[arg(long)]
+    print_config: bool,
+}
+
+#[derive(Subcommand)]
+enum DispatcherCommand {
+    /// The accounts with which tunnel servers register devices.
+    #[command(subcommand)]
+    Account(AccountCommand),
+}
+
+#[derive(Subcommand)]
+enum AccountCommand {
+    /// Makes an account and prints its password, once.
+    Add {
+        /// Its name.
+        name: String,
+    },
+    /// Gives an account a new password and prints it, once.
+    Password {
+        /// Its name.
+        name: String,
+    },
+    /// Refuses an account from now on; its devices stay claimed.
+    Disable {
+        /// Its name.
+        name: String,
+    },
+    /// Lists accounts.
+    List,
+}
+
+pub(crate) fn run() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Demo(options) => demo::run(options),
+        Command::Server(file) => server::run(&file.config, |_| ()),
+        Command::Dispatcher { file, command: None } => server::run(&file.config, |config| {
+            (config.tunnel, config.recording, config.management) = (None, None, None);
+        }),
+        Command::Dispatcher { file, command: Some(DispatcherCommand::Account(command)) } => {
+            account(&file.config, command)
+        }
+        Command::Tunnel(file) => server::run(&file.config, |config| {
+            (config.dispatcher, config.recording, config.management) = (None, None, None);
+        }),
+        Command::Management(file) => server::run(&file.config, |config| {
+            (config.dispatcher, config.tunnel) = (None, None);
+        }),
+        Command::Camera(options) => cameras(&options),
+        Command::Config => {
+            print(&config::reference());
+            Ok(())
+        }
+    }
+}
+
+fn cameras(options: &Cameras) -> anyhow::Result<()> {
+    let reference = homing_camera::config::REFERENCE;
+    if options.print_config {
+        print(reference);
+        return Ok(());
+    }
+    let file = options.config.as_deref();
+    let config: homing_camera::Config =
+        homing_base::config::load(file, reference, "HOMING_CAMERA", std::env::vars())?;
+    logging::init(logging::Format::Text, "info")?;
+    runtime()?.block_on(async {
+        let stop = homing_base::Stop::new();
+        for config in config.fleet(options.count)? {
+            let camera = homing_camera::bind(config).await?;
+            let credentials = camera.credentials();
+            print(&format!(
+                "{}  {}  http://{}  user {}  password {}\n",
+                camera.serial(),
+                camera.rtsp_url(),
+                camera.http_addr(),
+                credentials.user,
+                credentials.password.expose()
+            ));
+            stop.spawn(camera.run(stop.clone()));
+        }
+        server::end_at_signal(stop).await
+    })
+}
+
+fn account(file: &std::path::Path, command: AccountCommand) -> anyhow::Result<()> {
+    let config = config::load(file)?;
+    let data =
+        config.dispatcher.with_context(|| format!("{} has no [dispatcher] table", file.display()))?.data;
+    runtime()?.block_on(async {
+        match command {
+            AccountCommand::Add { name } => {
+                let password = homing_dispatcher::accounts::create(&data, &name).await?;
+                print(&format!("{}\n", password.expose()));
+            }
+            AccountCommand::Password { name } => {
+                let password = homing_dispatcher::accounts::set_password(&data, &name).await?;
+                print(&format!("{}\n", password.expose()));
+            }
+            AccountCommand::Disable { name } => homing_dispatcher::accounts::disable(&data, &name).await?,
+            AccountCommand::List => {
+                for account in homing_dispatcher::accounts::list(&data).await? {
+                    print(&format!("{account}\n"));
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The runtime of a process's main thread; devices live on [`homing_base::Workers`].
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// Prints to the terminal or the pipe; a closed pipe ends nothing.
+pub(crate) fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
