@@ -106,3 +106,33 @@ async fn websockets_carry_bytes_over_both_carriers() {
     }
     server.end().await;
 }
+
+/// Goal: pings within a WebSocket are answered, and bytes on both sides of one are not disturbed.
+#[tokio::test]
+async fn a_ping_within_a_websocket_is_answered() {
+    /// Speaks WebSocket by hand: "ab", a ping, "c"; then reads the pong, masked as a client's.
+    async fn by_hand(mut incoming: Incoming) {
+        let mut body = std::mem::take(incoming.request.body_mut());
+        let mut sender = incoming.respond_streaming(http::Response::new(())).expect("sent");
+        sender.send(Bytes::from_static(b"\x02\x02ab\x89\x02hi\x80\x01c")).await.expect("sent");
+        let mut pong = Vec::new();
+        while pong.len() < 8 {
+            pong.extend_from_slice(&body.next().await.expect("a pong").expect("a pong"));
+        }
+        let text = [pong[6] ^ pong[2], pong[7] ^ pong[3]];
+        let verdict: &[u8] =
+            if pong[..2] == [0x8A, 0x82] && text == *b"hi" { b"\x82\x01+" } else { b"\x82\x01-" };
+        sender.send(Bytes::from_static(verdict)).await.expect("sent");
+        sender.send(Bytes::from_static(b"\x88\x00")).await.expect("sent");
+        sender.finish().expect("sent");
+    }
+    let mut server = Server::start().await;
+    let pair = server.pair(Carrier::Native, Default::default(), by_hand).await;
+    let mut stream = pair.uplink.open_websocket("/", "x", HeaderMap::new()).await.expect("a WebSocket");
+    let mut text = String::new();
+    within("the end", stream.read_to_string(&mut text)).await.expect("read");
+    assert_eq!(text, "abc+");
+    drop(stream);
+    pair.end().await;
+    server.end().await;
+}

@@ -235,3 +235,22 @@ async fn what_is_dropped_is_closed() {
     }
     server.end().await;
 }
+
+/// Goal: on a `wss:` uplink pings are answered, and a close frame is an orderly end.
+#[tokio::test]
+async fn a_websocket_carrier_answers_pings_and_ends_with_a_close() {
+    let mut server = Server::start().await;
+    let mut tls = raw_tls(&server, &Identity::device("00408C702009")).await;
+    let head =
+        b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: h2c-reverse\r\n\r\n";
+    tls.write_all(head).await.expect("written");
+    let (_uplink, driver) = server.next().await.accept(Default::default()).await.expect("an uplink");
+    let driving = server.tasks.spawn(driver.run(CancellationToken::new()));
+    tls.write_all(b"\x89\x82\0\0\0\0hi\x88\x82\0\0\0\0\x03\xe8after").await.expect("written");
+    assert_eq!(within("the end", driving).await.expect("no panic"), EndReason::PeerClosed);
+    let mut received = Vec::new();
+    within("an orderly close", tls.read_to_end(&mut received)).await.expect("an orderly close");
+    assert!(received.ends_with(b"\x8a\x02hi\x88\x02\x03\xe8"), "{received:?}");
+    server.end().await;
+}
