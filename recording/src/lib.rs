@@ -69,7 +69,6 @@ pub struct Deps {
 /// A recording server whose footage is repaired and whose files are open; no camera is connected yet.
 pub struct Bound {
     server: Server,
-    ends: Vec<(i64, Ticks)>,
     retention: Retention,
     writer_thread: std::thread::JoinHandle<()>,
     indexer: tokio::task::JoinHandle<()>,
@@ -136,7 +135,8 @@ pub async fn bind(config: Config, deps: Deps) -> anyhow::Result<Bound> {
     let playback = Playback { store: store.clone(), catalog, footage: footage.clone() };
     let retention = Retention::new(&config, store.clone(), footage, usage, metrics);
     let server = Server::new(store, shared, playback, config.viewers, Stop::new());
-    Ok(Bound { server, ends, retention, writer_thread, indexer })
+    server.load(&ends).await?;
+    Ok(Bound { server, retention, writer_thread, indexer })
 }
 
 impl Bound {
@@ -157,10 +157,10 @@ impl Bound {
     /// # Errors
     /// When the database cannot be read, or something could not be ended.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
-        let Bound { server, ends, retention, writer_thread, indexer } = self;
+        let Bound { server, retention, writer_thread, indexer } = self;
         // Everything that this role spawns, on whatever runtime, is counted here.
         let own = server.stop.clone();
-        server.start_all(&ends).await?;
+        server.start();
         own.spawn(retention.run(own.clone()));
         stop.cancelled().await;
         // The order matters: no more fragments, then no more files, then no more notes.
