@@ -45,7 +45,6 @@ use anyhow::Context as _;
 use axum::Router;
 use homing_base::{Ops, Stop, Workers, vault};
 use homing_media::time::{TICKS_PER_SECOND, Ticks, ticks_from_nanos};
-use homing_protocol::SerialNumber;
 
 use catalog::Catalog;
 use connect::{Connectors, DeviceConnector};
@@ -72,17 +71,6 @@ pub struct Bound {
     retention: Retention,
     writer_thread: std::thread::JoinHandle<()>,
     indexer: tokio::task::JoinHandle<()>,
-}
-
-/// Reaches into a running recording server. Cheap to clone.
-#[derive(Clone)]
-pub struct Handle(Server);
-
-impl Handle {
-    /// A device is connected (again): its cameras are tried at once instead of after their pause.
-    pub fn device_connected(&self, serial: SerialNumber) {
-        self.0.device_connected(serial);
-    }
 }
 
 /// Opens everything, and repairs what a crash left.
@@ -143,11 +131,6 @@ impl Bound {
     /// The API, to be mounted behind whatever decides who may ask.
     pub fn router(&self) -> Router {
         api::router(self.server.clone())
-    }
-
-    /// To tell it things while it runs.
-    pub fn handle(&self) -> Handle {
-        Handle(self.server.clone())
     }
 
     /// Connects to every camera, and records until the role is stopped; then everything is secured and indexed.
