@@ -7,7 +7,7 @@ use anyhow::Context;
 use axum::{Json, extract::State, http::StatusCode};
 use bytes::Bytes;
 use homing_base::http::Failure;
-use homing_protocol::{Secret, SerialNumber, Step, api::Problem};
+use homing_protocol::{Secret, SerialNumber, api::Problem};
 use http_body_util::Full;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -68,7 +68,7 @@ pub async fn press(
         .ok_or_else(|| Failure::not_found("There is no simulated camera with this serial number."))?;
     post(&camera.press).await.map_err(|error| {
         let message = format!("The simulated camera {} did not answer: {error:#}.", camera.name);
-        Failure::new(StatusCode::BAD_GATEWAY, Problem::at(Step::Press, "not-pressed", message))
+        Failure::new(StatusCode::BAD_GATEWAY, Problem::new("not-pressed", message))
     })?;
     app.record(&caller, "press", &camera.serial.to_string(), "").await?;
     Ok(StatusCode::NO_CONTENT)
