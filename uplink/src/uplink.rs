@@ -114,6 +114,8 @@ pub enum OpenError {
     Refused {
         /// Its status.
         status: StatusCode,
+        /// Its `WWW-Authenticate` values: how to ask again after 401.
+        challenges: Vec<String>,
         /// The beginning of its body, if that is text.
         reason: String,
     },
@@ -181,7 +183,10 @@ impl Uplink {
             while !rest.is_empty() {
                 let piece = rest.split_to(rest.len().min(DATA_MAX));
                 let end = rest.is_empty();
-                sender.send_data(Chunk::from(piece), end).map_err(|error| broken(&error))?;
+                if sender.send_data(Chunk::from(piece), end).is_err() {
+                    // The device may have answered without wanting the body: what it said decides.
+                    break;
+                }
             }
         }
         self.receive_head(response, permit).await
@@ -242,7 +247,13 @@ impl Uplink {
         let (response, sender, permit) = self.send_head(request.into_parts().0, false).await?;
         let (parts, body) = self.receive_head(response, permit).await?.into_parts();
         if parts.status != StatusCode::OK {
-            return Err(OpenError::Refused { status: parts.status, reason: beginning(body).await });
+            let challenges = parts.headers.get_all(header::WWW_AUTHENTICATE).iter();
+            let challenges = challenges.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect();
+            return Err(OpenError::Refused {
+                status: parts.status,
+                challenges,
+                reason: beginning(body).await,
+            });
         }
         let chosen = parts.headers.get(header::SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok());
         // No subprotocol in the answer is taken as agreement: some devices leave it out.

@@ -100,7 +100,7 @@ async fn websockets_carry_bytes_over_both_carriers() {
         let reason = "no such path".to_owned();
         assert_eq!(
             refused.expect_err("refused"),
-            OpenError::Refused { status: StatusCode::NOT_FOUND, reason }
+            OpenError::Refused { status: StatusCode::NOT_FOUND, challenges: Vec::new(), reason }
         );
         pair.end().await;
     }
@@ -133,6 +133,21 @@ async fn a_ping_within_a_websocket_is_answered() {
     within("the end", stream.read_to_string(&mut text)).await.expect("read");
     assert_eq!(text, "abc+");
     drop(stream);
+    pair.end().await;
+    server.end().await;
+}
+
+/// Goal: a device that answers at once, without wanting the body, has answered; also while the body is on its way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_overtakes_the_body_counts() {
+    let mut server = Server::start().await;
+    let pair = server.default_pair(Carrier::Native).await;
+    for round in 0..500 {
+        let request = Request::post("/nothing").body(Bytes::from(vec![1; 40_000])).expect("a request");
+        let answered = within("an answer", pair.uplink.request(request)).await;
+        let response = answered.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+    }
     pair.end().await;
     server.end().await;
 }
