@@ -17,8 +17,8 @@ use homing_protocol::{
     },
     secret::Credentials,
 };
-use homing_uplink::{Body, OpenError, RequestError, WebSocketStream};
-use http::{HeaderMap, Request, Response, StatusCode};
+use homing_uplink::{Body, RequestError, WebSocketStream};
+use http::{Request, Response, StatusCode};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
@@ -162,20 +162,17 @@ impl TunnelHandle {
     /// See [`ReachError`].
     pub async fn open_rtsp(&self, serial: SerialNumber) -> Result<RtspLink, ReachError> {
         let connected = self.connected(serial)?;
-        let failed =
-            |cause: String, timeout: bool| ReachError::Rtsp { device: self.called(serial), cause, timeout };
         let path = connected.rtsp_path.get_or_try_init(|| async {
-            let credentials = self.credentials(serial).await?;
-            rtsp::websocket_path(&connected.uplink, &credentials).await
+            rtsp::websocket_path(&connected.uplink, &self.credentials(serial).await?).await
         });
-        let path = path.await.map_err(|cause| failed(cause, false))?;
-        let opened = connected.uplink.open_websocket(path, "rtsp.onvif.org", HeaderMap::new()).await;
-        let stream = opened.map_err(|error| {
-            let timeout = matches!(
-                error,
-                OpenError::Request(RequestError::Timeout { .. } | RequestError::NoFreeStream { .. })
-            );
-            failed(error.to_string(), timeout)
+        let opened = match path.await {
+            Ok(path) => rtsp::open(&connected.uplink, path, self.credentials(serial)).await,
+            Err(cause) => Err(cause.into()),
+        };
+        let stream = opened.map_err(|rtsp::Refused { cause, timeout }| ReachError::Rtsp {
+            device: self.called(serial),
+            cause,
+            timeout,
         })?;
         Ok(RtspLink { stream, worker: connected.worker.clone() })
     }

@@ -1,25 +1,91 @@
-//! Where a device serves RTSP over WebSocket: Media2 `RTSPWebSocketUri`, asked through its uplink.
+//! RTSP over WebSocket through a device's uplink: where it is, and how it is opened.
 //!
-//! First GetServices with capabilities, which modern devices answer in one exchange; then Media2's own
-//! GetServiceCapabilities. Both with Digest where the device wants it.
+//! The path is Media2's `RTSPWebSocketUri`: first GetServices with capabilities, which modern devices answer in one
+//! exchange; then Media2's own GetServiceCapabilities. Where the device wants its user and password for these or for the
+//! WebSocket itself, it gets them by Digest.
 //!
 //! Not here: RTSP itself, which is the client's and the device's own business.
 
 use bytes::Bytes;
 use homing_protocol::{
-    digest::{BasicPolicy, ClientAuth},
+    digest::{BasicPolicy, ClientAuth, ClientError},
     onvif::{self, device, media2},
     secret::Credentials,
     soap,
 };
-use homing_uplink::Uplink;
-use http::{HeaderValue, Method, Request, StatusCode, header};
+use homing_uplink::{OpenError, RequestError, Uplink, WebSocketStream};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 
 /// The longest SOAP answer that is read.
 const ANSWER_MAX_BYTES: usize = 256 * 1024;
 
 /// A challenge, an answer, and once more for a nonce that expired between.
 const ATTEMPTS: usize = 3;
+
+/// The subprotocol of RTSP over WebSocket (ONVIF Streaming Specification).
+const SUBPROTOCOL: &str = "rtsp.onvif.org";
+
+/// Opens the WebSocket. `credentials` are looked up when the device wants them.
+pub(crate) async fn open(
+    uplink: &Uplink,
+    path: &str,
+    credentials: impl Future<Output = Result<Credentials, String>>,
+) -> Result<WebSocketStream, Refused> {
+    let opened = uplink.open_websocket(path, SUBPROTOCOL, HeaderMap::new()).await;
+    let Err(OpenError::Refused { status: StatusCode::UNAUTHORIZED, mut challenges, .. }) = opened else {
+        return opened.map_err(Refused::from);
+    };
+    let credentials = credentials.await?;
+    // Digest covers the method. Here that is CONNECT; a device that passes the request on to a WebSocket server of
+    // HTTP/1.1 checks it as GET.
+    for method in ["CONNECT", "GET"] {
+        let mut auth = ClientAuth::new(BasicPolicy::Allow);
+        let unanswerable = |error: ClientError| Refused::from(error.to_string());
+        auth.handle_challenge(challenges.iter().map(String::as_str)).map_err(unanswerable)?;
+        let mut headers = HeaderMap::new();
+        if let Some(value) = auth.authorize(method, path, &credentials).map_err(unanswerable)? {
+            headers.insert(header::AUTHORIZATION, sensitive(&value)?);
+        }
+        match uplink.open_websocket(path, SUBPROTOCOL, headers).await {
+            Err(OpenError::Refused { status: StatusCode::UNAUTHORIZED, challenges: again, .. }) => {
+                challenges = again
+            }
+            opened => return opened.map_err(Refused::from),
+        }
+    }
+    Err(Refused::from("it refused the registered user name or password".to_owned()))
+}
+
+/// Why there is no RTSP.
+pub(crate) struct Refused {
+    /// In words.
+    pub cause: String,
+    /// The device took too long.
+    pub timeout: bool,
+}
+
+impl From<String> for Refused {
+    fn from(cause: String) -> Self {
+        Refused { cause, timeout: false }
+    }
+}
+
+impl From<OpenError> for Refused {
+    fn from(error: OpenError) -> Self {
+        let timeout = matches!(
+            error,
+            OpenError::Request(RequestError::Timeout { .. } | RequestError::NoFreeStream { .. })
+        );
+        Refused { cause: error.to_string(), timeout }
+    }
+}
+
+/// An `Authorization` that is shown in no log.
+fn sensitive(value: &str) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(value).map_err(|error| error.to_string())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
 
 /// The path to open a WebSocket at; or why there is none, in words.
 pub(crate) async fn websocket_path(uplink: &Uplink, credentials: &Credentials) -> Result<String, String> {
@@ -84,9 +150,7 @@ impl Client<'_> {
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(soap::CONTENT_TYPE));
         if let Some(value) = authorization {
-            let mut value = HeaderValue::try_from(value).map_err(|error| error.to_string())?;
-            value.set_sensitive(true);
-            headers.insert(header::AUTHORIZATION, value);
+            headers.insert(header::AUTHORIZATION, sensitive(&value)?);
         }
         let response = self.uplink.request(request).await.map_err(|error| error.to_string())?;
         let (parts, body) = response.into_parts();

@@ -76,6 +76,8 @@ async fn answer(mut incoming: Incoming, guard: &DigestGuard) {
     match (incoming.request.method().clone(), path.as_str()) {
         (Method::CONNECT, RTSP_PATH) => {
             assert_eq!(incoming.subprotocols().collect::<Vec<_>>(), ["rtsp.onvif.org"]);
+            // As a device does whose WebSocket server speaks HTTP/1.1.
+            let Some(incoming) = authenticated(incoming, guard, "GET", RTSP_PATH) else { return };
             echo(incoming.accept_websocket("rtsp.onvif.org").unwrap()).await;
         }
         (Method::POST, "/onvif/device_service") => services(incoming, guard).await,
@@ -122,20 +124,23 @@ async fn echo(mut stream: homing_uplink::WebSocketStream) {
     let _ = stream.shutdown().await;
 }
 
-/// GetServices, for whoever has the device's password.
-async fn services(mut incoming: Incoming, guard: &DigestGuard) {
+/// The request, if it comes with the device's user and password; else it is answered with a challenge.
+fn authenticated(incoming: Incoming, guard: &DigestGuard, method: &str, path: &str) -> Option<Incoming> {
     let now = jiff::Timestamp::now().as_second() as u64;
     let authorization = incoming.request.headers().get("authorization").and_then(|value| value.to_str().ok());
     let password = |user: &str| (user == USER).then(|| Secret::from(PASSWORD));
-    let checked = guard.check("POST", "/onvif/device_service", authorization, password, now);
-    let mut response = Response::builder();
-    if let Err(refusal) = checked {
-        for challenge in guard.challenges(now, refusal == homing_protocol::digest::Refusal::Stale) {
-            response = response.header("www-authenticate", challenge);
-        }
-        let _ = incoming.respond(response.status(401).body(Bytes::new()).unwrap());
-        return;
+    let Err(refusal) = guard.check(method, path, authorization, password, now) else { return Some(incoming) };
+    let mut response = Response::builder().status(StatusCode::UNAUTHORIZED);
+    for challenge in guard.challenges(now, refusal == homing_protocol::digest::Refusal::Stale) {
+        response = response.header("www-authenticate", challenge);
     }
+    let _ = incoming.respond(response.body(Bytes::new()).unwrap());
+    None
+}
+
+/// GetServices, for whoever has the device's password.
+async fn services(incoming: Incoming, guard: &DigestGuard) {
+    let Some(mut incoming) = authenticated(incoming, guard, "POST", "/onvif/device_service") else { return };
     let body = std::mem::take(incoming.request.body_mut()).collect(65536).await.unwrap();
     let envelope = Envelope::parse(&body).unwrap();
     assert!(envelope.body.is(device::GetServices::NAMESPACE, device::GetServices::NAME));
@@ -150,6 +155,6 @@ async fn services(mut incoming: Incoming, guard: &DigestGuard) {
         version: (2, 0),
     }]);
     let answer = Envelope::answer(envelope.version, services.to_element()).to_xml();
-    let _ =
-        incoming.respond(response.header("content-type", CONTENT_TYPE).body(Bytes::from(answer)).unwrap());
+    let _ = incoming
+        .respond(Response::builder().header("content-type", CONTENT_TYPE).body(Bytes::from(answer)).unwrap());
 }
