@@ -58,6 +58,7 @@ export class LivePlayer {
     this.retry = FIRST_RETRY_MS;
     this.skipped = 0;
     this.closed = false;
+    this.frozen = false;
     this.hasSound = false;
     /** @type {{at: number, bytes: number, frames: number}[]} */
     this.arrived = [];
@@ -161,7 +162,7 @@ export class LivePlayer {
   /** Something was appended: stay with the newest frame. */
   follow() {
     const { feed, video } = this;
-    if (!feed || feed.end === 0) return;
+    if (!feed || feed.end === 0 || this.frozen) return;
     const behind = feed.end - video.currentTime;
     if (!this.started) {
       this.started = true;
@@ -187,7 +188,7 @@ export class LivePlayer {
   }
 
   watch() {
-    if (document.hidden) return;
+    if (document.hidden || this.frozen) return;
     if (this.socket && this.state.kind === "playing" && performance.now() - this.lastMessage > SILENCE_MS) {
       this.become({ kind: "connecting", reason: "The stream went silent; trying again." });
       this.disconnect();
@@ -199,6 +200,7 @@ export class LivePlayer {
 
   visibility() {
     clearTimeout(this.hiding);
+    if (this.frozen) return;
     if (document.hidden) {
       this.hiding = setTimeout(() => this.disconnect(), HIDDEN_MS);
     } else if (this.socket) {
@@ -209,6 +211,13 @@ export class LivePlayer {
       this.timer = undefined;
       this.connect();
     }
+  }
+
+  /** Stands still on the picture that is shown now, and receives nothing more. */
+  freeze() {
+    this.frozen = true;
+    this.disconnect();
+    this.video.pause();
   }
 
   /** @returns {LiveStats} */

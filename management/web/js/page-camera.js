@@ -57,7 +57,7 @@ export class CameraPage {
 
     const asked = Date.parse(query.get("t") ?? "");
     if (Number.isNaN(asked)) this.goLive();
-    else this.playFrom(asked);
+    else this.playFrom(asked, true);
   }
 
   end() {
@@ -68,13 +68,17 @@ export class CameraPage {
   }
 
   get live() {
-    return this.player instanceof LivePlayer;
+    return this.player instanceof LivePlayer && !this.player.frozen;
+  }
+
+  get playing() {
+    return this.player instanceof PlaybackPlayer ? this.player.playing : this.live;
   }
 
   // What is played
 
   goLive() {
-    if (this.player instanceof LivePlayer) return this.player.jump();
+    if (this.player instanceof LivePlayer && !this.player.frozen) return this.player.jump();
     this.player?.close();
     this.over = { symbol: null, text: "Connecting…" };
     const player = new LivePlayer(this.video, this.id, (state) => {
@@ -89,10 +93,9 @@ export class CameraPage {
     this.draw();
   }
 
-  /** @param {number} moment milliseconds since 1970 */
-  playFrom(moment) {
+  /** @param {number} moment milliseconds since 1970 @param {boolean} [playing] */
+  playFrom(moment, playing = this.playing) {
     if (this.player instanceof PlaybackPlayer && this.player.seek(moment)) return;
-    const playing = !(this.player instanceof PlaybackPlayer) || this.player.playing;
     this.player?.close();
     this.over = null;
     const player = new PlaybackPlayer(this.video, this.id, moment, {
@@ -122,12 +125,12 @@ export class CameraPage {
   togglePlay() {
     if (this.player instanceof PlaybackPlayer) {
       this.player.play(!this.player.playing);
-    } else {
-      // Stopping live means looking at this picture, which is a moment of the past from now on.
-      const moment = this.moment;
-      if (moment === undefined) return;
-      this.playFrom(moment);
-      if (this.player instanceof PlaybackPlayer) this.player.play(false);
+    } else if (this.player?.frozen) {
+      this.playFrom(this.moment ?? Date.now(), true);
+    } else if (this.player?.moment !== undefined) {
+      // This picture is a moment of the past from now on; going on from here is playback.
+      this.player.freeze();
+      this.over = null;
     }
     this.drawPlayer();
   }
@@ -180,7 +183,7 @@ export class CameraPage {
   export() {
     const here = this.moment ?? Date.now();
     const start = field({ label: "From", name: "start", input: { type: "datetime-local", step: 1, value: localInput(here - 60_000), autofocus: true, "data-testid": "export-start" } });
-    const end = field({ label: "To", name: "end", hint: "At most 24 hours. Times are this browser's.", input: { type: "datetime-local", step: 1, value: localInput(Math.min(here + 60_000, Date.now())), "data-testid": "export-end" } });
+    const end = field({ label: "To", name: "end", hint: "At most 24 hours, in this browser's time zone.", input: { type: "datetime-local", step: 1, value: localInput(Math.min(here + 60_000, Date.now())), "data-testid": "export-end" } });
     const dialog = openDialog({
       title: "Export recording",
       testid: "export-dialog",
@@ -284,7 +287,7 @@ export class CameraPage {
   drawPlayer() {
     const { player, live } = this;
     const moment = this.moment;
-    const playing = live || (player instanceof PlaybackPlayer && player.playing);
+    const { playing } = this;
     const loading = player instanceof PlaybackPlayer && player.loading && !this.over;
     this.overlay.hidden = !this.over && !loading;
     if (this.over) morph(this.overlay, this.over.symbol ? icon(this.over.symbol) : h("span", { class: "spinner" }), h("span", { role: "status" }, this.over.text));

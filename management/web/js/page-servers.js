@@ -19,6 +19,18 @@ function reach(server) {
   return server.problem ? { mark: "yellow", word: "Reachable, with a problem" } : { mark: "green", word: "Reachable" };
 }
 
+/** How a recording server gets to it. @param {import("./types.js").Hardware} hardware */
+function reached({ device }) {
+  switch (device.via) {
+    case "tunnel":
+      return h("span", {}, "through the tunnel of ", h("a", { href: `#/tunnel/${encodeURIComponent(device.server)}` }, device.server));
+    case "direct":
+      return h("span", { class: "mono" }, device.host);
+    default:
+      return h("span", { class: "mono" }, device.url);
+  }
+}
+
 /** @param {{mark: string, word: string}} mark */
 function stateBadge(mark) {
   return h("span", { class: `badge badge-${mark.mark}` }, markOf(mark), mark.word);
@@ -196,7 +208,7 @@ export function recordingPage(name) {
                     h("td", {}, h("a", { class: "row-link", href: `#/hardware/${hardware.id}` }, hardware.name)),
                     h("td", {}, h("span", { class: "with-mark" }, store.camerasOf(hardware.id).map((camera) => [markOf(cameraMark(camera)), cameraMark(camera).word]).flat())),
                     h("td", { class: "spare" }, hardware.model),
-                    h("td", { class: "spare" }, hardware.device.via === "tunnel" ? `by tunnel, ${hardware.device.server}` : hardware.device.host),
+                    h("td", { class: "spare" }, reached(hardware)),
                   ),
                 ),
               ),
@@ -254,7 +266,7 @@ export function hardwarePage(id) {
         { class: "facts card-body" },
         fact("Model", hardware.model || "–"),
         fact("Serial number", h("span", { class: "mono" }, hardware.serial)),
-        fact("Reached", hardware.device.via === "tunnel" ? ["through the tunnel of ", h("a", { href: `#/tunnel/${encodeURIComponent(hardware.device.server)}` }, hardware.device.server)].reduce((box, child) => (box.append(child), box), h("span", {})) : hardware.device.host),
+        fact("Reached", reached(hardware)),
         device && fact("Device", h("a", { href: `#/device/${device.serial}` }, device.name || device.serial)),
       ),
     ),

@@ -10,8 +10,12 @@ const AHEAD_S = 12;
 /** Kept behind the playhead, for small steps back. */
 const BEHIND_S = 20;
 
-/** How often the newest recording is asked for what has come since. */
-const NEWEST_MS = 700;
+/** How often the newest recording is asked for what has come since; and how early, before all is shown. */
+const NEWEST_MS = 1000;
+const NEWEST_AHEAD_S = 5;
+
+/** What has just happened is not on the disk yet; so long it is waited for. */
+const UNSECURED_MS = 20_000;
 
 /**
  * @typedef {object} PlaybackEvents
@@ -74,9 +78,10 @@ export class PlaybackPlayer {
   }
 
   get wantsMore() {
-    if (this.next === null && Date.now() < (this.askAgain ?? 0)) return false;
-    const moment = this.feed.moment ?? this.target;
-    return this.lastEnd - moment < AHEAD_S * 1000 * Math.max(1, this.speed);
+    const ahead = this.lastEnd - (this.feed.moment ?? this.target);
+    const speed = Math.max(1, this.speed);
+    if (this.next === null && (Date.now() < (this.askAgain ?? 0) || ahead > NEWEST_AHEAD_S * 1000 * speed)) return false;
+    return ahead < AHEAD_S * 1000 * speed;
   }
 
   /** @returns {Promise<boolean>} whether there was something */
@@ -87,7 +92,8 @@ export class PlaybackPlayer {
     if (response.status === 404) {
       this.next = null;
       this.askAgain = Date.now() + NEWEST_MS;
-      if (this.init === null) throw await refusal(response);
+      if (this.init === null && Date.now() - this.target > UNSECURED_MS) throw await refusal(response);
+      await response.body?.cancel();
       return false;
     }
     if (!response.ok) throw await refusal(response);
@@ -143,7 +149,8 @@ export class PlaybackPlayer {
 
   follow() {
     const { feed, video } = this;
-    if (this.closed || !this.placed) return;
+    if (this.closed) return;
+    if (!this.placed) return void this.load();
     const gap = this.gaps.find(({ from, to }) => video.currentTime >= from - 0.15 && video.currentTime < to);
     if (gap && feed.end >= gap.to) {
       this.gaps = this.gaps.filter((other) => other !== gap);

@@ -45,7 +45,7 @@
  * @typedef {object} Hardware
  * @property {number} id
  * @property {string} name
- * @property {{via: "tunnel", server: string, serial: string} | {via: "direct", host: string}} device
+ * @property {{via: "tunnel", server: string, serial: string} | {via: "direct", host: string} | {via: "rtsp", url: string}} device
  * @property {string} serial
  * @property {string} model
  * @property {Camera[]} cameras
