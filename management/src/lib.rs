@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`config`] | what it can be told |
 //! | [`gate`] | who is let in: default deny |
-//! | [`accounts`], [`throttle`], [`audit`] | users, sessions, tokens; slowing guesses down; who did what |
+//! | [`accounts`], [`audit`] | users, sessions, tokens; who did what |
 //! | [`world`], [`board`] | what is known of the others, and how browsers see it change |
 //! | [`tunnels`], [`sse`], [`recording`] | where that is known from |
 //! | [`api`], [`views`] | the JSON API and its OpenAPI document |
@@ -25,7 +25,6 @@ pub mod config;
 pub mod gate;
 pub mod recording;
 pub mod sse;
-pub mod throttle;
 pub mod tunnels;
 pub mod views;
 pub mod web;
@@ -36,16 +35,17 @@ pub use config::{Config, REFERENCE, SimulatedCamera, Tls, TunnelServer};
 use accounts::{Accounts, Lifetimes};
 use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
-use homing_base::{Ops, Stop, database, http::Failure, listen, password, tls, vault};
+use homing_base::{
+    Ops, Stop, database,
+    http::Failure,
+    listen, password,
+    throttle::{Throttle, Tolerance},
+    tls, vault,
+};
 use homing_protocol::{Secret, secret::Credentials};
 use prometheus_client::metrics::counter::Counter;
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
-use tokio::{net::TcpListener, sync::Semaphore};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
 
 /// The database's schema, in order.
 pub(crate) const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
@@ -78,7 +78,7 @@ pub struct App {
     recording: recording::Recording,
     tunnels: Arc<Vec<tunnels::TunnelServer>>,
     simulated: Arc<Vec<config::SimulatedCamera>>,
-    guesses: Guesses,
+    guesses: Arc<Guesses>,
     hashing: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     cookie: Arc<str>,
@@ -116,7 +116,7 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
         recording: recording::Recording::new(recording),
         tunnels: Arc::new(tunnels),
         simulated: Arc::new(config.simulated_cameras),
-        guesses: Guesses::default(),
+        guesses: Arc::new(Guesses::new()),
         hashing: Arc::new(Semaphore::new(HASHES_AT_ONCE)),
         streams: Arc::new(Semaphore::new(api::events::STREAMS)),
         cookie: cookie_name(leaf.is_some(), address).into(),
@@ -287,36 +287,39 @@ impl App {
     }
 }
 
-/// Wrong passwords, by address and by user.
-#[derive(Clone)]
-struct Guesses {
-    tables: Arc<Mutex<(throttle::Throttle, throttle::Throttle)>>,
-}
+/// By address: whoever sits there tries by hand or by program.
+const BY_ADDRESS: Tolerance =
+    Tolerance { free: 5, first: Duration::from_secs(2), longest: Duration::from_secs(900) };
 
-impl Default for Guesses {
-    fn default() -> Self {
-        let tables =
-            (throttle::Throttle::new(throttle::BY_ADDRESS), throttle::Throttle::new(throttle::BY_USER));
-        Guesses { tables: Arc::new(Mutex::new(tables)) }
-    }
+/// By user: many addresses may guess at one user, but must not be able to keep that user out for long.
+const BY_USER: Tolerance =
+    Tolerance { free: 10, first: Duration::from_secs(1), longest: Duration::from_secs(30) };
+
+/// Wrong passwords, by address and by user.
+struct Guesses {
+    by_address: Throttle<String>,
+    by_user: Throttle<String>,
 }
 
 impl Guesses {
-    fn wait(&self, now: Instant, peer: &str, user: &str) -> Option<Duration> {
-        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.0.wait(now, peer).max(tables.1.wait(now, user))
+    fn new() -> Self {
+        Guesses { by_address: Throttle::new(BY_ADDRESS), by_user: Throttle::new(BY_USER) }
     }
 
-    fn failed(&self, now: Instant, peer: &str, user: &str) {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.0.failed(now, peer);
-        tables.1.failed(now, user);
+    /// How long until an attempt is looked at; zero: now.
+    fn wait(&self, peer: &String, user: &String) -> Duration {
+        let now = Instant::now();
+        self.by_address.wait(peer, now).max(self.by_user.wait(user, now))
     }
 
-    fn succeeded(&self, peer: &str, user: &str) {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.0.succeeded(peer);
-        tables.1.succeeded(user);
+    fn handle_wrong(&self, peer: &String, user: &String) {
+        self.by_address.handle_wrong(peer, Instant::now());
+        self.by_user.handle_wrong(user, Instant::now());
+    }
+
+    fn handle_right(&self, peer: &String, user: &String) {
+        self.by_address.handle_right(peer);
+        self.by_user.handle_right(user);
     }
 }
 

@@ -17,10 +17,7 @@ use homing_base::http::Failure;
 use homing_protocol::{Secret, api::Problem};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
 use utoipa::ToSchema;
 
 /// How long a sign-in waits for its turn at the password hash before it is told to come back.
@@ -79,7 +76,8 @@ pub async fn sign_in(
         return Err(gate::cross_site());
     }
     let user_key = asked.user.trim().to_lowercase();
-    if let Some(wait) = app.guesses.wait(Instant::now(), &peer, &user_key) {
+    let wait = app.guesses.wait(&peer, &user_key);
+    if !wait.is_zero() {
         return Ok(too_many(wait));
     }
     // Argon2 takes 19 MiB and tens of milliseconds; a flood of sign-ins must not take the machine.
@@ -87,14 +85,14 @@ pub async fn sign_in(
     let Ok(Ok(_permit)) = permit else { return Ok(too_many(HASHING_PATIENCE)) };
     let admitted = app.accounts.check(asked.user.trim(), asked.password).await.map_err(account_failure)?;
     let Some((id, name)) = admitted else {
-        app.guesses.failed(Instant::now(), &peer, &user_key);
+        app.guesses.handle_wrong(&peer, &user_key);
         app.metrics.sign_ins_refused.inc();
         let shown: String = asked.user.trim().chars().filter(|c| !c.is_control()).take(64).collect();
         app.audit.record(&shown, &peer, "sign-in-refused", "", "").await?;
         let problem = Problem::new("wrong-user-or-password", "User name or password is not correct.");
         return Err(Failure::new(StatusCode::UNAUTHORIZED, problem));
     };
-    app.guesses.succeeded(&peer, &user_key);
+    app.guesses.handle_right(&peer, &user_key);
     let browser = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let secret = app.accounts.begin_session(id, &peer, browser).await.map_err(account_failure)?;
     app.audit.record(&name, &peer, "sign-in", "", "").await?;
@@ -268,13 +266,15 @@ pub async fn set_password(
 ) -> Result<Response, Failure> {
     let mut keep = None;
     if id == caller.identity.user {
-        if let Some(wait) = app.guesses.wait(Instant::now(), &caller.peer, &caller.identity.name) {
+        let user_key = caller.identity.name.to_lowercase();
+        let wait = app.guesses.wait(&caller.peer, &user_key);
+        if !wait.is_zero() {
             return Ok(too_many(wait));
         }
         let current = asked.current.unwrap_or_default();
         let right = app.accounts.check(&caller.identity.name, current).await.map_err(account_failure)?;
         if right.is_none() {
-            app.guesses.failed(Instant::now(), &caller.peer, &caller.identity.name);
+            app.guesses.handle_wrong(&caller.peer, &user_key);
             return Err(account_failure(AccountError::WrongPassword));
         }
         if let Credential::Session(session) = caller.identity.by {

@@ -1,12 +1,14 @@
 // Calls of the JSON API, and what its refusals mean here.
 
+import { sentence } from "./format.js";
+
 /** @typedef {import("./types.js").Problem} Problem */
 
 /** A refusal, with the server's own words for people. */
 export class ApiError extends Error {
   /** @param {number} status @param {Problem} problem */
   constructor(status, problem) {
-    super(problem.message);
+    super(sentence(problem.message));
     this.status = status;
     this.code = problem.code;
     this.step = problem.step;

@@ -1,18 +1,33 @@
 // Live: the camera's stream over a WebSocket into a source buffer, a fragment a frame, shown as it comes.
 //
-// The playhead stays just behind the newest frame: it plays a little faster when it has fallen behind,
-// and jumps when it has fallen far behind or the page was in the background.
+// The playhead stays just behind the newest frame. How far it may be behind is measured, not guessed: the
+// slack is what was still unplayed when the next fragment arrived, the least of the last seconds. None
+// means that the picture waits for the network; much, that it could be shown earlier. Then it plays a
+// little faster, or jumps when it is far behind or the page was in the background.
 
 import { Feed } from "./feed.js";
+import { sentence } from "./format.js";
+import { holdsTrack, onlyTrack, timescales } from "./mp4.js";
 
 /** A connection that says nothing for so long is dead: cameras send several frames a second. */
 const SILENCE_MS = 12000;
 
-/** Behind the newest frame, in seconds: more than this is caught up with by playing faster… */
-const BEHIND = 0.35;
+/**
+ * Slack in seconds that is left for a network that is not even: it is caught up with until `enough`, by
+ * playing faster from `tooMuch` on. A browser that plays sound wants more at hand than one that does not,
+ * so sound that nobody hears is left out.
+ */
+const SILENT = { enough: 0.04, tooMuch: 0.08 };
+const WITH_SOUND = { enough: 0.28, tooMuch: 0.4 };
 
-/** …and more than this by jumping. */
-const FAR_BEHIND = 1.5;
+/** The fastest that it plays to catch up… */
+const FASTEST = 1.12;
+
+/** …and the slack from which it jumps instead. */
+const FAR_BEHIND = 0.8;
+
+/** The slack is the least of so many milliseconds. */
+const SLACK_WINDOW_MS = 1500;
 
 /** Between attempts; doubled up to the last, with jitter. */
 const FIRST_RETRY_MS = 500;
@@ -30,7 +45,7 @@ const STEADY_SPEED = /^((?!chrome|android|crios|fxios).)*safari/i.test(navigator
  * @property {string} [reason] for people
  *
  * @typedef {object} LiveStats
- * @property {number | undefined} latencyMs from the camera's clock to the screen
+ * @property {number | undefined} latencyMs from the camera's clock to the screen, median of the last frames
  * @property {number} bitrateBps
  * @property {number} fps
  * @property {number} width
@@ -44,8 +59,12 @@ export class LivePlayer {
    * @param {HTMLVideoElement} video
    * @param {number} camera
    * @param {(state: LiveState) => void} changed
+   * @param {boolean} [sound] whether it is heard
    */
-  constructor(video, camera, changed) {
+  constructor(video, camera, changed, sound = false) {
+    this.sound = sound;
+    /** The number of the video track. */
+    this.track = 1;
     this.video = video;
     this.camera = camera;
     this.changed = changed;
@@ -62,6 +81,10 @@ export class LivePlayer {
     this.hasSound = false;
     /** @type {{at: number, bytes: number, frames: number}[]} */
     this.arrived = [];
+    /** @type {{at: number, left: number}[]} */
+    this.slack = [];
+    /** Of the last frames, from the camera's clock to the screen, in milliseconds. @type {number[]} */
+    this.latencies = [];
     this.lastMessage = 0;
     this.mime = "";
     this.expectInit = false;
@@ -71,7 +94,21 @@ export class LivePlayer {
     this.onVisibility = () => this.visibility();
     document.addEventListener("visibilitychange", this.onVisibility);
     this.watchdog = setInterval(() => this.watch(), 1000);
+    this.measure();
     this.connect();
+  }
+
+  /** Every frame that is shown says when it is shown. */
+  measure() {
+    this.video.requestVideoFrameCallback?.((_, frame) => {
+      if (this.closed) return;
+      const base = this.feed?.base;
+      if (base !== undefined) {
+        this.latencies.push(performance.timeOrigin + frame.expectedDisplayTime - (frame.mediaTime + base) * 1000);
+        if (this.latencies.length > 25) this.latencies.shift();
+      }
+      this.measure();
+    });
   }
 
   connect() {
@@ -113,7 +150,7 @@ export class LivePlayer {
         break;
       case "waiting":
         this.endFeed();
-        this.become({ kind: "waiting", reason: message.reason });
+        this.become({ kind: "waiting", reason: sentence(message.reason ?? "") });
         break;
       case "skipped":
         this.skipped += message.frames ?? 0;
@@ -126,9 +163,10 @@ export class LivePlayer {
   /** @param {string} mime */
   begin(mime) {
     this.endFeed();
+    this.hasSound = mime.includes(",");
+    if (this.hasSound && !this.sound) mime = mime.replace(/,[^"]*/, "");
     this.mime = mime;
     this.expectInit = true;
-    this.hasSound = mime.includes(",");
     if (!Feed.plays(mime)) {
       this.become({ kind: "unsupported", reason: `This browser cannot play ${mime.replace(/^.*codecs=/, "").replaceAll('"', "")}.` });
       this.disconnect();
@@ -149,42 +187,78 @@ export class LivePlayer {
   /** @param {ArrayBuffer} bytes */
   fragment(bytes) {
     const now = performance.now();
-    this.arrived.push({ at: now, bytes: bytes.byteLength, frames: this.expectInit ? 0 : 1 });
+    const frames = !this.expectInit && holdsTrack(bytes, this.track) ? 1 : 0;
+    this.arrived.push({ at: now, bytes: bytes.byteLength, frames });
     while (this.arrived.length > 0 && this.arrived[0].at < now - 3000) this.arrived.shift();
+    const { feed } = this;
+    if (!feed) return;
+    const silent = this.hasSound && !this.sound;
     if (this.expectInit) {
       this.expectInit = false;
-      this.feed?.begin(bytes, this.mime);
-    } else {
-      this.feed?.append(bytes);
+      // Video comes first.
+      this.track = timescales(bytes).keys().next().value ?? 1;
+      feed.begin(silent ? (onlyTrack(bytes, this.track) ?? bytes) : bytes, this.mime);
+      return;
     }
+    const wanted = silent ? onlyTrack(bytes, this.track) : bytes;
+    if (!wanted) return;
+    if (this.started) this.slack.push({ at: now, left: feed.end - this.video.currentTime });
+    while (this.slack.length > 0 && this.slack[0].at < now - SLACK_WINDOW_MS) this.slack.shift();
+    feed.append(wanted);
+  }
+
+  /** @param {boolean} sound whether it is heard from now on */
+  setSound(sound) {
+    if (this.sound === sound) return;
+    this.sound = sound;
+    if (!this.hasSound) return;
+    // The stream begins anew with the present group of pictures.
+    this.disconnect();
+    this.connect();
+  }
+
+  get pace() {
+    return this.hasSound && this.sound ? WITH_SOUND : SILENT;
   }
 
   /** Something was appended: stay with the newest frame. */
   follow() {
     const { feed, video } = this;
     if (!feed || feed.end === 0 || this.frozen) return;
-    const behind = feed.end - video.currentTime;
     if (!this.started) {
+      // The current group of pictures comes in one burst; its last picture is the one to begin with.
+      if (feed.queue.length > 0) return;
       this.started = true;
       this.jump();
       this.retry = FIRST_RETRY_MS;
       this.become({ kind: "playing" });
-    } else if (behind > FAR_BEHIND || behind < -0.5) {
-      this.jump();
-    } else if (!STEADY_SPEED) {
-      const speed = behind > BEHIND ? 1.1 : 1;
-      if (video.playbackRate !== speed) video.playbackRate = speed;
     }
+    const slack = Math.min(...this.slack.map(({ left }) => left));
+    if (Number.isFinite(slack)) this.keepUp(slack);
     if (video.paused) video.play().catch(() => undefined);
     feed.forget(15);
   }
 
+  /** @param {number} slack seconds */
+  keepUp(slack) {
+    const { video } = this;
+    if (slack > FAR_BEHIND || slack < -0.5) return this.jump();
+    if (STEADY_SPEED) return;
+    const hurrying = video.playbackRate > 1;
+    const { enough, tooMuch } = this.pace;
+    const speed = slack > (hurrying ? enough : tooMuch) ? Math.min(FASTEST, 1 + (slack - enough / 2) / 2) : 1;
+    // Each change of speed costs the browser a little: small ones are not worth it.
+    if (Math.abs(video.playbackRate - speed) > 0.02 || (speed === 1 && hurrying)) video.playbackRate = speed;
+  }
+
+  /** To the newest picture. */
   jump() {
     const { feed, video } = this;
     if (!feed || feed.end === 0) return;
     const buffered = feed.buffered;
-    video.currentTime = Math.max(buffered.start(buffered.length - 1), feed.end - 0.1);
+    video.currentTime = Math.max(buffered.start(buffered.length - 1), feed.end - this.pace.enough);
     video.playbackRate = 1;
+    this.slack = [];
   }
 
   watch() {
@@ -224,8 +298,7 @@ export class LivePlayer {
   get stats() {
     const span = 3;
     const sum = this.arrived.reduce((total, item) => ({ bytes: total.bytes + item.bytes, frames: total.frames + item.frames }), { bytes: 0, frames: 0 });
-    const moment = this.feed?.moment;
-    const latency = moment === undefined ? undefined : Date.now() - moment;
+    const latency = this.latencies.toSorted((a, b) => a - b).at(this.latencies.length >> 1);
     return {
       // Clocks that differ by more than a minute say nothing about a latency.
       latencyMs: latency !== undefined && Math.abs(latency) < 60000 ? latency : undefined,

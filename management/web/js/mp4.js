@@ -1,4 +1,4 @@
-// The little of ISO 14496-12 that the page needs: when a fragment begins.
+// The little of ISO 14496-12 that the page needs: when a fragment begins, and pictures without sound.
 
 /**
  * The boxes inside a part of a buffer.
@@ -73,4 +73,82 @@ export function beginning(fragment, scales) {
     earliest = Math.min(earliest, ticks / scale);
   }
   return Number.isFinite(earliest) ? earliest : undefined;
+}
+
+/** Whether a fragment holds anything of a track. @param {ArrayBuffer} fragment @param {number} track */
+export function holdsTrack(fragment, track) {
+  const view = new DataView(fragment);
+  return [...find(view, "moof/traf")].some((traf) => trackOf(view, traf) === track);
+}
+
+/** Boxes that are looked into when tracks are left out. */
+const CONTAINERS = new Set(["moov", "mvex", "moof"]);
+
+/**
+ * An initialisation segment or fragment with one track alone.
+ * @param {ArrayBuffer} bytes
+ * @param {number} track
+ * @returns {ArrayBuffer | null} `null`: a fragment that holds nothing of that track
+ */
+export function onlyTrack(bytes, track) {
+  const view = new DataView(bytes);
+  const out = new Uint8Array(bytes.byteLength);
+  let at = 0;
+  let removed = 0;
+  let fragments = 0;
+  /** @param {number} from @param {number} to */
+  const copy = (from, to) => {
+    out.set(new Uint8Array(bytes, from, to - from), at);
+    at += to - from;
+  };
+  /** @param {{from: number, to: number}} inside */
+  const keep = (inside) => {
+    for (const box of boxes(view, inside.from, inside.to)) {
+      const head = box.from - 8;
+      if (trackOf(view, box) !== undefined && trackOf(view, box) !== track) {
+        removed += box.to - head;
+      } else if (CONTAINERS.has(box.type)) {
+        const start = at;
+        copy(head, box.from);
+        keep(box);
+        new DataView(out.buffer).setUint32(start, at - start);
+      } else {
+        if (box.type === "traf") fragments += 1;
+        copy(head, box.to);
+      }
+    }
+  };
+  keep({ from: 0, to: view.byteLength });
+  const result = out.buffer.slice(0, at);
+  // Samples are found by their distance from the beginning of `moof`, which has become shorter.
+  if (removed > 0) shiftSamples(result, removed);
+  const isFragment = Boolean(find(view, "moof").next().value);
+  return isFragment && fragments === 0 ? null : result;
+}
+
+/** The track that a box is about, if it is about one. @param {DataView} view @param {{type: string, from: number, to: number}} box */
+function trackOf(view, box) {
+  switch (box.type) {
+    case "trak": {
+      const [tkhd] = find(view, "tkhd", box);
+      return tkhd && view.getUint32(tkhd.from + (view.getUint8(tkhd.from) === 1 ? 20 : 12));
+    }
+    case "traf": {
+      const [tfhd] = find(view, "tfhd", box);
+      return tfhd && view.getUint32(tfhd.from + 4);
+    }
+    case "trex":
+      return view.getUint32(box.from + 4);
+    default:
+      return undefined;
+  }
+}
+
+/** @param {ArrayBuffer} bytes @param {number} by */
+function shiftSamples(bytes, by) {
+  const view = new DataView(bytes);
+  for (const trun of find(view, "moof/traf/trun")) {
+    const hasOffset = view.getUint32(trun.from) & 1;
+    if (hasOffset) view.setInt32(trun.from + 8, view.getInt32(trun.from + 8) - by);
+  }
 }

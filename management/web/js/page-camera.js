@@ -3,7 +3,7 @@
 import { call, words } from "./api.js";
 import { field, openDialog } from "./dialog.js";
 import { announce, h, icon, morph, toast } from "./dom.js";
-import { bitrate, day, duration, fileTime, full, localInput, sinceThen, time } from "./format.js";
+import { bitrate, day, duration, fileTime, full, localInput, sentence, sinceThen, time } from "./format.js";
 import { LivePlayer } from "./live.js";
 import { crumbs, fact, missing } from "./page-device.js";
 import { PlaybackPlayer } from "./playback.js";
@@ -87,7 +87,7 @@ export class CameraPage {
       else if (state.kind === "connecting") this.over = { symbol: null, text: state.reason ?? "Connecting…" };
       else this.over = { symbol: state.kind === "unsupported" ? "alert" : "camera", text: state.reason ?? "" };
       this.drawPlayer();
-    });
+    }, !this.muted);
     this.player = player;
     this.timeline.toPresent();
     this.draw();
@@ -102,7 +102,7 @@ export class CameraPage {
       changed: () => this.player === player && this.drawPlayer(),
       gap: (from, to) => {
         const gap = this.gaps.find((gap) => gap.start < to && gap.end > from);
-        toast(`Nothing was recorded for ${duration(to - from)}${gap ? `: ${gap.message}` : "."}`);
+        toast(`Nothing was recorded for ${duration(to - from)}${gap ? `: ${sentence(gap.message)}` : "."}`);
       },
       newest: () => {
         if (this.player !== player || !player.playing) return;
@@ -243,6 +243,7 @@ export class CameraPage {
   mute() {
     this.muted = !this.muted;
     this.video.muted = this.muted;
+    if (this.player instanceof LivePlayer) this.player.setSound(!this.muted);
     this.drawPlayer();
   }
 
@@ -301,7 +302,7 @@ export class CameraPage {
     morph(
       this.controls,
       button(playing ? "pause" : "play", playing ? "Pause" : "Play", () => this.togglePlay(), { "data-testid": "play" }),
-      h("button", { class: "to-live", type: "button", "aria-pressed": String(live), "data-testid": "go-live", onclick: () => this.goLive() }, h("span", { class: "live-dot" }), "Live"),
+      h("button", { class: "to-live", type: "button", "aria-pressed": String(live), "data-testid": "live", onclick: () => this.goLive() }, h("span", { class: "live-dot" }), "Live"),
       button("previous-gap", "Previous gap", () => this.toGap(-1), { disabled: this.gaps.length === 0 }),
       button("next-gap", "Next gap", () => this.toGap(1), { disabled: this.gaps.length === 0 }),
       h("span", { class: "clock" }, shown ? time(shown) : "–", h("small", {}, shown ? day(shown) : "")),
@@ -311,7 +312,7 @@ export class CameraPage {
         { "aria-label": "Speed", title: "Speed", disabled: live, "data-testid": "speed", "data-key": "speed", "data-keep": true, onchange: (/** @type {any} */ event) => this.setSpeed(Number(event.target.value)) },
         SPEEDS.map((speed) => h("option", { value: speed, selected: speed === this.speed }, `${speed}×`)),
       ),
-      player?.hasSound && button(this.muted ? "mute" : "sound", this.muted ? "Sound on" : "Sound off", () => this.mute(), { "aria-pressed": String(!this.muted) }),
+      player?.hasSound && button(this.muted ? "mute" : "sound", "Sound", () => this.mute(), { "aria-pressed": String(!this.muted) }),
       button("shutter", "Keep this picture", () => this.snapshot(), { "data-testid": "snapshot" }),
       button("download", "Export recording", () => this.export(), { "data-testid": "export" }),
       button("stats", "Figures", () => this.toggleStats(), { "aria-pressed": String(this.showStats), "data-testid": "toggle-stats" }),
@@ -369,7 +370,7 @@ export class CameraPage {
                     h(
                       "li",
                       { "data-key": String(gap.start) },
-                      h("button", { class: "gap-row", type: "button", onclick: () => this.openGap(gap) }, h("b", {}, `${day(gap.start)} ${time(gap.start)}`), h("span", {}, duration(gap.end - gap.start)), h("small", {}, gap.message)),
+                      h("button", { class: "gap-row", type: "button", onclick: () => this.openGap(gap) }, h("b", {}, `${day(gap.start)} ${time(gap.start)}`), h("span", {}, duration(gap.end - gap.start)), h("small", {}, sentence(gap.message))),
                     ),
                   ),
                 ),
@@ -382,7 +383,7 @@ export class CameraPage {
               "dl",
               { class: "facts card-body" },
               fact("State", h("span", { title: full(camera.status.since) }, `${mark.word} for ${sinceThen(camera.status.since)}`)),
-              camera.status.problem && fact("Problem", camera.status.problem.message),
+              camera.status.problem && fact("Problem", sentence(camera.status.problem.message)),
               hardware && fact("Hardware", h("a", { href: `#/hardware/${hardware.id}` }, hardware.name)),
               hardware && fact("Model", hardware.model || "–"),
               fact("Device", device ? h("a", { href: `#/device/${device.serial}` }, device.name || device.serial) : h("span", { class: "mono" }, camera.serial)),

@@ -4,7 +4,7 @@ import { call, words } from "./api.js";
 import { confirmThen, field, openDialog } from "./dialog.js";
 import { addHardware, badge } from "./dialogs.js";
 import { h, icon, morph, toast } from "./dom.js";
-import { bytes, full, sinceThen } from "./format.js";
+import { bytes, full, sentence, sinceThen } from "./format.js";
 import { cameraMark, stepNumber, STEPS, stepTitle, whatNext } from "./steps.js";
 import { store } from "./store.js";
 import { markOf } from "./tree.js";
@@ -72,7 +72,7 @@ export class DevicePage {
             "div",
             { class: "notice-body" },
             h("h2", {}, device.problem.step ? `Step ${stepNumber(device.problem.step)}, ${stepTitle(device.problem.step).toLowerCase()}, did not work` : "Something is wrong"),
-            h("p", {}, device.problem.message),
+            h("p", {}, sentence(device.problem.message)),
             h("p", { class: "muted mono" }, device.problem.code),
           ),
         ),

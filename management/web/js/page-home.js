@@ -10,7 +10,7 @@ import { markOf } from "./tree.js";
 
 /** @typedef {import("./types.js").Camera} Camera */
 
-const SIZES = /** @type {const} */ ([["small", "Small"], ["medium", "Medium"], ["large", "Large"]]);
+const SIZES = /** @type {const} */ ([["fit", "Fit"], ["small", "Small"], ["large", "Large"]]);
 
 export class HomePage {
   /** @param {HTMLElement} into @param {import("./types.js").Whoami} me */
@@ -18,7 +18,7 @@ export class HomePage {
     this.into = into;
     this.me = me;
     this.title = "Cameras";
-    this.size = localStorage.getItem("homing-tile") ?? "medium";
+    this.size = localStorage.getItem("homing-tile") ?? "fit";
     /** @type {Map<number, LivePlayer>} */
     this.players = new Map();
     // Only what can be seen is streamed.
@@ -55,7 +55,7 @@ export class HomePage {
             ),
           ),
         ),
-        h("div", { class: "grid", "data-size": this.size }, cameras.map((camera) => this.tile(camera))),
+        h("div", { class: "grid", "data-size": this.size, "data-columns": Math.min(5, Math.ceil(Math.sqrt(cameras.length))) }, cameras.map((camera) => this.tile(camera))),
       ),
     );
     for (const tile of this.into.querySelectorAll(".tile")) this.observer.observe(tile);
@@ -72,8 +72,8 @@ export class HomePage {
     return h(
       "a",
       { class: "tile", href: `#/camera/${camera.id}`, "data-key": String(camera.id), "data-testid": `tile-${camera.id}`, "aria-label": `${camera.name}, ${mark.word}` },
-      h("div", { "data-keep": true, "data-key": "picture" }, h("video", { muted: true, playsinline: true, tabindex: -1 }), h("div", { class: "over" }, h("span", { class: "spinner" }))),
-      h("div", { class: "tile-foot" }, markOf(mark), h("span", {}, camera.name), mark.mark !== "green" && h("small", {}, mark.word)),
+      h("div", { class: "tile-picture", "data-keep": true, "data-key": "picture" }, h("video", { muted: true, playsinline: true, tabindex: -1 }), h("div", { class: "over" }, h("span", { class: "spinner" }))),
+      h("div", { class: "tile-foot" }, markOf(mark), h("span", {}, camera.name), h("small", {}, mark.word)),
     );
   }
 

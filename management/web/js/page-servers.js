@@ -4,7 +4,7 @@ import { call } from "./api.js";
 import { confirmThen } from "./dialog.js";
 import { addHardware, badge, registerDevice } from "./dialogs.js";
 import { h, icon, toast } from "./dom.js";
-import { full, plural, sinceThen } from "./format.js";
+import { full, plural, sentence, sinceThen } from "./format.js";
 import { crumbs, fact, missing } from "./page-device.js";
 import { cameraMark, stepTitle } from "./steps.js";
 import { store } from "./store.js";
@@ -86,7 +86,7 @@ export function tunnelPage(name) {
       h("div", { class: "page-title" }, crumbs([["#/services", "Remote connect services"]]), h("h1", {}, server.name, stateBadge(reach(server)))),
       h("div", { class: "actions" }, h("button", { class: "button primary", type: "button", onclick: () => registerDevice() }, icon("plus"), "Register device")),
     ),
-    server.problem && h("div", { class: "notice bad" }, icon("alert"), h("div", { class: "notice-body" }, h("h2", {}, server.reachable ? "Its dispatcher has a problem" : "It cannot be reached"), h("p", {}, server.problem.message))),
+    server.problem && h("div", { class: "notice bad" }, icon("alert"), h("div", { class: "notice-body" }, h("h2", {}, server.reachable ? "Its dispatcher has a problem" : "It cannot be reached"), h("p", {}, sentence(server.problem.message)))),
     h(
       "section",
       { class: "card" },
@@ -184,7 +184,7 @@ export function recordingPage(name) {
       h("div", { class: "page-title" }, crumbs([["#/servers", "Servers"]]), h("h1", {}, server.name, stateBadge(server.reachable ? { mark: "green", word: "Running" } : { mark: "red", word: "Does not answer" }))),
       h("div", { class: "actions" }, h("button", { class: "button primary", type: "button", onclick: () => addHardware() }, icon("plus"), "Add hardware")),
     ),
-    server.problem && h("div", { class: "notice bad" }, icon("alert"), h("div", { class: "notice-body" }, h("h2", {}, "It does not answer"), h("p", {}, server.problem.message))),
+    server.problem && h("div", { class: "notice bad" }, icon("alert"), h("div", { class: "notice-body" }, h("h2", {}, "It does not answer"), h("p", {}, sentence(server.problem.message)))),
     h(
       "section",
       { class: "card" },
@@ -279,7 +279,7 @@ export function hardwarePage(id) {
           "a",
           { class: "pick row-link", href: `#/camera/${camera.id}`, "data-key": String(camera.id) },
           icon("camera"),
-          h("span", { class: "pick-text" }, h("b", {}, camera.name), h("small", {}, camera.status.problem?.message ?? `${cameraMark(camera).word} for ${sinceThen(camera.status.since)}`)),
+          h("span", { class: "pick-text" }, h("b", {}, camera.name), h("small", {}, camera.status.problem ? sentence(camera.status.problem.message) : `${cameraMark(camera).word} for ${sinceThen(camera.status.since)}`)),
           stateBadge(cameraMark(camera)),
         ),
       ),

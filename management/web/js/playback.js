@@ -1,7 +1,7 @@
 // Playback: stored groups of pictures, one after the other, into a source buffer. Gaps are jumped over and
 // told; the end of what is stored leads to live.
 
-import { ApiError, refusal } from "./api.js";
+import { ApiError, call, refusal } from "./api.js";
 import { Feed } from "./feed.js";
 
 /** Buffered ahead of the playhead, in seconds of watching. */
@@ -43,8 +43,14 @@ export class PlaybackPlayer {
     this.hasSound = false;
     /** Where the playhead was sent. @type {number} */
     this.target = start;
-    /** @type {number | null} what to ask for next; `null`: nothing newer was stored when last asked */
-    this.next = start;
+    /**
+     * What to ask for next, in the server's own words: they are finer than this clock, and a rounded time
+     * would lead into the group before. `null`: nothing newer was stored when last asked.
+     * @type {string | null}
+     */
+    this.next = (start / 1000).toFixed(3);
+    /** The end of what was loaded: for the server, and for us. */
+    this.lastEndText = this.next;
     this.lastEnd = start;
     /** @type {string | null} */
     this.init = null;
@@ -86,16 +92,15 @@ export class PlaybackPlayer {
 
   /** @returns {Promise<boolean>} whether there was something */
   async loadGroup() {
-    const asked = this.next ?? this.lastEnd;
-    const path = `/api/v1/cameras/${this.camera}/fragment?time=${(asked / 1000).toFixed(3)}`;
-    const response = await fetch(path, { signal: this.abort.signal });
-    if (response.status === 404) {
+    const isNew = this.next === null || Date.now() - this.lastEnd < UNSECURED_MS;
+    if (isNew && !(await this.isStored(this.lastEnd))) {
       this.next = null;
       this.askAgain = Date.now() + NEWEST_MS;
-      if (this.init === null && Date.now() - this.target > UNSECURED_MS) throw await refusal(response);
-      await response.body?.cancel();
-      return false;
+      if (this.init !== null || Date.now() - this.lastEnd < UNSECURED_MS) return false;
     }
+    const asked = this.next ?? this.lastEndText;
+    const path = `/api/v1/cameras/${this.camera}/fragment?time=${encodeURIComponent(asked)}`;
+    const response = await fetch(path, { signal: this.abort.signal });
     if (!response.ok) throw await refusal(response);
     const header = (/** @type {string} */ name) => response.headers.get(`x-homing-${name}`) ?? "";
     const start = Date.parse(header("start"));
@@ -114,11 +119,23 @@ export class PlaybackPlayer {
     } else if (start - this.lastEnd > 400 && this.lastEnd > this.target) {
       this.gaps.push({ from: this.lastEnd / 1000 - base, to: start / 1000 - base });
     }
+    const moved = end > this.lastEnd;
     this.lastEnd = end;
-    this.next = next ? Date.parse(next) : null;
+    this.lastEndText = header("end");
+    this.next = next || null;
     if (this.next === null) this.askAgain = Date.now() + NEWEST_MS;
     // The same group again means that nothing has come since.
-    return this.next !== null || end > asked;
+    return moved;
+  }
+
+  /** Whether anything is on the disk after a moment of the last seconds. @param {number} moment */
+  async isStored(moment) {
+    const now = Date.now();
+    if (now - moment < 200) return false;
+    const path = `/api/v1/cameras/${this.camera}/timeline?start=${(moment / 1000).toFixed(3)}&end=${(now / 1000).toFixed(3)}`;
+    /** @type {{ranges: {end: string}[]}} */
+    const { ranges } = await call("GET", path);
+    return ranges.some(({ end }) => Date.parse(end) > moment + 100);
   }
 
   /** @param {string} init @param {string} mime */
@@ -160,7 +177,8 @@ export class PlaybackPlayer {
     }
     const left = feed.end - video.currentTime;
     this.loading = this.playing && left < 0.05;
-    if (this.playing && this.next === null && left < 0.3) this.events.newest();
+    // Shortly before the end the browser stops by itself and waits for more.
+    if (this.playing && this.next === null && (left < 0.3 || (left < this.speed && video.readyState < 3))) this.events.newest();
     feed.forget(BEHIND_S);
     this.load();
     this.events.changed();

@@ -5,7 +5,7 @@
 
 import { call } from "./api.js";
 import { h, icon } from "./dom.js";
-import { day, duration, full, time } from "./format.js";
+import { day, duration, full, sentence, time } from "./format.js";
 
 /** @typedef {{start: number, end: number}} Range milliseconds since 1970 */
 /** @typedef {Range & {code: string, message: string}} Gap */
@@ -440,7 +440,7 @@ export class Timeline {
     this.hover = moment;
     const gap = this.gaps.find((gap) => moment >= gap.start && moment <= gap.end) ?? this.gaps.find((gap) => Math.abs(this.x((gap.start + gap.end) / 2) - x) < 4);
     this.tip.replaceChildren(`${day(moment)} ${time(moment)}`);
-    if (gap) this.tip.append(h("small", {}, `No recording for ${duration(gap.end - gap.start)}. ${gap.message}`));
+    if (gap) this.tip.append(h("small", {}, `No recording for ${duration(gap.end - gap.start)}. ${sentence(gap.message)}`));
     this.tip.hidden = false;
     const half = this.tip.offsetWidth / 2;
     this.tip.style.left = `${Math.max(0, Math.min(this.width - half * 2, x - half))}px`;
