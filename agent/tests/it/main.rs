@@ -6,6 +6,5 @@
 
 mod camera;
 mod flow;
-mod footprint;
 mod page;
 mod world;

@@ -105,7 +105,8 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// A viewer of our own, for what other programs do not do: misbehave, and look closely.
 pub struct Viewer {
-    tcp: TcpStream,
+    /// The bare connection.
+    pub tcp: TcpStream,
     decoder: Decoder,
     input: BytesMut,
     auth: ClientAuth,
@@ -222,11 +223,6 @@ impl Viewer {
             1 | 3 => Received::Report(channel, Rtcp::parse(&payload).unwrap().sender_report.unwrap()),
             _ => panic!("channel {channel}"),
         })
-    }
-
-    /// The bare connection, while it plays.
-    pub fn into_stream(self) -> TcpStream {
-        self.tcp
     }
 
     /// Whether anything comes within a time; what comes is thrown away.

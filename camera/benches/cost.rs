@@ -1,8 +1,15 @@
-//! What cameras cost, measured. Not part of the tests: figures depend on the machine.
+//! What a hundred cameras of one source cost: one encoder, and the socket writes.
 //!
-//! `cargo test --release -p homing-camera --test it -- --ignored --nocapture cost`
+//! `cargo bench -p homing-camera --bench cost`. Prints figures for people and holds no bar: they depend on the
+//! machine. What the whole costs is `cargo xtask bench`.
 
-use crate::harness::{Viewer, config};
+// Helpers that are shared with the tests, a program for people at a terminal.
+#![allow(clippy::unwrap_used, clippy::print_stdout, dead_code)]
+
+#[path = "../tests/it/harness.rs"]
+mod harness;
+
+use harness::{Running, Viewer, config};
 use homing_base::Stop;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
@@ -11,10 +18,7 @@ use tokio::io::AsyncReadExt;
 const CAMERAS: u16 = 100;
 const TIME: Duration = Duration::from_secs(20);
 
-/// Goal: a hundred cameras that are alike cost one encoder and the socket writes.
-#[test]
-#[ignore = "measures, for people"]
-fn cost_of_a_hundred_cameras_of_one_source() {
+fn main() {
     let runtime = |name: &str| {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -28,18 +32,14 @@ fn cost_of_a_hundred_cameras_of_one_source() {
     let running: Vec<_> = cameras.block_on(async {
         let mut running = Vec::new();
         for config in config("costs").fleet(CAMERAS).unwrap() {
-            running.push(crate::harness::Running::start_in(config, &stop).await);
+            running.push(Running::start_in(config, &stop).await);
         }
         running
     });
     let connections: Vec<_> = viewers.block_on(async {
         // All at once: each is given its key frame, the same one, within a second.
         let starts = running.iter().map(Viewer::play);
-        futures_util::future::join_all(starts)
-            .await
-            .into_iter()
-            .map(|(viewer, _)| viewer.into_stream())
-            .collect()
+        futures_util::future::join_all(starts).await.into_iter().map(|(viewer, _)| viewer.tcp).collect()
     });
     let received = viewers.block_on(async {
         let mut readers = tokio::task::JoinSet::new();
