@@ -12,7 +12,7 @@
 //!
 //! Frame numbers go on by time whether or not anybody watches: frame `n` is due at `n / fps` seconds
 //! after [`crate::scene::EPOCH_MS`]. While the thread runs they rise by exactly one; it is late rather
-//! than leaving one out, up to [`MAX_LATE_US`].
+//! than leaving one out, up to `MAX_LATE_US`.
 //!
 //! A new watcher starts at a key frame that is made for it ([`Watch::ask_for_key`]), as real cameras
 //! do: the picture is there within a frame's time, and not up to a key frame interval old, as it would

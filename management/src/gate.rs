@@ -1,6 +1,6 @@
 //! Who is let in: one layer around everything that is served. Default deny.
 //!
-//! Invariant: only what [`is_public`] names is answered without an [`Identity`]; a request that a
+//! Invariant: only what `is_public` names is answered without an [`Identity`]; a request that a
 //! browser was made to send by another site changes nothing. Every answer carries the security headers.
 //!
 //! | a request has | it is |

@@ -1,7 +1,7 @@
 //! The way to a device: byte streams (RTSP) and HTTP requests (ONVIF), over the LAN, through a tunnel
 //! server's HTTP proxy, or through a tunnel server in the same process.
 //!
-//! [`DeviceConnector`] is the seam; [`Connectors`] chooses by the device's address. Behind it nobody knows
+//! [`DeviceConnector`] is the seam; `Connectors` chooses by the device's address. Behind it nobody knows
 //! how a camera is connected.
 //!
 //! Not here: retrying, authentication to the device, what is said to it.
