@@ -166,7 +166,7 @@ impl Bound {
         let Bound { mut app, listener, leaf, audit_days, .. } = self;
         app.stop = stop.clone();
         for tunnel in app.tunnels.iter() {
-            stop.spawn(tunnel.clone().watch(app.world.clone(), stop.clone()));
+            stop.spawn(tunnel.clone().watch(app.world.clone(), app.recording.clone(), stop.clone()));
         }
         stop.spawn(app.recording.clone().watch(app.world.clone(), stop.clone()));
         stop.spawn(sweep(app.clone(), audit_days));

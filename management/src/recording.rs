@@ -13,9 +13,12 @@ use axum::{
     response::Response,
 };
 use homing_base::{Stop, http::Failure};
-use homing_protocol::api::{
-    Problem, ProblemDetail,
-    recording::{Hardware, NewHardware},
+use homing_protocol::{
+    SerialNumber,
+    api::{
+        Problem, ProblemDetail,
+        recording::{Hardware, NewHardware},
+    },
 };
 use http_body_util::{BodyExt, Limited};
 use serde::{Serialize, de::DeserializeOwned};
@@ -85,6 +88,15 @@ impl Recording {
         added
     }
 
+    /// A device has a new uplink: its cameras need not wait for their next attempt.
+    pub async fn connected(&self, serial: SerialNumber) {
+        let path = format!("/api/v1/devices/{serial}/connected");
+        if let Err(failure) = self.call::<_, ()>(Method::POST, &path, &()).await {
+            // Its cameras try again by themselves, later.
+            tracing::warn!(%serial, problem = failure.problem.error.message, "recording server not told of an uplink");
+        }
+    }
+
     /// Keeps [`World`] true about the hardware until the role stops.
     pub async fn watch(self, world: World, stop: Stop) {
         loop {
@@ -128,7 +140,8 @@ impl Recording {
             });
             return Err(Failure::new(status, problem));
         }
-        serde_json::from_slice(&body).map_err(|error| unexpected(&error.to_string()))
+        let body: &[u8] = if body.is_empty() { b"null" } else { &body };
+        serde_json::from_slice(body).map_err(|error| unexpected(&error.to_string()))
     }
 }
 

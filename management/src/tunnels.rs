@@ -4,7 +4,7 @@
 //! Invariant: [`World`] says that a tunnel server is reachable exactly while its event stream is open.
 //! The stream is opened before the devices are listed, so that no change falls between the two.
 
-use crate::{config, sse, world::World};
+use crate::{config, recording::Recording, sse, world::World};
 use anyhow::Context;
 use homing_base::{
     Stop,
@@ -100,12 +100,12 @@ impl TunnelServer {
     }
 
     /// Keeps the event stream open until the role stops.
-    pub async fn watch(self, world: World, stop: Stop) {
+    pub async fn watch(self, world: World, recording: Recording, stop: Stop) {
         let mut retry = FIRST_RETRY;
         loop {
             let began = tokio::time::Instant::now();
             let ended = tokio::select! {
-                ended = self.follow(&world) => ended,
+                ended = self.follow(&world, &recording) => ended,
                 () = stop.cancelled() => return,
             };
             let problem = match ended {
@@ -129,7 +129,7 @@ impl TunnelServer {
     }
 
     /// From opening the stream to its end, which is always an error.
-    async fn follow(&self, world: &World) -> Result<std::convert::Infallible, Lost> {
+    async fn follow(&self, world: &World, recording: &Recording) -> Result<std::convert::Infallible, Lost> {
         let mut stream = self.client.stream("/api/v1/events").await?.into_body();
         let server: Server = self.client.get("/api/v1/server").await?;
         let devices: Vec<Device> = self.client.get("/api/v1/devices").await?;
@@ -158,12 +158,15 @@ impl TunnelServer {
             silence.as_mut().reset(tokio::time::Instant::now() + SILENCE);
             let Ok(bytes) = frame.into_data() else { continue };
             for event in parser.feed(&bytes).map_err(|error| self.lost(&error.to_string()))? {
-                self.happened(world, &event)?;
+                if let Some(serial) = self.happened(world, &event)? {
+                    recording.connected(serial).await;
+                }
             }
         }
     }
 
-    fn happened(&self, world: &World, event: &sse::Event) -> Result<(), Lost> {
+    /// The device that has a new uplink, if that is what happened.
+    fn happened(&self, world: &World, event: &sse::Event) -> Result<Option<SerialNumber>, Lost> {
         #[derive(Deserialize)]
         struct Removed {
             serial: SerialNumber,
@@ -178,7 +181,8 @@ impl TunnelServer {
                     tunnel = self.name, serial = %device.serial, step = %device.step, connected = device.connected,
                     "device changed"
                 );
-                world.device(&self.name, device);
+                let serial = device.serial;
+                return Ok(world.device(&self.name, device).then_some(serial));
             }
             "removed" => {
                 let removed: Removed = serde_json::from_str(&event.data).map_err(strange)?;
@@ -187,7 +191,7 @@ impl TunnelServer {
             // A newer tunnel server may tell more.
             _ => (),
         }
-        Ok(())
+        Ok(None)
     }
 
     fn lost(&self, cause: &str) -> Lost {

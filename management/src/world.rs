@@ -142,13 +142,16 @@ impl World {
     }
 
     /// A device is new at a tunnel server, or has changed.
-    pub fn device(&self, name: &str, device: tunnel::Device) {
+    ///
+    /// True if it has a new uplink: it was not connected before, or from another address or port.
+    pub fn device(&self, name: &str, device: tunnel::Device) -> bool {
         let mut inner = self.lock();
-        let Some(tunnel) = inner.tunnels.get_mut(name) else { return };
-        let serial = device.serial;
-        tunnel.devices.insert(serial, device);
+        let Some(tunnel) = inner.tunnels.get_mut(name) else { return false };
+        let (serial, connected, peer) = (device.serial, device.connected, device.peer.clone());
+        let before = tunnel.devices.insert(serial, device);
         self.show_device(&inner, name, serial);
         self.show_tunnel(&inner, name);
+        connected && before.is_none_or(|before| !before.connected || before.peer != peer)
     }
 
     /// A device is no longer registered at a tunnel server.

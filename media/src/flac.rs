@@ -53,6 +53,11 @@ impl FlacEncoder {
         out.bytes
     }
 
+    /// Whether a frame is as it was written: its checksum is right.
+    pub fn is_whole(frame: &[u8]) -> bool {
+        frame.len() > 2 && crc16(frame) == 0
+    }
+
     /// §9.1.
     fn put_header(&self, out: &mut BitVec, len: usize) {
         // Sync code, blocks of variable size.
@@ -265,5 +270,8 @@ mod tests {
         assert!(encoder.encode(&tone).len() < 400);
         assert!(encoder.encode(&[]).is_empty());
         assert_eq!(encoder.next_sample, 640);
+        let frame = encoder.encode(&tone);
+        assert!(FlacEncoder::is_whole(&frame) && !FlacEncoder::is_whole(&frame[..frame.len() - 1]));
+        assert!(!FlacEncoder::is_whole(&[]));
     }
 }

@@ -20,9 +20,10 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use homing_base::http::Failure;
 use homing_media::time::{Ticks, ticks_from_nanos};
+use homing_protocol::SerialNumber;
 use homing_protocol::api::Problem;
 use homing_protocol::api::recording::{
     Camera, CameraChange, Hardware, NewHardware, Timeline, fragment_headers,
@@ -49,6 +50,7 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/hardware", get(hardware).post(add_hardware))
         .route("/hardware/{id}", delete(delete_hardware))
         .route("/cameras", get(all_cameras))
+        .route("/devices/{serial}/connected", post(device_connected))
         .nest("/cameras/{id}", cameras);
     Router::new().nest("/api/v1", api).with_state(server)
 }
@@ -68,6 +70,11 @@ async fn add_hardware(
 async fn delete_hardware(State(server): State<Server>, Path(id): Path<i64>) -> Result<StatusCode, Failure> {
     server.delete(id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn device_connected(State(server): State<Server>, Path(serial): Path<SerialNumber>) -> StatusCode {
+    server.device_connected(serial);
+    StatusCode::NO_CONTENT
 }
 
 async fn all_cameras(State(server): State<Server>) -> Json<Vec<Camera>> {

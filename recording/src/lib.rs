@@ -45,7 +45,6 @@ use anyhow::Context as _;
 use axum::Router;
 use homing_base::{Ops, Stop, Workers, vault};
 use homing_media::time::{TICKS_PER_SECOND, Ticks, ticks_from_nanos};
-use homing_protocol::SerialNumber;
 
 use catalog::Catalog;
 use connect::{Connectors, DeviceConnector};
@@ -69,21 +68,9 @@ pub struct Deps {
 /// A recording server whose footage is repaired and whose files are open; no camera is connected yet.
 pub struct Bound {
     server: Server,
-    ends: Vec<(i64, Ticks)>,
     retention: Retention,
     writer_thread: std::thread::JoinHandle<()>,
     indexer: tokio::task::JoinHandle<()>,
-}
-
-/// Reaches into a running recording server. Cheap to clone.
-#[derive(Clone)]
-pub struct Handle(Server);
-
-impl Handle {
-    /// A device is connected (again): its cameras are tried at once instead of after their pause.
-    pub fn device_connected(&self, serial: SerialNumber) {
-        self.0.device_connected(serial);
-    }
 }
 
 /// Opens everything, and repairs what a crash left.
@@ -136,18 +123,14 @@ pub async fn bind(config: Config, deps: Deps) -> anyhow::Result<Bound> {
     let playback = Playback { store: store.clone(), catalog, footage: footage.clone() };
     let retention = Retention::new(&config, store.clone(), footage, usage, metrics);
     let server = Server::new(store, shared, playback, config.viewers, Stop::new());
-    Ok(Bound { server, ends, retention, writer_thread, indexer })
+    server.load(&ends).await?;
+    Ok(Bound { server, retention, writer_thread, indexer })
 }
 
 impl Bound {
     /// The API, to be mounted behind whatever decides who may ask.
     pub fn router(&self) -> Router {
         api::router(self.server.clone())
-    }
-
-    /// To tell it things while it runs.
-    pub fn handle(&self) -> Handle {
-        Handle(self.server.clone())
     }
 
     /// Connects to every camera, and records until the role is stopped; then everything is secured and indexed.
@@ -157,10 +140,10 @@ impl Bound {
     /// # Errors
     /// When the database cannot be read, or something could not be ended.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
-        let Bound { server, ends, retention, writer_thread, indexer } = self;
+        let Bound { server, retention, writer_thread, indexer } = self;
         // Everything that this role spawns, on whatever runtime, is counted here.
         let own = server.stop.clone();
-        server.start_all(&ends).await?;
+        server.start();
         own.spawn(retention.run(own.clone()));
         stop.cancelled().await;
         // The order matters: no more fragments, then no more files, then no more notes.

@@ -97,7 +97,9 @@ impl Playback {
         let causes = self.store.gaps(camera, start, end).await?;
         let first = self.extent(camera).await?.map(|extent| extent.0);
         let ranges = merge(&spans, start, end);
-        let gaps = gaps(&ranges, start.max(exists.0), end.min(exists.1), is_recording);
+        // What is still to come is no gap.
+        let until = end.min(exists.1).min(crate::now());
+        let gaps = gaps(&ranges, start.max(exists.0), until, is_recording);
         let gaps = gaps.into_iter().map(|gap| explain(gap, &causes, first)).collect();
         let range =
             |&(start, end): &(Ticks, Ticks)| TimelineRange { start: timestamp(start), end: timestamp(end) };

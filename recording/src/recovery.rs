@@ -11,8 +11,9 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use homing_media::flac::FlacEncoder;
 use homing_media::h264::is_avcc;
-use homing_media::mp4::{Fragment, Scan, Scanner, mime, parse_init_segment};
+use homing_media::mp4::{Fragment, SampleEntry, Scan, Scanner, mime, parse_init_segment};
 use homing_media::time::{TICKS_PER_SECOND, Ticks};
 
 use crate::catalog::{Entry, File};
@@ -133,12 +134,15 @@ fn repair_file(full: &Path, camera: i64, path: &str) -> io::Result<Option<Found>
     let file = fs::OpenOptions::new().read(true).write(true).open(full)?;
     let len = file.metadata()?.len();
     let scan = scan(&file, len)?;
+    let mut init = vec![0; scan.init_len as usize];
+    file.read_exact_at(&mut init, 0)?;
+    let Ok(entries) = parse_init_segment(&init) else { return Ok(None) };
     let damaged = scan
         .fragments
         .iter()
         .enumerate()
         .skip(scan.fragments.len().saturating_sub(SUSPECTS))
-        .find(|(_, fragment)| !is_whole(&file, fragment))
+        .find(|(_, fragment)| !is_whole(&file, fragment, &entries))
         .map(|(at, _)| at);
     let fragments = &scan.fragments[..damaged.unwrap_or(scan.fragments.len())];
     let Some(last) = fragments.last() else { return Ok(None) };
@@ -149,9 +153,6 @@ fn repair_file(full: &Path, camera: i64, path: &str) -> io::Result<Option<Found>
     }
     // Whole or not, it may not have been secured before the crash.
     file.sync_all()?;
-    let mut init = vec![0; scan.init_len as usize];
-    file.read_exact_at(&mut init, 0)?;
-    let Ok(entries) = parse_init_segment(&init) else { return Ok(None) };
     let table = table(fragments);
     let file = File { camera, path: path.to_owned(), init: init_id(&init), entries: table };
     Ok((!file.entries.is_empty()).then(|| Found { file, mime: mime(&entries), init }))
@@ -169,16 +170,33 @@ fn scan(mut file: &fs::File, len: u64) -> io::Result<Scan> {
     Ok(scanner.finish())
 }
 
-/// Whether a fragment's pictures have content.
-fn is_whole(file: &fs::File, fragment: &Fragment) -> bool {
-    let Some(video) = fragment.runs.iter().find(|run| run.track == 1) else { return false };
-    let mut at = fragment.offset + u64::from(fragment.head_len) + u64::from(video.data_offset);
-    let mut picture = Vec::new();
-    video.samples.iter().all(|sample| {
-        picture.resize(sample.size as usize, 0);
-        let is_good = file.read_exact_at(&mut picture, at).is_ok() && is_avcc(&picture);
-        at += u64::from(sample.size);
-        is_good
+/// Whether a fragment's samples have the content that was written: a crash of the machine may leave a file
+/// with its length, and zeros where blocks did not reach the disk.
+fn is_whole(file: &fs::File, fragment: &Fragment, entries: &[SampleEntry]) -> bool {
+    let mut sample_bytes = Vec::new();
+    fragment.runs.iter().all(|run| {
+        let mut at = fragment.offset + u64::from(fragment.head_len) + u64::from(run.data_offset);
+        run.samples.iter().all(|sample| {
+            sample_bytes.resize(sample.size as usize, 0);
+            let is_read = file.read_exact_at(&mut sample_bytes, at).is_ok();
+            at += u64::from(sample.size);
+            is_read
+                && match entries.get(run.track as usize - 1) {
+                    Some(SampleEntry::Avc(_)) => is_avcc(&sample_bytes) && !has_hole(&sample_bytes),
+                    Some(SampleEntry::Flac { .. }) => FlacEncoder::is_whole(&sample_bytes),
+                    _ => !has_hole(&sample_bytes),
+                }
+        })
+    })
+}
+
+/// No coded picture or sound holds so many zeros in a row: H.264 forbids three (§7.4.1.1).
+fn has_hole(sample: &[u8]) -> bool {
+    const HOLE: usize = 64;
+    let mut zeros = 0;
+    sample.iter().any(|&byte| {
+        zeros = if byte == 0 { zeros + 1 } else { 0 };
+        zeros >= HOLE
     })
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Not here: HTTP (`api.rs`), one camera's life (`camera.rs`).
 //!
-//! Invariant: a camera that is in the database and not deleted is alive, and the other way round.
+//! Invariant: while the role runs, a camera that is in the database and not deleted is alive, and the other
+//! way round.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,6 +43,7 @@ pub(crate) struct Server {
 
 #[derive(Default)]
 struct Inner {
+    is_running: bool,
     hardware: BTreeMap<i64, HardwareRow>,
     cameras: BTreeMap<i64, Arc<Camera>>,
 }
@@ -59,8 +61,8 @@ impl Server {
         }
     }
 
-    /// Starts every camera in the database. `ends`: what is recorded of each, up to when.
-    pub async fn start_all(&self, ends: &[(i64, Ticks)]) -> anyhow::Result<()> {
+    /// Takes every camera in the database in. `ends`: what is recorded of each, up to when.
+    pub async fn load(&self, ends: &[(i64, Ticks)]) -> anyhow::Result<()> {
         let hardware = self.store.hardware().await?;
         let cameras = self.store.cameras().await?;
         let mut inner = self.lock();
@@ -80,10 +82,17 @@ impl Server {
                 added: row.added,
                 recorded_until,
             };
-            inner.start(new, self);
+            inner.take_in(new, self);
         }
         inner.hardware = hardware.into_iter().map(|row| (row.id, row)).collect();
         Ok(())
+    }
+
+    /// Brings all cameras to life, and from then on every one that is added.
+    pub fn start(&self) {
+        let mut inner = self.lock();
+        inner.is_running = true;
+        inner.cameras.values().for_each(|camera| camera.start(&self.shared));
     }
 
     /// Step 8.
@@ -128,7 +137,7 @@ impl Server {
                 added: row.added,
                 recorded_until: Ticks::MIN,
             };
-            inner.start(new, self);
+            inner.take_in(new, self);
         }
         let view = inner.view(&hardware);
         inner.hardware.insert(id, hardware);
@@ -211,9 +220,11 @@ impl Server {
 }
 
 impl Inner {
-    fn start(&mut self, new: NewCamera, server: &Server) {
+    fn take_in(&mut self, new: NewCamera, server: &Server) {
         let camera = Camera::new(new, &server.stop, &server.shared.metrics);
-        camera.start(&server.shared);
+        if self.is_running {
+            camera.start(&server.shared);
+        }
         self.cameras.insert(camera.id, camera);
     }
 

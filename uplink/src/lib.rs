@@ -15,7 +15,7 @@
 //!
 //! Both ways of ONVIF to carry it are there: native `h2c-reverse`, and a WebSocket with that subprotocol (`wss:`).
 //!
-//! HTTP/2 itself is the `h2` crate's, on `transport`'s bytes. It is named in `uplink.rs`, `serve.rs`, `body.rs` and
+//! HTTP/2 itself is the `h2` crate's, on the bytes of `transport.rs`. It is named in `uplink.rs`, `serve.rs`, `body.rs` and
 //! `stream.rs` only, and in no public signature, so that another codec can take its place.
 //!
 //! Not here: which devices to admit, what requests mean, where keys are kept. Nothing here knows of Homing.

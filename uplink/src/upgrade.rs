@@ -68,7 +68,7 @@ pub enum HeadError {
     /// Not HTTP/1.1.
     #[error("what came is not an HTTP/1.1 head: {0}")]
     NotHttp(String),
-    /// Over `HEAD_MAX` or `HEADERS_MAX`.
+    /// Over 8 kB or 64 header lines.
     #[error("the head is longer than {HEAD_MAX} bytes or {HEADERS_MAX} lines")]
     TooLong,
     /// An HTTP request, but for something else.

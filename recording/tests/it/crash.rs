@@ -1,0 +1,171 @@
+//! kill -9 at any moment, and files as a power failure leaves them.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use homing_base::{Ops, Stop, Workers};
+use homing_protocol::api::recording::{DeviceAddress, NewHardware};
+use homing_recording::{Deps, bind};
+use http_body_util::BodyExt as _;
+use tower::ServiceExt as _;
+
+use crate::ffmpeg;
+use crate::recorder::{Recorder, config, wait_for};
+use crate::source::{GROUP, Script, Source, assert_consecutive};
+
+const FOLDER: &str = "HOMING_TEST_RECORDER_FOLDER";
+const URL: &str = "HOMING_TEST_RECORDER_URL";
+
+/// Not a test: the recording server that the tests below kill, as a process of its own.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "started by the tests below"]
+async fn child() {
+    let (Ok(folder), Ok(url)) = (std::env::var(FOLDER), std::env::var(URL)) else { return };
+    let deps = Deps { connectors: Vec::new(), workers: Workers::start(1).unwrap(), ops: Ops::new() };
+    let bound = bind(config(Path::new(&folder)), deps).await.unwrap();
+    let router = bound.router();
+    let new = NewHardware {
+        device: DeviceAddress::Rtsp { url },
+        user: String::new(),
+        password: "".into(),
+        name: "Yard".into(),
+    };
+    let add = axum::http::Request::post("/api/v1/hardware")
+        .header("content-type", "application/json")
+        .body(axum::body::Body::from(serde_json::to_string(&new).unwrap()))
+        .unwrap();
+    let stop = Stop::new();
+    stop.spawn({
+        let stop = stop.clone();
+        async move {
+            let answer = router.oneshot(add).await.unwrap();
+            let _ = answer.into_body().collect().await;
+            stop.cancelled().await;
+        }
+    });
+    bound.run(stop).await.unwrap();
+}
+
+fn start_child(folder: &Path, url: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crash::child", "--ignored", "--nocapture"])
+        .env(FOLDER, folder)
+        .env(URL, url)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Goal: kill -9 costs at most the group of pictures in progress; everything before it is there after the next
+/// start, again and again, and the gap says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_server_loses_one_group_at_most() {
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let source = Source::start(Script { sound: true, ..Script::default() }).await;
+    let mut recorded_before = 0;
+    for (round, wait_ms) in [1_300, 2_150, 1_730].into_iter().enumerate() {
+        let sent_before = source.sent();
+        let mut child = start_child(folder.path(), &source.url);
+        wait_for(|| async { (source.sent() > sent_before + 2 * GROUP).then_some(()) }).await;
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await; // any moment will do
+        child.kill().unwrap();
+        let sent = source.sent();
+        child.wait().unwrap();
+
+        // On the next start everything is repaired; nothing is recorded in between.
+        let copy = Arc::new(tempfile::tempdir().unwrap());
+        copy_folder(folder.path(), copy.path());
+        let recorder = Recorder::open(copy).await;
+        let camera = 1;
+        let timeline = recorder.timeline(camera).await;
+        let last = timeline.ranges[round];
+        let file = recorder.export(camera, last.start, last.end).await;
+        ffmpeg::decodes(&file);
+        let pictures = assert_consecutive(&file);
+        // The round began with the key frame after what was sent before.
+        let expected = sent - sent_before.next_multiple_of(GROUP);
+        // Two pictures may have been on their way, or sent while the signal was.
+        assert!(
+            pictures <= expected + 1 && expected <= pictures + GROUP + 2,
+            "{pictures} of {expected} in round {round}"
+        );
+        let whole = recorder.export(camera, timeline.ranges[0].start, last.end).await;
+        let total = ffmpeg::pictures(&whole).len();
+        assert_eq!(total, recorded_before + pictures, "what was there before the kill is still there");
+        recorded_before = total;
+        let gap = timeline.gaps.iter().find(|gap| gap.start == last.end).expect("a gap");
+        assert_eq!(gap.code, "server-crashed");
+        recorder.stop().await;
+    }
+    source.end().await;
+}
+
+/// Goal: whatever a power failure leaves of the open file (cut anywhere, zeros at its end), the server starts, keeps
+/// every whole fragment, and what it keeps decodes.
+#[tokio::test(flavor = "multi_thread")]
+async fn torn_files_are_repaired() {
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let source = Source::start(Script { speed: 20, sound: true, ..Script::default() }).await;
+    let mut child = start_child(folder.path(), &source.url);
+    wait_for(|| async { (source.sent() > 80).then_some(()) }).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    source.end().await;
+    let footage = folder.path().join("footage/1");
+    let newest = newest_file(&footage);
+    let whole = std::fs::read(&newest).unwrap();
+
+    let mut least = usize::MAX;
+    let mut tears = [0, 1, 9, 700, 5_000, whole.len() / 2, whole.len() - 100, whole.len()];
+    tears.sort_unstable();
+    for tear in tears {
+        for zeros in [0, 3_000] {
+            let copy = Arc::new(tempfile::tempdir().unwrap());
+            copy_folder(folder.path(), copy.path());
+            let torn = newest_file(&copy.path().join("footage/1"));
+            let mut content = whole[..whole.len() - tear].to_vec();
+            content.resize(content.len() + zeros, 0);
+            std::fs::write(&torn, content).unwrap();
+            let recorder = Recorder::open(copy).await;
+            let timeline = recorder.timeline(1).await;
+            if timeline.ranges.is_empty() {
+                assert!(tear >= whole.len() / 2, "{tear} bytes less, and nothing is left");
+                recorder.stop().await;
+                continue;
+            }
+            let file = recorder.export_all(1).await;
+            ffmpeg::decodes(&file);
+            let pictures = assert_consecutive(&file);
+            assert_eq!(pictures % GROUP, 0, "whole groups only");
+            assert!(pictures <= least, "the more is torn off, the less is left");
+            least = pictures;
+            recorder.stop().await;
+        }
+    }
+}
+
+fn newest_file(camera: &Path) -> std::path::PathBuf {
+    let mut files: Vec<_> = std::fs::read_dir(camera)
+        .unwrap()
+        .flat_map(|day| std::fs::read_dir(day.unwrap().path()).unwrap())
+        .map(|file| file.unwrap().path())
+        .collect();
+    files.sort();
+    files.pop().unwrap()
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).unwrap();
+        }
+    }
+}
