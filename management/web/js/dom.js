@@ -124,8 +124,8 @@ function alike(one, other) {
   return one.nodeType === other.nodeType && one.nodeName === other.nodeName;
 }
 
-/** @param {Node} present @param {Node} wanted */
-function morphNode(present, wanted) {
+/** As `morph`, for one node itself. @param {Node} present @param {Node} wanted */
+export function morphNode(present, wanted) {
   if (!(present instanceof Element) || !(wanted instanceof Element)) {
     if (present.nodeValue !== wanted.nodeValue) present.nodeValue = wanted.nodeValue;
     return;

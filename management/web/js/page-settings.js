@@ -197,7 +197,7 @@ function section(title, action, heads, rows, empty) {
           h(
             "table",
             { class: "table" },
-            h("thead", {}, h("tr", {}, heads.map((head) => h("th", {}, head)))),
+            h("thead", {}, h("tr", {}, heads.map((head) => h("th", {}, head || h("span", { class: "sr" }, "What can be done"))))),
             h("tbody", {}, rows.map((row) => h("tr", { "data-key": String(row.key) }, row.cells.map((cell, index) => h("td", { class: index === row.cells.length - 1 ? "end" : "" }, cell))))),
           ),
         ),

@@ -13,6 +13,9 @@ import { signInAgain } from "./api.js";
 
 const KINDS = /** @type {const} */ (["tunnel-server", "device", "recording-server", "hardware", "camera"]);
 
+/** "Camera 10" comes after "Camera 9". */
+const COLLATOR = new Intl.Collator(undefined, { numeric: true });
+
 class Store {
   constructor() {
     /** @type {Record<typeof KINDS[number], Map<string, any>>} */
@@ -26,6 +29,12 @@ class Store {
     /** @type {Set<(before: Device, now: Device) => void>} */
     this.deviceListeners = new Set();
     this.scheduled = false;
+    /** How long the last round of drawing took, in milliseconds. */
+    this.drawing = 0;
+    /** Sorted lists of what has not changed since. @type {Map<string, any[]>} */
+    this.sorted = new Map();
+    /** Devices by serial number. @type {Map<string, Device>} */
+    this.bySerial = new Map();
     /** Collected between `reset` and `ready`, so that the page does not flicker through emptiness. @type {Store["things"] | null} */
     this.incoming = null;
   }
@@ -76,13 +85,28 @@ class Store {
   }
 
   changed() {
+    this.sorted.clear();
+    this.bySerial.clear();
     if (this.scheduled || this.incoming) return;
     this.scheduled = true;
-    // One round of drawing for a burst of events; also in background tabs, where frames do not come.
+    // One round of drawing for a burst of events, at most a quarter of the time for drawing; also in
+    // background tabs, where frames do not come.
     setTimeout(() => {
       this.scheduled = false;
+      const began = performance.now();
       this.listeners.forEach((listener) => listener());
-    }, 30);
+      this.drawing = performance.now() - began;
+    }, Math.max(30, this.drawing * 3));
+  }
+
+  /** @param {typeof KINDS[number]} kind */
+  byName(kind) {
+    let list = this.sorted.get(kind);
+    if (!list) {
+      list = [...this.things[kind].values()].sort((a, b) => COLLATOR.compare(a.name, b.name));
+      this.sorted.set(kind, list);
+    }
+    return list;
   }
 
   /** @param {() => void} listener @returns {() => void} to stop listening */
@@ -93,32 +117,33 @@ class Store {
 
   /** @returns {Device[]} by name */
   get devices() {
-    return byName([...this.things.device.values()]);
+    return this.byName("device");
   }
 
   /** @returns {TunnelServer[]} */
   get tunnelServers() {
-    return byName([...this.things["tunnel-server"].values()]);
+    return this.byName("tunnel-server");
   }
 
   /** @returns {RecordingServer[]} */
   get recordingServers() {
-    return byName([...this.things["recording-server"].values()]);
+    return this.byName("recording-server");
   }
 
   /** @returns {Hardware[]} */
   get hardware() {
-    return byName([...this.things.hardware.values()]);
+    return this.byName("hardware");
   }
 
   /** @returns {Camera[]} */
   get cameras() {
-    return byName([...this.things.camera.values()]);
+    return this.byName("camera");
   }
 
   /** @param {string} serial @returns {Device | undefined} */
   device(serial) {
-    return this.devices.find((device) => device.serial === serial);
+    if (this.bySerial.size === 0) this.devices.forEach((device) => this.bySerial.set(device.serial, device));
+    return this.bySerial.get(serial);
   }
 
   /** @param {number} id @returns {Camera | undefined} */
@@ -135,11 +160,6 @@ class Store {
   camerasOf(hardware) {
     return this.cameras.filter((camera) => camera.hardware === hardware);
   }
-}
-
-/** @template {{name: string}} T @param {T[]} things */
-function byName(things) {
-  return things.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
 }
 
 export const store = new Store();

@@ -1,7 +1,7 @@
 // The administrator's tree: Remote connect services → tunnel servers → devices; Servers → recording
 // servers → hardware → cameras. Keyboard as in the WAI-ARIA tree pattern: one stop for Tab, arrows inside.
 
-import { h, icon, morph, s } from "./dom.js";
+import { h, icon, morphNode, s } from "./dom.js";
 import { cameraMark, deviceMark, STEPS, stepNumber, stepTitle } from "./steps.js";
 import { store } from "./store.js";
 
@@ -14,11 +14,12 @@ import { store } from "./store.js";
  * @property {string} symbol
  * @property {string} name
  * @property {number} level
- * @property {(Child)[]} more what stands below the name
- * @property {Child} [mark]
+ * @property {() => Child[]} [more] what stands below the name
+ * @property {() => Child} [mark]
  * @property {Node[]} [children] none: a leaf
  * @property {string} [empty] what to do when there are no children
- * @property {string} spoken what a screen reader adds to the name
+ * @property {string} spoken what a screen reader adds to the name; with `detail` it says all that is shown
+ * @property {string} [detail]
  * @property {string} [testid]
  */
 /** @typedef {import("./dom.js").Child} Child */
@@ -57,8 +58,9 @@ function model() {
       symbol: "tunnel",
       name: server.name,
       level: 2,
-      mark: markOf({ mark: !server.reachable ? "red" : server.problem ? "yellow" : "green", word: "" }),
-      more: server.reachable ? [] : [h("span", {}, "Unreachable")],
+      mark: () => markOf({ mark: !server.reachable ? "red" : server.problem ? "yellow" : "green", word: "" }),
+      more: server.reachable ? undefined : () => [h("span", {}, "Unreachable")],
+      detail: server.problem?.code,
       spoken: server.reachable ? `${server.connected} of ${server.devices} devices connected` : "unreachable",
       children: devices.map(deviceNode),
       empty: server.reachable ? "No devices yet. Register one." : undefined,
@@ -71,7 +73,7 @@ function model() {
       symbol: "server",
       name: server.name,
       level: 2,
-      mark: markOf({ mark: server.reachable ? "green" : "red", word: "" }),
+      mark: () => markOf({ mark: server.reachable ? "green" : "red", word: "" }),
       spoken: server.reachable ? "reachable" : "does not answer",
       children: store.hardware.map((hardware) => {
         const device = store.device(hardware.serial);
@@ -82,7 +84,7 @@ function model() {
           symbol: "hardware",
           name: hardware.name,
           level: 3,
-          mark: away ? markOf({ mark: "offline", word: "Offline" }) : null,
+          mark: away ? () => markOf({ mark: "offline", word: "Offline" }) : undefined,
           spoken: away ? "offline" : "",
           children: store.camerasOf(hardware.id).map((camera) => {
             const mark = cameraMark(camera);
@@ -92,7 +94,7 @@ function model() {
               symbol: "camera",
               name: camera.name,
               level: 4,
-              mark: h("span", { class: "with-mark" }, h("small", { class: "muted" }, mark.word), markOf(mark)),
+              mark: () => h("span", { class: "with-mark" }, h("small", { class: "muted" }, mark.word), markOf(mark)),
               spoken: mark.word,
               testid: `tree-camera-${camera.id}`,
             });
@@ -118,8 +120,9 @@ function deviceNode(device) {
     symbol: "device",
     name: device.name || device.serial,
     level: 3,
-    mark: markOf(mark),
-    more: [
+    detail: device.problem?.step,
+    mark: () => markOf(mark),
+    more: () => [
       h("span", { class: "node-words" }, h("span", { "data-testid": `state-${device.serial}` }, mark.word), h("span", { "data-testid": `step-${device.serial}` }, ` · ${device.step_number} ${stepTitle(device.step)}`)),
       pips(device),
     ],
@@ -130,7 +133,7 @@ function deviceNode(device) {
 
 /** @param {Partial<Node> & {key: string, href: string, symbol: string, name: string, level: number}} given @returns {Node} */
 function node(given) {
-  return { more: [], spoken: "", ...given };
+  return { spoken: "", ...given };
 }
 
 /** The nodes that can be seen, in order. @param {Node[]} nodes @returns {Node[]} */
@@ -145,23 +148,53 @@ export function drawTree(tree, place) {
   if (!shown.some((node) => node.key === focusKey)) {
     focusKey = (shown.find((node) => node.href === place) ?? shown[0]).key;
   }
-  /** @type {HTMLElement[]} */
+  /** @type {{key: string, signature: string, make: () => HTMLElement}[]} */
   const items = [];
   /** @param {Node[]} siblings */
   const add = (siblings) => {
     siblings.forEach((node, index) => {
-      items.push(item(node, index, siblings.length, place));
-      if (!node.children || folded.has(node.key)) return;
-      add(node.children);
-      if (node.children.length === 0 && node.empty) {
-        items.push(h("li", { class: "node-empty", role: "none", "data-key": `${node.key}/empty` }, node.empty));
+      const { key, href, name, level, spoken, detail, children } = node;
+      const state = [href === place, key === focusKey, children && folded.has(key), index, siblings.length];
+      const signature = JSON.stringify([name, level, spoken, detail, state]);
+      items.push({ key, signature, make: () => item(node, index, siblings.length, place) });
+      if (!children || folded.has(key)) return;
+      add(children);
+      const { empty } = node;
+      if (children.length === 0 && empty) {
+        const place = `${key}/empty`;
+        items.push({ key: place, signature: empty, make: () => h("li", { class: "node-empty", role: "none", "data-key": place }, empty) });
       }
     });
   };
   add(roots);
-  const focused = document.activeElement?.closest("[role=treeitem]") !== null && tree.contains(document.activeElement);
-  morph(tree, items);
+  const focused = tree.contains(document.activeElement);
+  arrange(tree, items);
   if (focused && !tree.contains(document.activeElement)) focusNode(tree);
+}
+
+/** What each element of the tree shows. @type {WeakMap<Element, string>} */
+const signatures = new WeakMap();
+
+/**
+ * Brings the tree's elements into this state: thousands of devices, of which few change at a time.
+ * @param {HTMLElement} tree
+ * @param {{key: string, signature: string, make: () => HTMLElement}[]} items
+ */
+function arrange(tree, items) {
+  /** @type {Map<string, Element>} */
+  const present = new Map();
+  for (const element of tree.children) present.set(element.getAttribute("data-key") ?? "", element);
+  let at = tree.firstElementChild;
+  for (const { key, signature, make } of items) {
+    let element = present.get(key);
+    present.delete(key);
+    if (!element) element = make();
+    else if (signatures.get(element) !== signature) morphNode(element, make());
+    signatures.set(element, signature);
+    if (element === at) at = at.nextElementSibling;
+    else tree.insertBefore(element, at);
+  }
+  present.forEach((element) => element.remove());
 }
 
 /** @param {Node} node @param {number} index @param {number} count @param {string} place */
@@ -173,7 +206,7 @@ function item(node, index, count, place) {
   return h(
     "li",
     {
-      class: `node ${node.more.length ? "two" : ""}`,
+      class: `node ${node.more ? "two" : ""}`,
       role: "treeitem",
       "data-key": node.key,
       "data-href": node.href,
@@ -189,8 +222,8 @@ function item(node, index, count, place) {
     twisty,
     icon(node.symbol),
     h("span", { class: "node-name", title: node.name }, node.name),
-    node.mark ?? h("span", {}),
-    node.more.length > 0 && h("span", { class: "node-more" }, node.more),
+    node.mark?.() ?? h("span", {}),
+    node.more && h("span", { class: "node-more" }, node.more()),
   );
 }
 
@@ -230,6 +263,7 @@ export function startTree(tree, place) {
       focusNode(tree);
     };
     const open = present.children && !folded.has(present.key);
+    if (event.key.length > 1) typed = "";
     switch (event.key) {
       case "ArrowDown":
         go(shown[at + 1]);
