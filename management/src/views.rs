@@ -245,6 +245,60 @@ pub struct CameraStatus {
     pub last_frame: Option<Timestamp>,
 }
 
+/// What can be changed on a camera.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CameraChange {
+    /// What people call it.
+    pub name: String,
+}
+
+/// What was recorded, and what was not, in order. Together ranges and gaps cover the time from `start`
+/// to `end`, as far as the camera existed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Timeline {
+    /// As asked for, or the camera's first moment.
+    #[schema(value_type = String, format = DateTime)]
+    pub start: Timestamp,
+    /// As asked for, or now.
+    #[schema(value_type = String, format = DateTime)]
+    pub end: Timestamp,
+    /// Footage without interruption.
+    pub ranges: Vec<TimelineRange>,
+    /// No footage.
+    pub gaps: Vec<TimelineGap>,
+}
+
+/// Footage without interruption.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TimelineRange {
+    /// Its first frame.
+    #[schema(value_type = String, format = DateTime)]
+    pub start: Timestamp,
+    /// The end of its last frame.
+    #[schema(value_type = String, format = DateTime)]
+    pub end: Timestamp,
+}
+
+/// No footage, and why.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TimelineGap {
+    /// The end of the last frame before it.
+    #[schema(value_type = String, format = DateTime)]
+    pub start: Timestamp,
+    /// The first frame after it.
+    #[schema(value_type = String, format = DateTime)]
+    pub end: Timestamp,
+    /// A word for programs.
+    #[schema(example = "connection-lost")]
+    pub code: String,
+    /// A sentence for people.
+    pub message: String,
+}
+
 impl Camera {
     /// As it is put on the board: without what changes with every frame, or each change of nothing
     /// would be told to every browser.
@@ -326,6 +380,29 @@ mod tests {
         }
     }
 
+    /// Read as `protocol` types it, written by that, read and written by the view: nothing is lost.
+    fn assert_described<Typed, View>(sent: serde_json::Value)
+    where
+        Typed: serde::de::DeserializeOwned + Serialize,
+        View: serde::de::DeserializeOwned + Serialize,
+    {
+        let typed = serde_json::to_value(serde_json::from_value::<Typed>(sent.clone()).unwrap()).unwrap();
+        assert_eq!(typed, sent);
+        let described = serde_json::to_value(serde_json::from_value::<View>(typed).unwrap()).unwrap();
+        assert_eq!(described, sent);
+    }
+
+    #[test]
+    fn timelines_and_changes_are_described_as_the_recording_server_has_them() {
+        assert_described::<recording::CameraChange, CameraChange>(json!({"name": "Gate"}));
+        assert_described::<recording::Timeline, Timeline>(json!({
+            "start": "2026-11-21T12:00:00Z", "end": "2026-11-21T13:00:00Z",
+            "ranges": [{"start": "2026-11-21T12:00:00Z", "end": "2026-11-21T12:30:00Z"}],
+            "gaps": [{"start": "2026-11-21T12:30:00Z", "end": "2026-11-21T13:00:00Z",
+                "code": "connection-lost", "message": "The device went away."}],
+        }));
+    }
+
     /// A field that `protocol` has and the view has not would be missing from the document.
     #[test]
     fn hardware_is_described_as_the_recording_server_sends_it() {
@@ -337,9 +414,6 @@ mod tests {
                 "last_frame": "2026-11-21T12:00:00Z",
                 "problem": {"code": "away", "message": "The device is away.", "step": "tunnel"}}}],
         });
-        let typed: recording::Hardware = serde_json::from_value(sent.clone()).unwrap();
-        let described: Hardware = serde_json::from_value(serde_json::to_value(&typed).unwrap()).unwrap();
-        assert_eq!(serde_json::to_value(described).unwrap(), sent);
-        assert_eq!(serde_json::to_value(typed).unwrap(), sent);
+        assert_described::<recording::Hardware, Hardware>(sent);
     }
 }

@@ -26,7 +26,7 @@ pub async fn one(State(app): State<App>, request: Request) -> Response {
 /// Change a camera
 #[utoipa::path(patch, path = "/api/v1/cameras/{id}", tag = "cameras",
     params(("id" = i64, Path, description = "Camera")),
-    request_body(content = serde_json::Value, description = "`name`, and what else the recording server lets change"),
+    request_body = views::CameraChange,
     responses((status = 200, body = views::Camera), (status = 404, body = views::Problem)))]
 pub async fn change(
     State(app): State<App>,
@@ -54,10 +54,12 @@ pub async fn live(State(app): State<App>, request: Request) -> Response {
 }
 
 /// What was recorded, and the gaps with their causes
+///
+/// Times are RFC 3339, or seconds since 1970.
 #[utoipa::path(get, path = "/api/v1/cameras/{id}/timeline", tag = "cameras",
     params(("id" = i64, Path, description = "Camera"),
         ("start" = String, Query, description = "RFC 3339"), ("end" = String, Query, description = "RFC 3339")),
-    responses((status = 200, body = serde_json::Value), (status = 404, body = views::Problem)))]
+    responses((status = 200, body = views::Timeline), (status = 404, body = views::Problem)))]
 pub async fn timeline(State(app): State<App>, request: Request) -> Response {
     app.recording.forward(request).await
 }
@@ -71,6 +73,9 @@ pub async fn init(State(app): State<App>, request: Request) -> Response {
 }
 
 /// One recorded group of pictures, at or after a moment
+///
+/// Headers: `x-homing-start` and `x-homing-end`, `x-homing-init` (the initialisation segment that it
+/// needs), `x-homing-mime`, and `x-homing-next`, the `time` to ask for next.
 #[utoipa::path(get, path = "/api/v1/cameras/{id}/fragment", tag = "cameras",
     params(("id" = i64, Path, description = "Camera"), ("time" = String, Query, description = "RFC 3339")),
     responses((status = 200, content_type = "video/mp4"), (status = 404, body = views::Problem)))]
