@@ -11,6 +11,9 @@ import { signInAgain } from "./api.js";
 /** @typedef {import("./types.js").Hardware} Hardware */
 /** @typedef {import("./types.js").Camera} Camera */
 
+/** In the background for so long: the stream is closed. Browsers allow six connections to a server, in all tabs. */
+const HIDDEN_MS = 30_000;
+
 const KINDS = /** @type {const} */ (["tunnel-server", "device", "recording-server", "hardware", "camera"]);
 
 /** "Camera 10" comes after "Camera 9". */
@@ -20,6 +23,8 @@ class Store {
   constructor() {
     /** @type {Record<typeof KINDS[number], Map<string, any>>} */
     this.things = { "tunnel-server": new Map(), device: new Map(), "recording-server": new Map(), hardware: new Map(), camera: new Map() };
+    /** @type {EventSource | null} */
+    this.source = null;
     /** Whether the stream is open and has told everything. */
     this.ready = false;
     /** Whether the stream is open now. */
@@ -39,9 +44,28 @@ class Store {
     this.incoming = null;
   }
 
-  /** Opens the event stream; the browser reconnects by itself. */
+  /** Follows the world from now on, but not for a tab that nobody sees. */
   start() {
+    this.open();
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let hiding;
+    document.addEventListener("visibilitychange", () => {
+      clearTimeout(hiding);
+      if (document.hidden) {
+        hiding = setTimeout(() => {
+          this.source?.close();
+          this.source = null;
+        }, HIDDEN_MS);
+      } else if (!this.source) {
+        this.restart();
+      }
+    });
+  }
+
+  /** Opens the event stream; the browser reconnects by itself. */
+  open() {
     const source = new EventSource("/api/v1/events");
+    this.source = source;
     source.addEventListener("reset", () => {
       this.incoming = { "tunnel-server": new Map(), device: new Map(), "recording-server": new Map(), hardware: new Map(), camera: new Map() };
     });
@@ -70,18 +94,20 @@ class Store {
       this.online = false;
       this.changed();
       // A refusal closes the stream for good; it is asked why.
-      if (source.readyState === EventSource.CLOSED) setTimeout(() => this.restart(), 2000 + Math.random() * 2000);
+      if (source.readyState === EventSource.CLOSED) setTimeout(() => source === this.source && this.restart(), 2000 + Math.random() * 2000);
     });
   }
 
+  /** Opens the event stream anew, if there still is a session. */
   async restart() {
+    this.source?.close();
     try {
       const response = await fetch("/api/v1/session");
       if (response.status === 401) return signInAgain();
     } catch {
       // Still away: the stream tries again as well.
     }
-    this.start();
+    this.open();
   }
 
   changed() {
