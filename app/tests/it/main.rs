@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`tidy`] | the rules of the house, read from the source |
+//! | [`browser`] | the page in Chromium, as a newcomer uses it |
 //! | [`frames`] | accounting for every frame, also after a crash |
 //! | [`lab`] | the whole in networks of its own |
 //! | [`system`] | the whole on loopback: mistakes, hostile peers, secrets, the end |
@@ -15,6 +16,7 @@
 // Helpers of tests, which clippy does not recognise as tests; a failing test prints what it knows.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
+mod browser;
 mod frames;
 mod harness;
 mod lab;
