@@ -18,7 +18,10 @@ use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use homing_base::onvif::ANSWER_LIMIT_BYTES;
 use homing_protocol::api::recording::DeviceAddress;
-use homing_protocol::{SerialNumber, api::ProblemDetail};
+use homing_protocol::{
+    SerialNumber,
+    api::{Problem, ProblemDetail},
+};
 use http::{Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
@@ -29,6 +32,12 @@ use crate::config::TunnelServer;
 
 /// For a TCP connection, and for a proxy to answer CONNECT.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// For the text of a refusal to follow its head.
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What is asked for through a tunnel is RTSP, at whatever port the device has it on its own network.
+const RTSP_PORT: u16 = 554;
 
 /// The longest answer to CONNECT.
 const CONNECT_ANSWER_LIMIT: usize = 8 * 1024;
@@ -306,11 +315,11 @@ impl DeviceConnector for ProxyConnector {
     fn connect<'a>(
         &'a self,
         device: &'a DeviceAddress,
-        port: u16,
+        _port: u16,
     ) -> BoxFuture<'a, Result<Box<dyn Stream>, ConnectError>> {
         Box::pin(async move {
             let (proxy, serial) = self.to(device)?;
-            let opened = tokio::time::timeout(CONNECT_DEADLINE, proxy.open(serial, port)).await;
+            let opened = tokio::time::timeout(CONNECT_DEADLINE, proxy.open(serial)).await;
             let stream = opened.unwrap_or_else(|_| {
                 let peer = format!("tunnel server {}", proxy.name);
                 Err(ConnectError::Unreachable { peer, cause: "no answer to CONNECT in time".into() })
@@ -343,14 +352,15 @@ impl DeviceConnector for ProxyConnector {
 }
 
 impl Proxy {
-    async fn open(&self, serial: SerialNumber, port: u16) -> Result<TcpStream, ConnectError> {
+    async fn open(&self, serial: SerialNumber) -> Result<TcpStream, ConnectError> {
         let mut stream = dial(&self.host, self.port).await?;
         let peer = format!("tunnel server {}", self.name);
         let lost =
             |error: io::Error| ConnectError::Unreachable { peer: peer.clone(), cause: error.to_string() };
         let host = serial.host();
-        let mut head =
-            BytesMut::from(format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n").as_bytes());
+        let mut head = BytesMut::from(
+            format!("CONNECT {host}:{RTSP_PORT} HTTP/1.1\r\nHost: {host}:{RTSP_PORT}\r\n").as_bytes(),
+        );
         head.extend_from_slice(b"Proxy-Authorization: ");
         head.extend_from_slice(self.authorization.as_bytes());
         head.extend_from_slice(b"\r\n\r\n");
@@ -358,30 +368,57 @@ impl Proxy {
         // Byte by byte would be slow, more than the head must not be taken: the proxy sends nothing after
         // its answer until the device does, and the device waits for us.
         let mut answer = Vec::with_capacity(512);
-        let status = loop {
-            let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
+        let (status, end) = loop {
+            let end = answer.windows(4).position(|window| window == b"\r\n\r\n").map(|end| end + 4);
             if let Some(end) = end {
-                if end + 4 != answer.len() {
-                    let cause = "bytes after the answer to CONNECT".to_owned();
-                    return Err(ConnectError::Unexpected { peer, cause });
-                }
-                break parse_status(&answer);
+                break (parse_status(&answer), end);
             }
-            if answer.len() >= CONNECT_ANSWER_LIMIT {
-                break None;
-            }
-            if stream.read_buf(&mut answer).await.map_err(lost)? == 0 {
-                break None;
+            if answer.len() >= CONNECT_ANSWER_LIMIT || stream.read_buf(&mut answer).await.map_err(lost)? == 0
+            {
+                break (None, 0);
             }
         };
         let Some(status) = status else {
             return Err(ConnectError::Unexpected { peer, cause: "no answer to CONNECT".into() });
         };
-        self.check(status, serial)?;
-        if !status.is_success() {
-            return Err(ConnectError::Closed { peer: serial.to_string(), cause: format!("HTTP {status}") });
+        if status.is_success() {
+            if end != answer.len() {
+                return Err(ConnectError::Unexpected {
+                    peer,
+                    cause: "bytes after the answer to CONNECT".into(),
+                });
+            }
+            return Ok(stream);
         }
-        Ok(stream)
+        Err(self.refused(serial, status, stream, answer.split_off(end)).await)
+    }
+
+    /// What the tunnel server says about a CONNECT that it did not carry out; it says so in a `Problem`.
+    async fn refused(
+        &self,
+        serial: SerialNumber,
+        status: StatusCode,
+        mut stream: TcpStream,
+        mut body: Vec<u8>,
+    ) -> ConnectError {
+        let problem = loop {
+            if let Ok(problem) = serde_json::from_slice::<Problem>(&body) {
+                break Some(problem.error);
+            }
+            let is_full = body.len() >= CONNECT_ANSWER_LIMIT;
+            let read = tokio::time::timeout(REFUSAL_DEADLINE, stream.read_buf(&mut body));
+            if is_full || !matches!(read.await, Ok(Ok(1..))) {
+                break None;
+            }
+        };
+        match (self.check(status, serial), problem) {
+            (Err(refused @ ConnectError::Refused { .. }), _) if status != StatusCode::FORBIDDEN => refused,
+            (_, Some(problem)) if problem.code != "not-connected" => {
+                ConnectError::Closed { peer: serial.to_string(), cause: problem.message }
+            }
+            (Err(error), _) => error,
+            (Ok(()), _) => ConnectError::Closed { peer: serial.to_string(), cause: format!("HTTP {status}") },
+        }
     }
 
     fn check(&self, status: StatusCode, serial: SerialNumber) -> Result<(), ConnectError> {

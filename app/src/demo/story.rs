@@ -100,10 +100,12 @@ async fn add_all(api: &ApiClient, cameras: &[&CameraDescription]) -> anyhow::Res
             if device.state == "yellow" {
                 tokio::time::sleep(SEEN_YELLOW).await;
                 let hardware = json!({ "serial": device.serial });
-                let _: serde_json::Value = api
-                    .send(Method::POST, "/api/v1/hardware", &hardware)
-                    .await
-                    .with_context(|| format!("adding {}", device.serial))?;
+                match api.send::<_, serde_json::Value>(Method::POST, "/api/v1/hardware", &hardware).await {
+                    Ok(_) => (),
+                    // Added in an earlier run; the management server had only just started when it said yellow.
+                    Err(CallError::Refused { status: StatusCode::CONFLICT, .. }) => (),
+                    Err(error) => return Err(error).with_context(|| format!("adding {}", device.serial)),
+                }
             }
             left.swap_remove(index);
         }

@@ -176,7 +176,7 @@ fn secrets_are_never_logged_nor_stored_readable() {
         secrets.push(pair(&text("user"), &text("password")));
     }
     assert!(secrets.iter().all(|secret| secret.len() >= 12), "too short to be looked for: {secrets:?}");
-    let log = demo.process.log();
+    let log = demo.process.logged();
     assert!(log.iter().any(|line| line.contains("TRACE")), "the log is not at level trace");
     for secret in &secrets {
         let line = log.iter().find(|line| line.contains(secret));

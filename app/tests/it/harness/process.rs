@@ -20,13 +20,22 @@ const LINES_KEPT: usize = 400_000;
 /// Lines of a log that a failing test shows.
 const LINES_SHOWN: usize = 40;
 
+/// A line, and whether it was printed (standard output) or logged (standard error).
+type Line = (Stream, String);
+
+#[derive(Clone, Copy, PartialEq)]
+enum Stream {
+    Printed,
+    Logged,
+}
+
 /// A running program.
 pub struct Process {
     name: String,
     child: Child,
     group: Pid,
     ended: Option<ExitStatus>,
-    log: Arc<Mutex<Vec<String>>>,
+    log: Arc<Mutex<Vec<Line>>>,
     readers: Vec<JoinHandle<()>>,
     announced: Vec<String>,
 }
@@ -44,10 +53,10 @@ impl Process {
             .spawn();
         let mut child = started.unwrap_or_else(|error| panic!("{name}: cannot start {command:?}: {error}"));
         let group = Pid::from_child(&child);
-        let log = Arc::<Mutex<Vec<String>>>::default();
+        let log = Arc::<Mutex<Vec<Line>>>::default();
         let readers = vec![
-            follow(child.stdout.take().expect("piped"), log.clone()),
-            follow(child.stderr.take().expect("piped"), log.clone()),
+            follow(Stream::Printed, child.stdout.take().expect("piped"), log.clone()),
+            follow(Stream::Logged, child.stderr.take().expect("piped"), log.clone()),
         ];
         Process { name: name.to_owned(), child, group, ended: None, log, readers, announced: Vec::new() }
     }
@@ -57,9 +66,15 @@ impl Process {
         self.child.id()
     }
 
-    /// All lines it has printed so far.
+    /// All lines it has printed and logged so far.
     pub fn log(&self) -> Vec<String> {
-        self.log.lock().unwrap().clone()
+        self.log.lock().unwrap().iter().map(|(_, line)| line.clone()).collect()
+    }
+
+    /// What it has logged so far, without what it has printed for people at a terminal.
+    pub fn logged(&self) -> Vec<String> {
+        let log = self.log.lock().unwrap();
+        log.iter().filter(|(stream, _)| *stream == Stream::Logged).map(|(_, line)| line.clone()).collect()
     }
 
     /// The first line that holds `part`, once there is one.
@@ -67,7 +82,7 @@ impl Process {
     pub fn wait_for_line(&mut self, part: &str, within: Duration) -> String {
         let what = format!("{} prints {part:?}", self.name);
         wait_for(&what, within, || {
-            if let Some(line) = self.log.lock().unwrap().iter().find(|line| line.contains(part)) {
+            if let Some((_, line)) = self.log.lock().unwrap().iter().find(|(_, line)| line.contains(part)) {
                 return Ok(line.clone());
             }
             if let Some(status) = self.status() {
@@ -126,8 +141,8 @@ impl Process {
 
     /// Lines of level ERROR, and panics, that the test did not announce.
     fn complaints(&self) -> Vec<String> {
-        let log = self.log.lock().unwrap();
-        log.iter().filter(|line| is_error(line)).filter(|line| !self.is_announced(line)).cloned().collect()
+        let errors = self.log().into_iter().filter(|line| is_error(line));
+        errors.filter(|line| !self.is_announced(line)).collect()
     }
 
     fn is_announced(&self, line: &str) -> bool {
@@ -141,7 +156,7 @@ fn is_error(line: &str) -> bool {
     level_of_text || line.contains(r#""level":"ERROR""#) || line.contains("' panicked at ")
 }
 
-fn follow(stream: impl Read + Send + 'static, log: Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
+fn follow(of: Stream, stream: impl Read + Send + 'static, log: Arc<Mutex<Vec<Line>>>) -> JoinHandle<()> {
     thread::spawn(move || {
         for line in BufReader::new(stream).split(b'\n') {
             let Ok(line) = line else { return };
@@ -149,7 +164,7 @@ fn follow(stream: impl Read + Send + 'static, log: Arc<Mutex<Vec<String>>>) -> J
             if log.len() == LINES_KEPT {
                 log.drain(..LINES_KEPT / 2);
             }
-            log.push(String::from_utf8_lossy(&line).into_owned());
+            log.push((of, String::from_utf8_lossy(&line).into_owned()));
         }
     })
 }

@@ -185,7 +185,7 @@ impl World {
     pub fn logs(&self) -> Vec<String> {
         [&self.agent, &self.management, &self.tunnel, &self.dispatcher]
             .into_iter()
-            .flat_map(Process::log)
+            .flat_map(Process::logged)
             .collect()
     }
 
