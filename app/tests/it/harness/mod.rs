@@ -104,22 +104,18 @@ pub fn homing() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_homing"))
 }
 
-/// The `homing-agent` program, built with it in the same folder.
+/// The `homing-agent` program, which lies beside `homing`.
 ///
-/// Cargo builds only the programs of the package under test by itself, hence the build here; it is
-/// over at once when `cargo xtask test` has built it before.
+/// Cargo builds the programs of the package under test, and this is another one's; hence the build here,
+/// as `cargo xtask test` does it (another choice of packages would build dependencies anew, with other
+/// features), and over at once when it has.
 pub fn homing_agent() -> PathBuf {
     static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
     BUILT
         .get_or_init(|| {
-            let folder = homing().parent().expect("programs lie in a folder").to_owned();
             let mut build = std::process::Command::new(env!("CARGO"));
-            build.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(root());
-            if folder.ends_with("release") {
-                build.arg("--release");
-            }
-            output(&mut build);
-            folder.join("homing-agent")
+            output(build.args(["test", "--quiet", "--workspace", "--no-run"]).current_dir(root()));
+            homing().parent().expect("programs lie in a folder").join("homing-agent")
         })
         .clone()
 }
