@@ -42,6 +42,45 @@ const SECURITY_HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("permissions-policy"), "camera=(), geolocation=(), microphone=()"),
 ];
 
+/// The cookie that carries a session's secret.
+#[derive(Debug)]
+pub struct SessionCookie {
+    name: String,
+    secure: bool,
+}
+
+impl SessionCookie {
+    /// Browsers keep cookies by host, not by port: two servers on one machine must not take each other's.
+    /// Over HTTPS the prefix makes the browser refuse the cookie from anybody but this host.
+    pub fn new(secure: bool, address: SocketAddr) -> Self {
+        let prefix = if secure { "__Host-" } else { "" };
+        SessionCookie { name: format!("{prefix}homing_session_{}", address.port()), secure }
+    }
+
+    /// The secret that a request carries.
+    pub fn read<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        cookie(headers, &self.name)
+    }
+
+    /// `Set-Cookie` for a new session.
+    pub fn set(&self, secret: &Secret) -> HeaderValue {
+        self.header(secret.expose(), "")
+    }
+
+    /// `Set-Cookie` that makes the browser forget it.
+    pub fn clear(&self) -> HeaderValue {
+        self.header("", "; Max-Age=0")
+    }
+
+    fn header(&self, value: &str, more: &str) -> HeaderValue {
+        let secure = if self.secure { "; Secure" } else { "" };
+        let cookie = format!("{}={value}; Path=/; HttpOnly; SameSite=Strict{secure}{more}", self.name);
+        let mut value = HeaderValue::from_str(&cookie).expect("name and value are URL-safe characters");
+        value.set_sensitive(true);
+        value
+    }
+}
+
 /// Who sends a request, for handlers. Having one means that the gate let it pass.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -130,12 +169,12 @@ async fn identify(app: &App, headers: &HeaderMap) -> Result<Option<Identity>, Fa
         let Some(token) = token else { return Ok(None) };
         return app.accounts.token(token.expose()).await.map_err(internal);
     }
-    let Some(secret) = cookie(headers, &app.cookie) else { return Ok(None) };
+    let Some(secret) = app.cookie.read(headers) else { return Ok(None) };
     app.accounts.session(secret).await.map_err(internal)
 }
 
 /// The value of a cookie; RFC 6265 §5.4.
-pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers
         .get_all(header::COOKIE)
         .iter()
@@ -217,6 +256,20 @@ mod tests {
         let headers = headers(&[("cookie", "a=1; homing=x=y; homing2=z")]);
         assert_eq!(cookie(&headers, "homing"), Some("x=y"));
         assert_eq!(cookie(&headers, "oming"), None);
+    }
+
+    #[test]
+    fn over_https_a_session_is_bound_to_this_host_and_to_https() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 8443));
+        let secret = Secret::new("s3cret");
+        let plain = SessionCookie::new(false, address).set(&secret);
+        assert_eq!(plain, "homing_session_8443=s3cret; Path=/; HttpOnly; SameSite=Strict");
+        let secure = SessionCookie::new(true, address);
+        let set = secure.set(&secret);
+        assert_eq!(set, "__Host-homing_session_8443=s3cret; Path=/; HttpOnly; SameSite=Strict; Secure");
+        assert!(!format!("{set:?}").contains("s3cret"));
+        assert!(secure.clear().to_str().unwrap().ends_with("; Secure; Max-Age=0"));
+        assert_eq!(secure.read(&headers(&[("cookie", "__Host-homing_session_8443=x")])), Some("x"));
     }
 
     #[test]

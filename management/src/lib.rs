@@ -81,8 +81,7 @@ pub struct App {
     guesses: Arc<Guesses>,
     hashing: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    cookie: Arc<str>,
-    secure: bool,
+    cookie: Arc<gate::SessionCookie>,
     metrics: Metrics,
     stop: Stop,
 }
@@ -119,8 +118,7 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
         guesses: Arc::new(Guesses::new()),
         hashing: Arc::new(Semaphore::new(HASHES_AT_ONCE)),
         streams: Arc::new(Semaphore::new(api::events::STREAMS)),
-        cookie: cookie_name(leaf.is_some(), address).into(),
-        secure: leaf.is_some(),
+        cookie: Arc::new(gate::SessionCookie::new(leaf.is_some(), address)),
         metrics: Metrics::register(ops),
         stop: Stop::new(),
     };
@@ -216,13 +214,6 @@ async fn first_user(accounts: &Accounts, given: &Secret) -> anyhow::Result<Optio
     accounts.add_user("admin", password.clone()).await?;
     tracing::info!("first start: user \"admin\" made");
     Ok(Some(Credentials::new("admin", password)))
-}
-
-/// Browsers keep cookies by host, not by port: two servers on one machine must not take each other's.
-/// Over HTTPS the prefix makes the browser refuse the cookie from anybody but this host.
-fn cookie_name(secure: bool, address: SocketAddr) -> String {
-    let prefix = if secure { "__Host-" } else { "" };
-    format!("{prefix}homing_session_{}", address.port())
 }
 
 /// Everything that is served, behind the gate.

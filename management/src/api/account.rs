@@ -97,7 +97,7 @@ pub async fn sign_in(
     let secret = app.accounts.begin_session(id, &peer, browser).await.map_err(account_failure)?;
     app.audit.record(&name, &peer, "sign-in", "", "").await?;
     let mut response = Json(app.whoami(id, name, None)).into_response();
-    response.headers_mut().insert(header::SET_COOKIE, app.set_cookie(&secret));
+    response.headers_mut().insert(header::SET_COOKIE, app.cookie.set(&secret));
     Ok(response)
 }
 
@@ -124,7 +124,7 @@ pub async fn sign_out(State(app): State<App>, caller: Caller) -> Result<Response
     app.accounts.end_session(caller.identity.user, id).await.map_err(account_failure)?;
     app.record(&caller, "sign-out", "", "").await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
-    response.headers_mut().insert(header::SET_COOKIE, app.clear_cookie());
+    response.headers_mut().insert(header::SET_COOKIE, app.cookie.clear());
     Ok(response)
 }
 
@@ -357,22 +357,6 @@ impl App {
     fn whoami(&self, id: i64, user: String, session: Option<i64>) -> Whoami {
         let simulated_cameras = !self.simulated.is_empty();
         Whoami { id, user, session, version: env!("CARGO_PKG_VERSION"), simulated_cameras }
-    }
-
-    fn set_cookie(&self, secret: &Secret) -> HeaderValue {
-        self.cookie_header(secret.expose(), "")
-    }
-
-    fn clear_cookie(&self) -> HeaderValue {
-        self.cookie_header("", "; Max-Age=0")
-    }
-
-    fn cookie_header(&self, value: &str, more: &str) -> HeaderValue {
-        let secure = if self.secure { "; Secure" } else { "" };
-        let cookie = format!("{}={value}; Path=/; HttpOnly; SameSite=Strict{secure}{more}", self.cookie);
-        let mut value = HeaderValue::from_str(&cookie).expect("name and value are URL-safe characters");
-        value.set_sensitive(true);
-        value
     }
 }
 

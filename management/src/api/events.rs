@@ -50,7 +50,9 @@ pub async fn stream(
         let message = format!("{STREAMS} pages are open already; try again later.");
         Failure::new(StatusCode::SERVICE_UNAVAILABLE, Problem::new("too-many-streams", message))
     })?;
-    let session = crate::gate::cookie(&headers, &app.cookie)
+    let session = app
+        .cookie
+        .read(&headers)
         .filter(|_| matches!(caller.identity.by, crate::accounts::Credential::Session(_)))
         .map(Secret::new);
     let viewer = Viewer::new(app, session, permit);

@@ -240,6 +240,21 @@ async fn users_and_tokens_come_and_go() {
     site.end().await;
 }
 
+#[tokio::test]
+async fn https_with_a_certificate_from_its_own_ca() {
+    use homing_base::client::{ApiClient, Auth};
+    let site = Site::start_with(|config| config.tls = homing_management::config::Tls::Own).await;
+    let trust = std::fs::read_to_string(site.data().join("management-ca.pem")).unwrap();
+    let client = |trust: Option<&str>| {
+        let auth = Auth::Bearer(site.token.as_str().into());
+        ApiClient::new("management server", &format!("https://{}", site.address), &auth, trust).unwrap()
+    };
+    let who: Value = client(Some(&trust)).get("/api/v1/session").await.unwrap();
+    assert_eq!(who["user"], "admin");
+    client(None).get::<Value>("/api/v1/session").await.unwrap_err();
+    site.end().await;
+}
+
 /// An open page of somebody who was signed out elsewhere must not go on telling.
 #[tokio::test]
 async fn an_event_stream_ends_with_its_session() {

@@ -309,7 +309,7 @@ pub struct Site {
     pub presses: Arc<Mutex<u32>>,
     tunnel_stop: Mutex<Stop>,
     stop: Stop,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Site {
@@ -383,8 +383,13 @@ impl Site {
             presses,
             tunnel_stop: Mutex::new(tunnel_stop),
             stop,
-            _folder: folder,
+            folder,
         }
+    }
+
+    /// The management server's data folder.
+    pub fn data(&self) -> std::path::PathBuf {
+        self.folder.path().join("management")
     }
 
     pub async fn stop_tunnel(&self) {
