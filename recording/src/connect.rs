@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use homing_base::onvif::ANSWER_LIMIT_BYTES;
 use homing_protocol::api::recording::DeviceAddress;
 use homing_protocol::{
     SerialNumber,
     api::{Problem, ProblemDetail},
+    secret::Credentials,
 };
 use http::{Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -280,8 +280,8 @@ impl ProxyConnector {
         for server in servers {
             let place = || format!("[[recording.tunnel_servers]] {:?}", server.name);
             let (host, port) = server.proxy.rsplit_once(':').with_context(place)?;
-            let plain = format!("{}:{}", server.user, server.password.expose());
-            let basic = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(plain));
+            let credentials = Credentials { user: server.user.clone(), password: server.password.clone() };
+            let basic = homing_base::client::basic(&credentials);
             let mut authorization = header::HeaderValue::from_str(&basic).with_context(place)?;
             authorization.set_sensitive(true);
             let proxy = Proxy {

@@ -163,11 +163,11 @@ impl TunnelHandle {
     pub async fn open_rtsp(&self, serial: SerialNumber) -> Result<RtspLink, ReachError> {
         let connected = self.connected(serial)?;
         let path = connected.rtsp_path.get_or_try_init(|| async {
-            rtsp::websocket_path(&connected.uplink, &self.credentials(serial).await?).await
+            rtsp::websocket_path(&connected.uplink, serial.host(), self.credentials(serial).await?).await
         });
         let opened = match path.await {
             Ok(path) => rtsp::open(&connected.uplink, path, self.credentials(serial)).await,
-            Err(cause) => Err(cause.into()),
+            Err(refused) => Err(refused),
         };
         let stream = opened.map_err(|rtsp::Refused { cause, timeout }| ReachError::Rtsp {
             device: self.called(serial),

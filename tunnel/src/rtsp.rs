@@ -7,20 +7,18 @@
 //! Not here: RTSP itself, which is the client's and the device's own business.
 
 use bytes::Bytes;
+use homing_base::onvif::{ANSWER_LIMIT_BYTES, Carrier, Device, DeviceError};
 use homing_protocol::{
     digest::{BasicPolicy, ClientAuth, ClientError},
     onvif::{self, device, media2},
     secret::Credentials,
-    soap,
 };
 use homing_uplink::{OpenError, RequestError, Uplink, WebSocketStream};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use std::time::Duration;
 
-/// The longest SOAP answer that is read.
-const ANSWER_MAX_BYTES: usize = 256 * 1024;
-
-/// A challenge, an answer, and once more for a nonce that expired between.
-const ATTEMPTS: usize = 3;
+/// For each question to the device.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The subprotocol of RTSP over WebSocket (ONVIF Streaming Specification).
 const SUBPROTOCOL: &str = "rtsp.onvif.org";
@@ -87,11 +85,15 @@ fn sensitive(value: &str) -> Result<HeaderValue, String> {
     Ok(value)
 }
 
-/// The path to open a WebSocket at; or why there is none, in words.
-pub(crate) async fn websocket_path(uplink: &Uplink, credentials: &Credentials) -> Result<String, String> {
+/// The path to open a WebSocket at, or why there is none.
+pub(crate) async fn websocket_path(
+    uplink: &Uplink,
+    host: String,
+    credentials: Credentials,
+) -> Result<String, Refused> {
     // Basic is all that some devices know; it travels inside TLS, to a key that was vouched for.
-    let mut client = Client { uplink, credentials, auth: ClientAuth::new(BasicPolicy::Allow) };
-    let services = client.call(onvif::DEVICE_PATH, &device::GetServices { include_capability: true }).await;
+    let mut device = Device::new(Through(uplink), host, credentials, ANSWER_DEADLINE).allow_basic();
+    let services = device.services().await;
     let mut media2_path = onvif::MEDIA2_PATH.to_owned();
     if let Ok(services) = &services {
         let named = services.find(onvif::MEDIA2_NS);
@@ -104,59 +106,31 @@ pub(crate) async fn websocket_path(uplink: &Uplink, credentials: &Credentials) -
             path.clone_into(&mut media2_path);
         }
     }
-    let capabilities = client.call(&media2_path, &media2::GetServiceCapabilities).await;
+    let capabilities = device.call(&media2_path, &media2::GetServiceCapabilities).await;
     match capabilities.map(|told| told.rtsp_web_socket_uri) {
         Ok(Some(uri)) => Ok(device::path_of(&uri).to_owned()),
         Ok(None) => {
-            Err("it does not offer RTSP over WebSocket (Media2 names no RTSPWebSocketUri)".to_owned())
+            Err("it does not offer RTSP over WebSocket (Media2 names no RTSPWebSocketUri)".to_owned().into())
         }
         // What went wrong first is what to look at.
-        Err(error) => Err(services.err().unwrap_or(error)),
+        Err(error) => {
+            let error = services.err().unwrap_or(error);
+            let timeout = matches!(error, DeviceError::Timeout(_));
+            Err(Refused { cause: format!("where it has RTSP could not be asked: {error}"), timeout })
+        }
     }
 }
 
-struct Client<'a> {
-    uplink: &'a Uplink,
-    credentials: &'a Credentials,
-    auth: ClientAuth,
-}
+/// Carries requests through a device's uplink.
+struct Through<'a>(&'a Uplink);
 
-impl Client<'_> {
-    async fn call<R: onvif::Request>(&mut self, path: &str, request: &R) -> Result<R::Answer, String> {
-        let body = Bytes::from(request.to_xml());
-        for _ in 0..ATTEMPTS {
-            let (status, challenges, answer) = self.post(path, body.clone()).await?;
-            if status == StatusCode::UNAUTHORIZED {
-                let challenges = challenges.iter().map(String::as_str);
-                self.auth.handle_challenge(challenges).map_err(|error| format!("{}: {error}", R::NAME))?;
-                continue;
-            }
-            self.auth.handle_accepted();
-            // Faults come with 400 or 500, and say more than the status.
-            return R::parse_answer(&answer).map_err(|error| match status.is_success() {
-                true => format!("{}: {error}", R::NAME),
-                false => format!("{}: status {status}: {error}", R::NAME),
-            });
-        }
-        Err(format!("{}: user name or password refused", R::NAME))
-    }
+impl Carrier for Through<'_> {
+    type Error = String;
 
-    async fn post(&mut self, path: &str, body: Bytes) -> Result<(StatusCode, Vec<String>, Bytes), String> {
-        let authorization =
-            self.auth.authorize("POST", path, self.credentials).map_err(|error| error.to_string())?;
-        let mut request = Request::new(body);
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = path.parse().map_err(|_| format!("its path {path:?} is none"))?;
-        let headers = request.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(soap::CONTENT_TYPE));
-        if let Some(value) = authorization {
-            headers.insert(header::AUTHORIZATION, sensitive(&value)?);
-        }
-        let response = self.uplink.request(request).await.map_err(|error| error.to_string())?;
-        let (parts, body) = response.into_parts();
-        let challenges = parts.headers.get_all(header::WWW_AUTHENTICATE).iter();
-        let challenges = challenges.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect();
-        let body = body.collect(ANSWER_MAX_BYTES).await.map_err(|error| error.to_string())?;
-        Ok((parts.status, challenges, body))
+    async fn carry(&self, request: Request<Bytes>) -> Result<Response<Bytes>, String> {
+        let response = self.0.request(request).await.map_err(|error| error.to_string())?;
+        let (head, body) = response.into_parts();
+        let body = body.collect(ANSWER_LIMIT_BYTES).await.map_err(|error| error.to_string())?;
+        Ok(Response::from_parts(head, body))
     }
 }
