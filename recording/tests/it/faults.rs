@@ -46,7 +46,7 @@ async fn an_outage_is_a_gap_with_a_cause() {
 
     tokio::time::sleep(std::time::Duration::from_secs(1)).await; // the outage itself
     let source = Source::restart(&url, Script { speed: 1, is_added: true, ..script(&[]) }).await;
-    recorder.handle.device_connected(view.serial);
+    recorder.device_connected(view.serial).await;
     recorder.wait_for_recorded(camera, 4.0).await;
     let timeline = recorder.timeline(camera).await;
     let [before, after] = timeline.ranges[..] else { panic!("{timeline:?}") };

@@ -164,7 +164,7 @@ async fn viewers_are_told_when_the_camera_goes() {
     let LiveMessage::Waiting { code, reason } = reason else { panic!("{reason:?}") };
     assert!(code == "connection-lost" && reason.contains("check"), "{code}: {reason}");
     let source = Source::restart(&url, Script { speed: 5, is_added: true, ..Script::default() }).await;
-    served.recorder.handle.device_connected(view.serial);
+    served.recorder.device_connected(view.serial).await;
     viewer.start().await;
     assert!(viewer.data().await.starts_with(b"\0\0\0\x18ftyp") || !viewer.data().await.is_empty());
     served.end().await;

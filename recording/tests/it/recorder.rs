@@ -9,7 +9,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use homing_base::{Ops, Stop, Workers};
 use homing_protocol::api::recording::{Camera, CameraState, DeviceAddress, Hardware, NewHardware, Timeline};
-use homing_recording::{Bound, Config, Deps, Handle, bind};
+use homing_recording::{Bound, Config, Deps, bind};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
@@ -21,7 +21,6 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Recorder {
     pub folder: Arc<tempfile::TempDir>,
     pub router: Router,
-    pub handle: Handle,
     pub ops: Ops,
     stop: Stop,
     running: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -47,9 +46,9 @@ impl Recorder {
         let ops = Ops::new();
         let workers = Workers::start(1).unwrap();
         let bound = bind(config, Deps { connectors: Vec::new(), workers, ops: ops.clone() }).await.unwrap();
-        let (router, handle, stop) = (bound.router(), bound.handle(), Stop::new());
+        let (router, stop) = (bound.router(), Stop::new());
         let running = Self::run(bound, stop.clone());
-        Self { folder, router, handle, ops, stop, running }
+        Self { folder, router, ops, stop, running }
     }
 
     #[expect(clippy::disallowed_methods)] // awaited by `stop`
@@ -62,6 +61,12 @@ impl Recorder {
         self.stop.stop();
         self.running.await.unwrap().unwrap();
         self.folder
+    }
+
+    /// As management does when the device has a new uplink.
+    pub async fn device_connected(&self, serial: homing_protocol::SerialNumber) {
+        let (status, ..) = self.send("POST", &format!("/api/v1/devices/{serial}/connected"), None).await;
+        assert_eq!(status, StatusCode::NO_CONTENT);
     }
 
     pub async fn send(
