@@ -32,7 +32,11 @@ const PAGE: &str = include_str!("../web/index.html");
 const SIGN_IN: &str = include_str!("../web/sign-in.html");
 
 const FILES: &[File] = files![
-    "style.css",
+    "base.css",
+    "parts.css",
+    "dialogs.css",
+    "places.css",
+    "narrow.css",
     "logo.svg",
     "js/api.js",
     "js/dialog.js",
