@@ -14,17 +14,14 @@ const SILENCE_MS = 12000;
 
 /**
  * Slack in seconds that is left for a network that is not even: it is caught up with until `enough`, by
- * playing faster from `tooMuch` on. A browser that plays sound wants more at hand than one that does not,
- * so sound that nobody hears is left out.
+ * playing faster from `tooMuch` on, by a jump from `farBehind` on. A browser that plays sound wants more
+ * at hand than one that does not, so sound that nobody hears is left out.
  */
-const SILENT = { enough: 0.04, tooMuch: 0.08 };
-const WITH_SOUND = { enough: 0.28, tooMuch: 0.4 };
+const SILENT = { enough: 0.04, tooMuch: 0.08, farBehind: 0.4 };
+const WITH_SOUND = { enough: 0.28, tooMuch: 0.4, farBehind: 1 };
 
-/** The fastest that it plays to catch up… */
+/** The fastest that it plays to catch up. */
 const FASTEST = 1.12;
-
-/** …and the slack from which it jumps instead. */
-const FAR_BEHIND = 0.8;
 
 /** The slack is the least of so many milliseconds. */
 const SLACK_WINDOW_MS = 1500;
@@ -242,10 +239,10 @@ export class LivePlayer {
   /** @param {number} slack seconds */
   keepUp(slack) {
     const { video } = this;
-    if (slack > FAR_BEHIND || slack < -0.5) return this.jump();
+    const { enough, tooMuch, farBehind } = this.pace;
+    if (slack > farBehind || slack < -0.5) return this.jump();
     if (STEADY_SPEED) return;
     const hurrying = video.playbackRate > 1;
-    const { enough, tooMuch } = this.pace;
     const speed = slack > (hurrying ? enough : tooMuch) ? Math.min(FASTEST, 1 + (slack - enough / 2) / 2) : 1;
     // Each change of speed costs the browser a little: small ones are not worth it.
     if (Math.abs(video.playbackRate - speed) > 0.02 || (speed === 1 && hurrying)) video.playbackRate = speed;
