@@ -42,7 +42,7 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
     let camera = demo.wait_for_recording(jiff::Timestamp::now(), seconds(60))["id"].clone();
     let browser = Browser::start(1280, 900);
     browser.sign_in(demo.text("/url"), demo.text("/user"), demo.text("/password"));
-    browser.open(&format!("{}/#/cameras/{camera}", demo.text("/url").trim_end_matches('/')));
+    browser.open(&format!("{}/#/camera/{camera}", demo.text("/url").trim_end_matches('/')));
     crate::harness::wait_for("a live picture", seconds(30), || browser.frame("video"));
     browser.run(&format!("{}{WATCH}", STRIP.replace("export function", "function")), &[])?;
     std::thread::sleep(WATCHED);

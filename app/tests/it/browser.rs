@@ -12,7 +12,7 @@ use std::io;
 /// Pictures a second of the demo's cameras.
 const TIMING: Timing = Timing { fps: 8 };
 /// The video of a camera's page.
-const VIDEO: &str = "[data-testid=camera-page] video";
+const VIDEO: &str = "[data-testid=video]";
 
 /// The goal: sign in; register the spare camera with what its label says; press; watch its state
 /// change; add it by the wizard; see live pixels move; click into the timeline and see an older frame;
@@ -84,6 +84,10 @@ fn a_newcomer_registers_presses_adds_watches_and_plays_back() {
         let now = TIMING.frame_at(Timestamp::now().as_microsecond());
         if now > earlier + 15 * TIMING.fps { Ok(()) } else { Err("not yet") }
     });
+    // From ten minutes to half of one, so that the middle is within what was recorded.
+    for _ in 0..4 {
+        browser.click("[aria-label='Zoom in']");
+    }
     browser.click_at("[data-testid=timeline]", 0.5);
     let old = wait_for("the timeline leads to an older frame", seconds(15), || {
         browser
