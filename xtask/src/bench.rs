@@ -8,14 +8,11 @@ use std::process::Command;
 /// # Errors
 /// When something does not build, or a measurement misses its bar.
 pub fn run(only: &[String]) -> anyhow::Result<()> {
-    // The agent is measured as it is delivered: small profile, stripped.
-    for build in [
-        vec!["build", "--quiet", "--profile", "agent", "--package", "homing-agent"],
-        vec!["build", "--quiet", "--release", "--package", "homing"],
-    ] {
-        let status = Command::new("cargo").args(&build).current_dir(crate::root()).status();
-        ensure!(status.context("cargo")?.success(), "`cargo {}` failed", build.join(" "));
-    }
+    // The agent is measured as it is delivered: small profile, stripped. The server's programs are built
+    // with the benchmark itself.
+    let agent = ["build", "--quiet", "--profile", "agent", "--package", "homing-agent"];
+    let status = Command::new("cargo").args(agent).current_dir(crate::root()).status();
+    ensure!(status.context("cargo")?.success(), "`cargo {}` failed", agent.join(" "));
     let status = Command::new("cargo")
         .args(["bench", "--quiet", "--package", "homing", "--bench", "bench", "--"])
         .args(only)
