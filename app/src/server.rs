@@ -268,13 +268,8 @@ impl Tunnel {
         }
     }
 
-    fn failed(&self, serial: SerialNumber, error: &ReachError) -> ConnectError {
-        match error {
-            ReachError::NotConnected { .. } | ReachError::NotRegistered(_) => {
-                ConnectError::NotConnected { serial, server: self.0.name().to_owned() }
-            }
-            error => ConnectError::Closed { peer: serial.to_string(), cause: error.to_string() },
-        }
+    fn failed(error: &ReachError) -> ConnectError {
+        ConnectError::Reported(error.problem().error)
     }
 }
 
@@ -290,7 +285,7 @@ impl DeviceConnector for Tunnel {
     ) -> BoxFuture<'a, Result<Box<dyn Stream>, ConnectError>> {
         Box::pin(async move {
             let serial = self.serial(device)?;
-            let link = self.0.open_rtsp(serial).await.map_err(|error| self.failed(serial, &error))?;
+            let link = self.0.open_rtsp(serial).await.map_err(|error| Self::failed(&error))?;
             Ok(Box::new(link.stream) as Box<dyn Stream>)
         })
     }
@@ -302,8 +297,7 @@ impl DeviceConnector for Tunnel {
     ) -> BoxFuture<'a, Result<Response<Bytes>, ConnectError>> {
         Box::pin(async move {
             let serial = self.serial(device)?;
-            let answer =
-                self.0.request(serial, request).await.map_err(|error| self.failed(serial, &error))?;
+            let answer = self.0.request(serial, request).await.map_err(|error| Self::failed(&error))?;
             let (head, body) = answer.into_parts();
             let body = body.collect(ANSWER_LIMIT_BYTES).await.map_err(|error| ConnectError::Unexpected {
                 peer: serial.to_string(),

@@ -133,8 +133,8 @@ async fn timeline(
     let start = span.start.as_deref().map(|text| parse_time("start", text)).transpose()?.unwrap_or(first);
     let end = span.end.as_deref().map(|text| parse_time("end", text)).transpose()?.unwrap_or_else(now);
     check_order(start, end)?;
-    let is_recording = server.camera(id).is_ok_and(|camera| camera.is_recording());
-    Ok(Json(server.playback.timeline(id, start, end, exists, is_recording).await?))
+    let plays_since = server.camera(id).ok().and_then(|camera| camera.plays_since());
+    Ok(Json(server.playback.timeline(id, start, end, exists, plays_since).await?))
 }
 
 async fn init(

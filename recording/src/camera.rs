@@ -46,6 +46,9 @@ const STABLE: Duration = Duration::from_secs(30);
 /// From the first byte of the session to the first whole key frame. A camera that sends one every 30 s exists.
 const FIRST_FRAME: Duration = Duration::from_secs(60);
 
+/// RTSP's own port, RFC 2326 §3.2.
+pub(crate) const RTSP_PORT: u16 = 554;
+
 /// What all cameras share.
 pub(crate) struct Shared {
     pub connectors: Connectors,
@@ -73,6 +76,8 @@ pub(crate) struct Camera {
     /// Ticks; 0 before the first.
     last_frame: AtomicI64,
     bitrate_bps: AtomicU64,
+    /// Time of the last session's first picture.
+    session_began: AtomicI64,
     /// End of what is recorded, or about to be.
     recorded_until: AtomicI64,
     wake: Notify,
@@ -147,6 +152,7 @@ impl Camera {
             }),
             last_frame: AtomicI64::new(0),
             bitrate_bps: AtomicU64::new(0),
+            session_began: AtomicI64::new(0),
             recorded_until: AtomicI64::new(new.recorded_until),
             wake: Notify::new(),
             stop: stop.child(),
@@ -178,8 +184,13 @@ impl Camera {
         self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn is_recording(&self) -> bool {
+    fn is_recording(&self) -> bool {
         self.status().state == CameraState::Recording
+    }
+
+    /// Time of the first picture of the session that plays now.
+    pub fn plays_since(&self) -> Option<Ticks> {
+        self.is_recording().then(|| self.session_began.load(Ordering::Relaxed))
     }
 
     pub fn view(&self) -> CameraView {
@@ -284,9 +295,18 @@ impl Camera {
         session.await.unwrap_or(Ended::Stopped)
     }
 
+    /// Through a tunnel RTSP has the standard port, whatever it is at the site.
+    fn rtsp_port(&self) -> u16 {
+        let stated = match self.device {
+            DeviceAddress::Tunnel { .. } => None,
+            _ => url::Url::parse(&self.stream_url).ok().and_then(|url| url.port()),
+        };
+        stated.unwrap_or(RTSP_PORT)
+    }
+
     async fn session(&self, shared: &Shared) -> Ended {
         let opened = async {
-            let port = rtsp_port(&self.stream_url);
+            let port = self.rtsp_port();
             let stream = shared.connectors.connect(&self.device, port).await?;
             Ok(Session::open(stream, &self.stream_url, self.credentials.clone()).await?)
         };
@@ -387,6 +407,7 @@ impl<'a> Play<'a> {
             Frame::Video(frame) => {
                 if !self.has_frames {
                     self.has_frames = true;
+                    camera.session_began.store(frame.time, Ordering::Relaxed);
                     camera.set_state(CameraState::Recording, None, &self.shared.metrics);
                     camera.note(self.shared, Note::GapEnded { camera: camera.id, at: frame.time });
                     tracing::info!(camera = camera.id, serial = %camera.serial, "recording");
@@ -469,9 +490,4 @@ impl<'a> Play<'a> {
         self.shared.writer.close(self.camera.id);
         self.count();
     }
-}
-
-/// The port of an RTSP URL.
-fn rtsp_port(url: &str) -> u16 {
-    url::Url::parse(url).ok().and_then(|url| url.port()).unwrap_or(554)
 }

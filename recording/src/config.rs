@@ -58,7 +58,7 @@ impl Default for Config {
             retention_gb: 0.0,
             file_s: 60,
             fragment_s: 4,
-            sync_ms: 1000,
+            sync_ms: 2000,
             queue_mb: 64,
             viewers: 1000,
             tunnel_servers: Vec::new(),

@@ -16,12 +16,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
 use homing_base::onvif::ANSWER_LIMIT_BYTES;
+use homing_protocol::SerialNumber;
 use homing_protocol::api::recording::DeviceAddress;
-use homing_protocol::{
-    SerialNumber,
-    api::{Problem, ProblemDetail},
-    secret::Credentials,
-};
+use homing_protocol::api::{Problem, ProblemDetail};
+use homing_protocol::secret::Credentials;
 use http::{Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
@@ -32,12 +30,6 @@ use crate::config::TunnelServer;
 
 /// For a TCP connection, and for a proxy to answer CONNECT.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-
-/// For the text of a refusal to follow its head.
-const REFUSAL_DEADLINE: Duration = Duration::from_secs(2);
-
-/// What is asked for through a tunnel is RTSP, at whatever port the device has it on its own network.
-const RTSP_PORT: u16 = 554;
 
 /// The longest answer to CONNECT.
 const CONNECT_ANSWER_LIMIT: usize = 8 * 1024;
@@ -116,6 +108,9 @@ pub enum ConnectError {
         /// What was answered.
         cause: String,
     },
+    /// The tunnel server says why, better than we could.
+    #[error("{}", .0.message)]
+    Reported(ProblemDetail),
     /// No way is known to that address.
     #[error("no tunnel server called {0:?} is known here; check [[recording.tunnel_servers]]")]
     UnknownServer(String),
@@ -134,8 +129,9 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// A word for programs.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> &str {
         match self {
+            Self::Reported(problem) => &problem.code,
             Self::Unreachable { .. } => "device-unreachable",
             Self::NotConnected { .. } => "device-not-connected",
             Self::Refused { .. } => "tunnel-server-refuses",
@@ -148,7 +144,10 @@ impl ConnectError {
 
     /// For the API.
     pub fn problem(&self) -> ProblemDetail {
-        ProblemDetail { code: self.code().to_owned(), message: self.to_string(), step: None }
+        match self {
+            Self::Reported(problem) => problem.clone(),
+            other => ProblemDetail { code: other.code().to_owned(), message: other.to_string(), step: None },
+        }
     }
 }
 
@@ -315,11 +314,11 @@ impl DeviceConnector for ProxyConnector {
     fn connect<'a>(
         &'a self,
         device: &'a DeviceAddress,
-        _port: u16,
+        port: u16,
     ) -> BoxFuture<'a, Result<Box<dyn Stream>, ConnectError>> {
         Box::pin(async move {
             let (proxy, serial) = self.to(device)?;
-            let opened = tokio::time::timeout(CONNECT_DEADLINE, proxy.open(serial)).await;
+            let opened = tokio::time::timeout(CONNECT_DEADLINE, proxy.open(serial, port)).await;
             let stream = opened.unwrap_or_else(|_| {
                 let peer = format!("tunnel server {}", proxy.name);
                 Err(ConnectError::Unreachable { peer, cause: "no answer to CONNECT in time".into() })
@@ -345,44 +344,42 @@ impl DeviceConnector for ProxyConnector {
             let stream = dial(&proxy.host, proxy.port).await?;
             let response = exchange(stream, request, &format!("tunnel server {}", proxy.name)).await?;
             // The device's own answers have other statuses than the proxy's.
-            proxy.check(response.status(), serial)?;
+            proxy.check(response.status(), response.body(), serial)?;
             Ok(response)
         })
     }
 }
 
 impl Proxy {
-    async fn open(&self, serial: SerialNumber) -> Result<TcpStream, ConnectError> {
+    async fn open(&self, serial: SerialNumber, port: u16) -> Result<TcpStream, ConnectError> {
         let mut stream = dial(&self.host, self.port).await?;
         let peer = format!("tunnel server {}", self.name);
         let lost =
             |error: io::Error| ConnectError::Unreachable { peer: peer.clone(), cause: error.to_string() };
         let host = serial.host();
-        let mut head = BytesMut::from(
-            format!("CONNECT {host}:{RTSP_PORT} HTTP/1.1\r\nHost: {host}:{RTSP_PORT}\r\n").as_bytes(),
-        );
+        let mut head =
+            BytesMut::from(format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n").as_bytes());
         head.extend_from_slice(b"Proxy-Authorization: ");
         head.extend_from_slice(self.authorization.as_bytes());
         head.extend_from_slice(b"\r\n\r\n");
         stream.write_all(&head).await.map_err(lost)?;
-        // Byte by byte would be slow, more than the head must not be taken: the proxy sends nothing after
-        // its answer until the device does, and the device waits for us.
-        let mut answer = Vec::with_capacity(512);
-        let (status, end) = loop {
-            let end = answer.windows(4).position(|window| window == b"\r\n\r\n").map(|end| end + 4);
-            if let Some(end) = end {
-                break (parse_status(&answer), end);
+        // The proxy sends nothing after a good answer until the device does, and the device waits for us: so
+        // reading in large pieces takes nothing away from the stream.
+        let mut answer = Vec::with_capacity(1024);
+        let head = loop {
+            if let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end + 4;
             }
             if answer.len() >= CONNECT_ANSWER_LIMIT || stream.read_buf(&mut answer).await.map_err(lost)? == 0
             {
-                break (None, 0);
+                return Err(ConnectError::Unexpected { peer, cause: "no answer to CONNECT".into() });
             }
         };
-        let Some(status) = status else {
-            return Err(ConnectError::Unexpected { peer, cause: "no answer to CONNECT".into() });
+        let Some(status) = parse_status(&answer) else {
+            return Err(ConnectError::Unexpected { peer, cause: "not an answer to CONNECT".into() });
         };
         if status.is_success() {
-            if end != answer.len() {
+            if head != answer.len() {
                 return Err(ConnectError::Unexpected {
                     peer,
                     cause: "bytes after the answer to CONNECT".into(),
@@ -390,48 +387,40 @@ impl Proxy {
             }
             return Ok(stream);
         }
-        Err(self.refused(serial, status, stream, answer.split_off(end)).await)
+        let len = content_length(&answer[..head]).min(CONNECT_ANSWER_LIMIT);
+        while answer.len() < head + len && stream.read_buf(&mut answer).await.map_err(lost)? > 0 {}
+        self.check(status, &answer[head..], serial)?;
+        Err(ConnectError::Closed { peer: serial.to_string(), cause: format!("HTTP {status}") })
     }
 
-    /// What the tunnel server says about a CONNECT that it did not carry out; it says so in a `Problem`.
-    async fn refused(
-        &self,
-        serial: SerialNumber,
-        status: StatusCode,
-        mut stream: TcpStream,
-        mut body: Vec<u8>,
-    ) -> ConnectError {
-        let problem = loop {
-            if let Ok(problem) = serde_json::from_slice::<Problem>(&body) {
-                break Some(problem.error);
-            }
-            let is_full = body.len() >= CONNECT_ANSWER_LIMIT;
-            let read = tokio::time::timeout(REFUSAL_DEADLINE, stream.read_buf(&mut body));
-            if is_full || !matches!(read.await, Ok(Ok(1..))) {
-                break None;
-            }
-        };
-        match (self.check(status, serial), problem) {
-            (Err(refused @ ConnectError::Refused { .. }), _) if status != StatusCode::FORBIDDEN => refused,
-            (_, Some(problem)) if problem.code != "not-connected" => {
-                ConnectError::Closed { peer: serial.to_string(), cause: problem.message }
-            }
-            (Err(error), _) => error,
-            (Ok(()), _) => ConnectError::Closed { peer: serial.to_string(), cause: format!("HTTP {status}") },
+    /// What the proxy itself refuses, mostly with a reason.
+    fn check(&self, status: StatusCode, body: &[u8], serial: SerialNumber) -> Result<(), ConnectError> {
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            return Err(ConnectError::Refused { server: self.name.clone(), status: status.as_u16() });
         }
-    }
-
-    fn check(&self, status: StatusCode, serial: SerialNumber) -> Result<(), ConnectError> {
+        // Devices do not answer in this form.
+        if let Some(problem) =
+            (!status.is_success()).then(|| serde_json::from_slice::<Problem>(body).ok()).flatten()
+        {
+            return Err(ConnectError::Reported(problem.error));
+        }
         match status {
-            StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::FORBIDDEN => {
-                Err(ConnectError::Refused { server: self.name.clone(), status: status.as_u16() })
-            }
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
                 Err(ConnectError::NotConnected { serial, server: self.name.clone() })
             }
             _ => Ok(()),
         }
     }
+}
+
+/// 0 where there is none.
+fn content_length(head: &[u8]) -> usize {
+    let head = String::from_utf8_lossy(head);
+    let value = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then_some(value)
+    });
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
 }
 
 /// `HTTP/1.1 200 …`
@@ -486,5 +475,106 @@ async fn exchange(
             answer = &mut exchange => return answer,
             _ = &mut connection, if is_driven => is_driven = false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    const SERIAL: &str = "00408C702009";
+
+    fn device() -> DeviceAddress {
+        DeviceAddress::Tunnel { server: "sts".into(), serial: SERIAL.parse().unwrap() }
+    }
+
+    /// A proxy that gives one answer, and the head of what it was asked.
+    async fn proxy(answer: &'static str) -> (Connectors, impl Future<Output = String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = TunnelServer {
+            name: "sts".into(),
+            proxy: listener.local_addr().unwrap().to_string(),
+            user: "vms".into(),
+            password: "secret".into(),
+        };
+        let asked = async move {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+                assert!(tcp.read_buf(&mut head).await.unwrap() > 0);
+            }
+            tcp.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8(head).unwrap()
+        };
+        (Connectors::new(Vec::new(), &[server]).unwrap(), asked)
+    }
+
+    /// Goal: a stream to a device is a CONNECT with our password, and what comes after the answer is the device's.
+    #[tokio::test]
+    async fn connects_through_the_proxy() {
+        let (connectors, asked) = proxy("HTTP/1.1 200 Connected\r\n\r\n").await;
+        let device = device();
+        let (stream, head) = tokio::join!(connectors.connect(&device, 554), asked);
+        stream.unwrap();
+        assert!(
+            head.starts_with("CONNECT 00408c702009:554 HTTP/1.1\r\nHost: 00408c702009:554\r\n"),
+            "{head}"
+        );
+        assert!(head.contains("Proxy-Authorization: Basic dm1zOnNlY3JldA==\r\n"), "{head}");
+    }
+
+    /// Goal: a request to a device names it by its serial number.
+    #[tokio::test]
+    async fn asks_through_the_proxy() {
+        let (connectors, asked) = proxy("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno").await;
+        let request =
+            Request::post("/onvif/device_service").header("host", "x").body(Bytes::from("hello")).unwrap();
+        let device = device();
+        let (response, head) = tokio::join!(connectors.request(&device, request), asked);
+        assert!(head.starts_with("POST http://00408c702009/onvif/device_service HTTP/1.1\r\n"), "{head}");
+        // The device's own refusal is passed on, to be answered.
+        let response = response.unwrap();
+        assert_eq!((response.status().as_u16(), &response.body()[..]), (401, &b"no"[..]));
+    }
+
+    /// Goal: what the proxy refuses is told apart from what the device refuses.
+    #[tokio::test]
+    async fn refusals() {
+        for (answer, code) in [
+            ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "tunnel-server-refuses"),
+            ("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\n\r\n", "device-not-connected"),
+            (
+                "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 56\r\n\r\n\
+                 {\"error\":{\"code\":\"not-connected\",\"message\":\"it is away\"}}",
+                "not-connected",
+            ),
+            ("HTTP/1.1 404 Not Found\r\n\r\n", "device-refuses"),
+            ("SSH-2.0-x\r\n\r\n", "unexpected-answer"),
+            ("HTTP/1.1 200 OK\r\n\r\nmore", "unexpected-answer"),
+        ] {
+            let (connectors, asked) = proxy(answer).await;
+            let device = device();
+            let (stream, _) = tokio::join!(connectors.connect(&device, 554), asked);
+            let error = stream.err().expect(answer);
+            assert_eq!(error.code(), code, "{answer}: {error}");
+            assert!(!error.to_string().contains("secret"));
+        }
+        let other = DeviceAddress::Tunnel { server: "elsewhere".into(), serial: SERIAL.parse().unwrap() };
+        let connectors = Connectors::new(Vec::new(), &[]).unwrap();
+        let error = connectors.connect(&other, 554).await.err().unwrap();
+        assert_eq!(error, ConnectError::UnknownServer("elsewhere".into()));
+    }
+
+    /// Goal: hosts with and without port, and IPv6.
+    #[test]
+    fn direct_addresses() {
+        let host = |host: &str| DirectConnector::host(&DeviceAddress::Direct { host: host.into() }).unwrap();
+        assert_eq!(host("10.0.0.9"), ("10.0.0.9".into(), None));
+        assert_eq!(host("camera.local:8080"), ("camera.local".into(), Some(8080)));
+        assert_eq!(host("[fe80::1]:81"), ("[fe80::1]".into(), Some(81)));
+        assert_eq!(host("[fe80::1]"), ("[fe80::1]".into(), None));
+        let rtsp = DeviceAddress::Rtsp { url: "rtsp://cam:8554/a".into() };
+        assert_eq!(DirectConnector::host(&rtsp), Some(("cam".into(), Some(8554))));
     }
 }

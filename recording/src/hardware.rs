@@ -24,6 +24,7 @@ use homing_protocol::{SerialNumber, Step};
 use http::{Request, Response, StatusCode};
 use sha2::{Digest as _, Sha256};
 
+use crate::camera::RTSP_PORT;
 use crate::connect::{ConnectError, Connectors, describe};
 use crate::rtsp::{Session, SessionError};
 
@@ -101,7 +102,7 @@ async fn ask_rtsp(
 ) -> Result<Found, Failure> {
     let parsed = parse_rtsp(url)?;
     let open = async {
-        let port = parsed.port().unwrap_or(554);
+        let port = parsed.port().unwrap_or(RTSP_PORT);
         let stream = connectors.connect(&new.device, port).await.map_err(|error| connect_failure(&error))?;
         let session =
             Session::open(stream, url, credentials).await.map_err(|error| session_failure(&error))?;
@@ -226,7 +227,7 @@ fn device_failure(new: &NewHardware, error: &DeviceError<ConnectError>) -> Failu
 fn connect_failure(error: &ConnectError) -> Failure {
     let status = match error {
         ConnectError::UnknownServer(_) | ConnectError::RtspOnly(_) => StatusCode::BAD_REQUEST,
-        ConnectError::NotConnected { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        ConnectError::NotConnected { .. } | ConnectError::Reported(_) => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_GATEWAY,
     };
     failure(status, error.code(), error.to_string())

@@ -84,14 +84,15 @@ impl Playback {
     }
 
     /// What was recorded between two moments, and why not where not. `exists` is the time in which the camera
-    /// should have been recorded; `is_recording`: its last seconds are on their way to the disk.
+    /// should have been recorded; `plays_since`: from that moment on pictures arrive, and the last
+    /// seconds of them are on their way to the disk.
     pub async fn timeline(
         &self,
         camera: i64,
         start: Ticks,
         end: Ticks,
         exists: (Ticks, Ticks),
-        is_recording: bool,
+        plays_since: Option<Ticks>,
     ) -> anyhow::Result<Timeline> {
         let spans = self.spans(camera, start, end).await?;
         let causes = self.store.gaps(camera, start, end).await?;
@@ -99,7 +100,7 @@ impl Playback {
         let ranges = merge(&spans, start, end);
         // What is still to come is no gap.
         let until = end.min(exists.1).min(crate::now());
-        let gaps = gaps(&ranges, start.max(exists.0), until, is_recording);
+        let gaps = gaps(&ranges, start.max(exists.0), until, plays_since);
         let gaps = gaps.into_iter().map(|gap| explain(gap, &causes, first)).collect();
         let range =
             |&(start, end): &(Ticks, Ticks)| TimelineRange { start: timestamp(start), end: timestamp(end) };
@@ -148,7 +149,12 @@ fn merge(spans: &[(Ticks, Ticks)], start: Ticks, end: Ticks) -> Vec<(Ticks, Tick
 }
 
 /// What is left over.
-fn gaps(ranges: &[(Ticks, Ticks)], start: Ticks, end: Ticks, is_recording: bool) -> Vec<(Ticks, Ticks)> {
+fn gaps(
+    ranges: &[(Ticks, Ticks)],
+    start: Ticks,
+    end: Ticks,
+    plays_since: Option<Ticks>,
+) -> Vec<(Ticks, Ticks)> {
     let mut gaps = Vec::new();
     let mut at = start;
     for &(from, to) in ranges {
@@ -157,9 +163,11 @@ fn gaps(ranges: &[(Ticks, Ticks)], start: Ticks, end: Ticks, is_recording: bool)
         }
         at = at.max(to);
     }
-    let tail = end - at;
-    if tail > SEAM && !(is_recording && tail < UNSECURED) {
-        gaps.push((at, end));
+    // For longer than that nothing waits: then it is a gap after all.
+    let waits_from = plays_since.map(|since| since.max(at)).filter(|from| end - from < UNSECURED);
+    let tail_end = waits_from.unwrap_or(end).min(end);
+    if tail_end - at > SEAM {
+        gaps.push((at, tail_end));
     }
     gaps
 }
@@ -277,9 +285,15 @@ mod tests {
         let spans = [(0, 60 * s), (60 * s, 120 * s), (120 * s + 100, 130 * s), (200 * s, 260 * s)];
         let ranges = merge(&spans, 10 * s, 250 * s);
         assert_eq!(ranges, [(10 * s, 130 * s), (200 * s, 250 * s)]);
-        assert_eq!(gaps(&ranges, 0, 255 * s, false), [(0, 10 * s), (130 * s, 200 * s), (250 * s, 255 * s)]);
-        assert_eq!(gaps(&ranges, 0, 255 * s, true).len(), 2);
-        assert_eq!(gaps(&[], 5, 5, false), []);
+        assert_eq!(gaps(&ranges, 0, 255 * s, None), [(0, 10 * s), (130 * s, 200 * s), (250 * s, 255 * s)]);
+        assert_eq!(gaps(&ranges, 0, 255 * s, Some(0)).len(), 2);
+        assert_eq!(
+            gaps(&ranges, 0, 255 * s, Some(253 * s))[2],
+            (250 * s, 253 * s),
+            "away before it played again"
+        );
+        assert_eq!(gaps(&ranges, 0, 400 * s, Some(0))[2], (250 * s, 400 * s), "the disk does not take it");
+        assert_eq!(gaps(&[], 5, 5, None), []);
     }
 
     /// Goal: a gap is explained by what began it; where footage was deleted that is said.

@@ -185,3 +185,102 @@ fn delete_files(footage: &Path, paths: &[String]) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use homing_base::Ops;
+
+    const DAY: Ticks = 86_400 * TICKS_PER_SECOND;
+    const NOW: Ticks = 20_000 * DAY;
+
+    struct Footage {
+        folder: tempfile::TempDir,
+        retention: Retention,
+    }
+
+    impl Footage {
+        /// Ten files of 100 bytes of each of two cameras, one a day, the newest of today.
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).await.unwrap();
+            let metrics = Arc::new(Metrics::register(&Ops::new()));
+            let footage = folder.path().join("footage");
+            let usage = Usage::default();
+            let config = Config { retention_days: 0, ..Config::default() };
+            let retention = Retention::new(&config, store, footage.clone(), usage, metrics);
+            let mut rows = Vec::new();
+            for camera in [1, 2] {
+                for day in 0..10 {
+                    let path = format!("{camera}/{day}/a.mp4");
+                    std::fs::create_dir_all(footage.join(&path).parent().unwrap()).unwrap();
+                    std::fs::write(footage.join(&path), [0; 100]).unwrap();
+                    let start = NOW - (10 - day) * DAY;
+                    let (end, table) = (start + 60 * TICKS_PER_SECOND, vec![]);
+                    rows.push(FileRow { camera, path, init: String::new(), start, end, bytes: 100, table });
+                    retention.usage.add(camera, 100);
+                }
+            }
+            retention.store.add_files(&rows).await.unwrap();
+            Self { folder, retention }
+        }
+
+        /// What is left: the same in the index, on disk, and in the sums.
+        async fn left(&self) -> Vec<String> {
+            let rows = self.retention.store.oldest_files(None, 1000).await.unwrap();
+            let paths: Vec<String> = rows.into_iter().map(|row| row.path).collect();
+            let footage = self.folder.path().join("footage");
+            for camera in [1, 2] {
+                let folders = std::fs::read_dir(footage.join(camera.to_string())).map_or(0, Iterator::count);
+                let indexed = paths.iter().filter(|path| path.starts_with(&format!("{camera}/"))).count();
+                assert_eq!((folders, self.retention.usage.of(camera)), (indexed, 100 * indexed as i64));
+            }
+            assert!(paths.iter().all(|path| footage.join(path).exists()));
+            paths
+        }
+    }
+
+    /// Goal: what is too old goes, of all cameras, files and folders and rows.
+    #[tokio::test]
+    async fn by_age() {
+        let footage = Footage::new().await;
+        let retention = Retention { age: 7 * DAY, ..footage.retention.clone() };
+        retention.round(NOW).await.unwrap();
+        let left = footage.left().await;
+        assert_eq!(left.len(), 14);
+        assert!(left.iter().all(|path| !path.contains("/2/")));
+    }
+
+    /// Goal: the oldest of each camera goes when it has too much, the others' stays.
+    #[tokio::test]
+    async fn by_bytes_of_each_camera() {
+        let footage = Footage::new().await;
+        footage.retention.usage.add(2, -700); // as if it had less
+        let retention = Retention { bytes_per_camera: 450, ..footage.retention.clone() };
+        retention.round(NOW).await.unwrap();
+        footage.retention.usage.add(2, 700);
+        let left = footage.left().await;
+        assert_eq!(left.iter().filter(|path| path.starts_with("1/")).count(), 4);
+        assert_eq!(left.iter().filter(|path| path.starts_with("2/")).count(), 10);
+    }
+
+    /// Goal: the oldest of all goes when there is too much in all.
+    #[tokio::test]
+    async fn by_bytes_of_all() {
+        let footage = Footage::new().await;
+        let retention = Retention { bytes: 650, ..footage.retention.clone() };
+        retention.round(NOW).await.unwrap();
+        let left = footage.left().await;
+        assert_eq!(left, ["1/7/a.mp4", "2/7/a.mp4", "1/8/a.mp4", "2/8/a.mp4", "1/9/a.mp4", "2/9/a.mp4"]);
+    }
+
+    /// Goal: a crash between the files and their rows is made good by the next round.
+    #[tokio::test]
+    async fn rows_without_files() {
+        let footage = Footage::new().await;
+        std::fs::remove_dir_all(footage.folder.path().join("footage/1/0")).unwrap();
+        let retention = Retention { age: 9 * DAY, ..footage.retention.clone() };
+        retention.round(NOW).await.unwrap();
+        assert_eq!(footage.left().await.len(), 18);
+    }
+}

@@ -503,3 +503,236 @@ impl Wire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::DuplexStream;
+
+    const SDP: &str = "v=0\r\na=control:*\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:video\r\n\
+                       m=audio 0 RTP/AVP 8\r\na=control:audio\r\n";
+    const URL: &str = "rtsp://camera/stream";
+
+    /// The camera's end of a connection: reads a request, writes what the test says.
+    struct Peer {
+        stream: DuplexStream,
+        buf: BytesMut,
+        decoder: Decoder,
+    }
+
+    impl Peer {
+        fn new() -> (Self, Box<dyn Stream>) {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            (Self { stream: ours, buf: BytesMut::new(), decoder: Decoder::default() }, Box::new(theirs))
+        }
+
+        async fn message(&mut self) -> Message {
+            loop {
+                match self.decoder.decode(&mut self.buf).unwrap() {
+                    Some(message) => return message,
+                    None => assert!(self.stream.read_buf(&mut self.buf).await.unwrap() > 0, "closed"),
+                }
+            }
+        }
+
+        async fn request(&mut self) -> Request {
+            loop {
+                if let Message::Request(request) = self.message().await {
+                    return request;
+                }
+            }
+        }
+
+        async fn answer(&mut self, to: &Request, answer: impl FnOnce(Response) -> Response) {
+            let mut out = BytesMut::new();
+            answer(Response::new(200, to.headers.cseq())).encode(&mut out);
+            self.stream.write_all(&out).await.unwrap();
+        }
+
+        /// An ordinary camera, up to and with PLAY.
+        async fn play(&mut self) {
+            loop {
+                let request = self.request().await;
+                let is_play = request.method == Method::Play;
+                self.answer(&request, |answer| match request.method {
+                    Method::Options => answer.header("Public", "DESCRIBE, SETUP, PLAY, GET_PARAMETER"),
+                    Method::Describe => answer.body("application/sdp", SDP),
+                    Method::Setup => {
+                        let transport = request.headers.get("Transport").unwrap();
+                        answer.header("Transport", transport).header("Session", "7;timeout=60")
+                    }
+                    _ => answer,
+                })
+                .await;
+                if is_play {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn credentials() -> Credentials {
+        Credentials::new("root", "pass")
+    }
+
+    async fn playing() -> (Peer, Session) {
+        let (mut peer, stream) = Peer::new();
+        let (session, ()) = tokio::join!(Session::open(stream, URL, credentials()), peer.play());
+        (peer, session.unwrap())
+    }
+
+    /// Goal: set-up asks for each track by its own URL, on channels of its own, in one session.
+    #[tokio::test(start_paused = true)]
+    async fn sets_up_both_tracks() {
+        let (mut peer, session) = playing().await;
+        let channels: Vec<_> =
+            session.tracks.iter().map(|track| (track.rtp_channel, track.rtcp_channel)).collect();
+        assert_eq!(channels, [(0, 1), (2, 3)]);
+        assert_eq!(session.tracks[1].track.control.as_deref(), Some("rtsp://camera/stream/audio"));
+        let (request, ()) = tokio::join!(peer.request(), session.close());
+        assert_eq!((request.method, request.headers.get("Session")), (Method::Teardown, Some("7")));
+    }
+
+    /// Goal: a camera that falls silent is noticed, and not before its time.
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_the_session() {
+        let (peer, mut session) = playing().await;
+        let begun = Instant::now();
+        let error = loop {
+            match session.next().await {
+                Ok(_) => assert!(begun.elapsed() < Duration::from_secs(20)),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, SessionError::Silent) && begun.elapsed() >= SILENCE, "{error}");
+        assert_eq!(error.problem().code, "camera-silent");
+        drop(peer);
+    }
+
+    /// Goal: keepalives come in time; a server that refuses the method it had offered gets another one; and a server's
+    /// own questions are answered.
+    #[tokio::test(start_paused = true)]
+    async fn keeps_the_session_alive() {
+        let (mut peer, mut session) = playing().await;
+        let camera = async {
+            let mut methods = Vec::new();
+            let mut packets = tokio::time::interval(Duration::from_secs(3));
+            let begun = Instant::now();
+            while methods.len() < 3 {
+                tokio::select! {
+                    request = peer.request() => {
+                        let status = if request.method == Method::GetParameter { 501 } else { 200 };
+                        peer.answer(&request, |answer| Response { status, ..answer }).await;
+                        methods.push(request.method);
+                    }
+                    _ = packets.tick() => peer.stream.write_all(b"$\x01\0\x01x").await.unwrap(),
+                }
+            }
+            (methods, begun.elapsed())
+        };
+        let recorder = async {
+            loop {
+                session.next().await.unwrap();
+            }
+        };
+        let (methods, after) = tokio::select! {
+            done = camera => done,
+            () = recorder => unreachable!(),
+        };
+        assert_eq!(methods, [Method::GetParameter, Method::Options, Method::Options]);
+        assert!(after >= Duration::from_secs(90) && after < Duration::from_secs(110), "{after:?}");
+
+        let mut question = BytesMut::new();
+        Request::new(Method::Options, URL, 99).encode(&mut question);
+        peer.stream.write_all(&question).await.unwrap();
+        let answered = async {
+            loop {
+                if let Message::Response(answer) = peer.message().await {
+                    return answer.headers.cseq();
+                }
+            }
+        };
+        tokio::select! {
+            cseq = answered => assert_eq!(cseq, Some(99)),
+            event = async { loop { session.next().await.unwrap(); } } => event,
+        }
+    }
+
+    /// Goal: each way in which a camera refuses has its own words.
+    #[tokio::test(start_paused = true)]
+    async fn refusals() {
+        async fn refused(answer: impl Fn(&Request, Response) -> Response) -> SessionError {
+            let (mut peer, stream) = Peer::new();
+            let camera = async {
+                loop {
+                    let request = peer.request().await;
+                    peer.answer(&request, |plain| answer(&request, plain)).await;
+                }
+            };
+            tokio::select! {
+                opened = Session::open(stream, URL, credentials()) => opened.err().expect("an error"),
+                () = camera => unreachable!(),
+            }
+        }
+        let described = |sdp: &'static str| {
+            move |request: &Request, answer: Response| match request.method {
+                Method::Describe => answer.body("application/sdp", sdp),
+                _ => answer,
+            }
+        };
+        let error = refused(described("v=0\r\n")).await;
+        assert_eq!(error.problem().code, "no-video");
+        let error = refused(described("m=video 0 RTP/AVP 96\r\na=rtpmap:96 H265/90000\r\n")).await;
+        assert!(error.to_string().contains("set the camera to H.264"), "{error}");
+        let error = refused(described(SDP)).await;
+        assert!(matches!(error, SessionError::NoTcp), "no Transport header: {error}");
+        let error = refused(|_, answer| Response { status: 404, ..answer }).await;
+        assert_eq!(error.problem().code, "no-such-stream");
+        let basic = |_: &Request, answer: Response| {
+            Response { status: 401, ..answer }.header("WWW-Authenticate", "Basic realm=\"camera\"")
+        };
+        assert!(matches!(refused(basic).await, SessionError::WrongCredentials));
+        let odd = |_: &Request, answer: Response| {
+            Response { status: 401, ..answer }.header("WWW-Authenticate", "Negotiate")
+        };
+        assert_eq!(refused(odd).await.problem().code, "unsupported-login");
+    }
+
+    /// Goal: a server that says nothing, or is none, does not hold us up.
+    #[tokio::test(start_paused = true)]
+    async fn no_answer_and_no_rtsp() {
+        let (peer, stream) = Peer::new();
+        let error = Session::open(stream, URL, credentials()).await.err().expect("an error");
+        assert!(matches!(error, SessionError::Timeout { step: "OPTIONS", .. }), "{error}");
+        drop(peer);
+        let (mut peer, stream) = Peer::new();
+        peer.stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        let error = Session::open(stream, URL, credentials()).await.err().expect("an error");
+        assert_eq!(error.problem().code, "not-rtsp", "{error}");
+    }
+
+    /// Goal: packets that overtake the answer to PLAY are not lost.
+    #[tokio::test(start_paused = true)]
+    async fn packets_before_the_answer() {
+        let (mut peer, stream) = Peer::new();
+        let camera = async {
+            loop {
+                let request = peer.request().await;
+                if request.method == Method::Play {
+                    peer.stream.write_all(b"$\0\0\x02ab").await.unwrap();
+                    peer.answer(&request, |answer| answer).await;
+                    return;
+                }
+                peer.answer(&request, |answer| match request.method {
+                    Method::Describe => answer.body("application/sdp", SDP),
+                    Method::Setup => answer.header("Transport", request.headers.get("Transport").unwrap()),
+                    _ => answer,
+                })
+                .await;
+            }
+        };
+        let (session, ()) = tokio::join!(Session::open(stream, URL, credentials()), camera);
+        let Ok(Event::Packet(packet)) = session.unwrap().next().await else { panic!("no packet") };
+        assert_eq!((packet.channel, &packet.payload[..]), (0, &b"ab"[..]));
+    }
+}

@@ -152,6 +152,7 @@ impl Decoder {
                             return Ok(None);
                         }
                     }
+                    Some(reason @ DecodeError::NotRtsp(_)) => return Err(reason),
                     Some(reason) if self.limits.resync_bytes == 0 => return Err(reason),
                     Some(_) => self.skip_to_candidate(buf)?,
                 },
@@ -422,6 +423,8 @@ mod tests {
         assert!(matches!(fail(b"GET / HTTP/1.1\r\n"), DecodeError::NotRtsp(_)));
         assert!(matches!(fail(b"SSH-2.0-OpenSSH_9\r\n"), DecodeError::LostSync { .. }));
         assert!(matches!(fail(&[b'A'; 40]), DecodeError::LostSync { .. }));
+        let tolerant = decode_all(resync(), &[b"HTTP/1.1 400 Bad Request\r\n"]);
+        assert!(matches!(tolerant, Err(DecodeError::NotRtsp(_))), "{tolerant:?}");
         let long = [b"OPTIONS * RTSP/1.0\r\nX: ".as_slice(), &[b'x'; 16 * 1024]].concat();
         assert_eq!(fail(&long), DecodeError::HeadersTooLong(16 * 1024));
         let many = format!("OPTIONS * RTSP/1.0\r\n{}\r\n", "a: b\r\n".repeat(65));

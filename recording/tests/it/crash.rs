@@ -1,62 +1,18 @@
 //! kill -9 at any moment, and files as a power failure leaves them.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use homing_base::{Ops, Stop, Workers};
-use homing_protocol::api::recording::{DeviceAddress, NewHardware};
-use homing_recording::{Deps, bind};
-use http_body_util::BodyExt as _;
-use tower::ServiceExt as _;
-
+use crate::child;
 use crate::ffmpeg;
-use crate::recorder::{Recorder, config, wait_for};
+use crate::recorder::{Recorder, wait_for};
 use crate::source::{GROUP, Script, Source, assert_consecutive};
 
-const FOLDER: &str = "HOMING_TEST_RECORDER_FOLDER";
-const URL: &str = "HOMING_TEST_RECORDER_URL";
-
-/// Not a test: the recording server that the tests below kill, as a process of its own.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "started by the tests below"]
-async fn child() {
-    let (Ok(folder), Ok(url)) = (std::env::var(FOLDER), std::env::var(URL)) else { return };
-    let deps = Deps { connectors: Vec::new(), workers: Workers::start(1).unwrap(), ops: Ops::new() };
-    let bound = bind(config(Path::new(&folder)), deps).await.unwrap();
-    let router = bound.router();
-    let new = NewHardware {
-        device: DeviceAddress::Rtsp { url },
-        user: String::new(),
-        password: "".into(),
-        name: "Yard".into(),
-    };
-    let add = axum::http::Request::post("/api/v1/hardware")
-        .header("content-type", "application/json")
-        .body(axum::body::Body::from(serde_json::to_string(&new).unwrap()))
-        .unwrap();
-    let stop = Stop::new();
-    stop.spawn({
-        let stop = stop.clone();
-        async move {
-            let answer = router.oneshot(add).await.unwrap();
-            let _ = answer.into_body().collect().await;
-            stop.cancelled().await;
-        }
-    });
-    bound.run(stop).await.unwrap();
-}
-
-fn start_child(folder: &Path, url: &str) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "crash::child", "--ignored", "--nocapture"])
-        .env(FOLDER, folder)
-        .env(URL, url)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+/// Not a test but the process that the tests below kill; alone it does nothing.
+#[test]
+fn child_process() {
+    child::run_if_asked();
 }
 
 /// Goal: kill -9 costs at most the group of pictures in progress; everything before it is there after the next
@@ -68,7 +24,8 @@ async fn a_killed_server_loses_one_group_at_most() {
     let mut recorded_before = 0;
     for (round, wait_ms) in [1_300, 2_150, 1_730].into_iter().enumerate() {
         let sent_before = source.sent();
-        let mut child = start_child(folder.path(), &source.url);
+        let mut child =
+            child::start(&["--exact", "crash::child_process", "--nocapture"], folder.path(), &source.url, 1);
         wait_for(|| async { (source.sent() > sent_before + 2 * GROUP).then_some(()) }).await;
         tokio::time::sleep(Duration::from_millis(wait_ms)).await; // any moment will do
         child.kill().unwrap();
@@ -109,7 +66,8 @@ async fn a_killed_server_loses_one_group_at_most() {
 async fn torn_files_are_repaired() {
     let folder = Arc::new(tempfile::tempdir().unwrap());
     let source = Source::start(Script { speed: 20, sound: true, ..Script::default() }).await;
-    let mut child = start_child(folder.path(), &source.url);
+    let mut child =
+        child::start(&["--exact", "crash::child_process", "--nocapture"], folder.path(), &source.url, 1);
     wait_for(|| async { (source.sent() > 80).then_some(()) }).await;
     child.kill().unwrap();
     child.wait().unwrap();

@@ -90,8 +90,7 @@ async fn lost_packets() {
         let source = Source::start(Script { pictures: 60, ..script(&[Fault::LoseIn(lost_in)]) }).await;
         let recorder = Recorder::start().await;
         let camera = recorder.add_camera(&source.url).await;
-        wait_for(|| async { (source.sent() == 60).then_some(()) }).await;
-        recorder.wait_for_recorded(camera, 4.0).await;
+        recorder.wait_for_picture_at(camera, 5.9).await;
         let ops = recorder.ops.clone();
         let recorder = Recorder::open(recorder.stop().await).await;
         let figures = ops.metrics();
@@ -116,8 +115,7 @@ async fn lies_and_garbage() {
         let source = Source::start(Script { pictures: 40, sound: true, ..script(&[fault]) }).await;
         let recorder = Recorder::start().await;
         let camera = recorder.add_camera(&source.url).await;
-        wait_for(|| async { (source.sent() == 40).then_some(()) }).await;
-        recorder.wait_for_recorded(camera, 2.9).await;
+        recorder.wait_for_picture_at(camera, 3.9).await;
         let ops = recorder.ops.clone();
         let recorder = Recorder::open(recorder.stop().await).await;
         let malformed = if fault == Fault::LieBefore(15) { 5 } else { 0 };

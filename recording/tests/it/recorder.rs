@@ -165,6 +165,16 @@ impl Recorder {
         wait_for(|| async { (self.recorded_s(id).await >= seconds).then_some(()) }).await;
     }
 
+    /// Waits until the picture that is so many seconds after the first has arrived.
+    pub async fn wait_for_picture_at(&self, id: i64, seconds: f64) {
+        wait_for(|| async {
+            let first = self.timeline(id).await.ranges.first()?.start;
+            let last = self.camera(id).await.status.last_frame?;
+            (last.duration_since(first).as_secs_f64() > seconds - 0.01).then_some(())
+        })
+        .await;
+    }
+
     /// A figure of `/metrics`.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.ops.metrics();

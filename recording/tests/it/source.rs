@@ -31,6 +31,8 @@ pub struct Clip {
     sprop: String,
     /// For MIME types.
     pub codec: String,
+    fps: u32,
+    group: usize,
     /// What ffmpeg makes of each picture.
     pub pictures: Vec<String>,
 }
@@ -39,15 +41,30 @@ pub struct Clip {
 pub fn clip() -> &'static Clip {
     static CLIP_ONCE: OnceLock<Clip> = OnceLock::new();
     CLIP_ONCE.get_or_init(|| {
+        let clip = Clip::make(&format!("testsrc2=size=320x240:rate={FPS}:duration=6"), FPS, GROUP, &[]);
+        let distinct: std::collections::HashSet<&String> = clip.pictures.iter().collect();
+        assert_eq!(
+            (clip.pictures.len(), distinct.len()),
+            (CLIP, CLIP),
+            "every picture must differ from the others"
+        );
+        clip
+    })
+}
+
+impl Clip {
+    /// Of one of ffmpeg's sources.
+    pub fn make(source: &str, fps: u32, group: usize, encoder: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.h264");
-        let x264 = format!("keyint={GROUP}:min-keyint={GROUP}:scenecut=0:bframes=0:aud=1:repeat-headers=1");
-        let source = format!("testsrc2=size=320x240:rate={FPS}:duration=6");
+        let x264 = format!("keyint={group}:min-keyint={group}:scenecut=0:bframes=0:aud=1:repeat-headers=1");
         #[rustfmt::skip]
-        ffmpeg::run("ffmpeg", &[
-            "-v", "error", "-f", "lavfi", "-i", &source, "-c:v", "libx264", "-pix_fmt", "yuv420p",
-            "-x264-params", &x264, "-f", "h264", path.to_str().unwrap(),
-        ]);
+        let arguments = [
+            &["-v", "error", "-f", "lavfi", "-i", source, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-x264-params", &x264],
+            encoder,
+            &["-f", "h264", path.to_str().unwrap()],
+        ].concat();
+        ffmpeg::run("ffmpeg", &arguments);
         let stream = std::fs::read(&path).unwrap();
         let mut units: Vec<Vec<Vec<u8>>> = Vec::new();
         for nal in annexb_nals(&stream) {
@@ -56,21 +73,15 @@ pub fn clip() -> &'static Clip {
                 _ => units.last_mut().unwrap().push(nal.to_vec()),
             }
         }
-        assert_eq!(units.len(), CLIP);
         let pictures = ffmpeg::pictures(&path);
-        let distinct: std::collections::HashSet<&String> = pictures.iter().collect();
-        assert_eq!(
-            (pictures.len(), distinct.len()),
-            (CLIP, CLIP),
-            "every picture must differ from the others"
-        );
+        assert_eq!(units.len(), pictures.len());
         let set = |kind| units[0].iter().find(|nal| nal_type(nal) == kind).unwrap();
         use base64::Engine as _;
         let base64 = |nal: &[u8]| base64::engine::general_purpose::STANDARD.encode(nal);
         let sprop = format!("{},{}", base64(set(7)), base64(set(8)));
         let codec = homing_media::h264::ParameterSets::from_sprop(&sprop).unwrap().codec();
-        Clip { units, sprop, codec, pictures }
-    })
+        Clip { units, sprop, codec, fps, group, pictures }
+    }
 }
 
 /// Asserts that a file holds pictures of the clip without any missing between the first and the last, and
@@ -118,6 +129,8 @@ pub struct Script {
     pub login: Option<(&'static str, &'static str)>,
     /// It is added already: there is no first connection of Add Hardware, which gets no pictures.
     pub is_added: bool,
+    /// Every connection gets the whole of that clip, by itself: many cameras in one.
+    pub many: Option<&'static Clip>,
     /// For the connections after that of Add Hardware, one each.
     pub faults: Vec<Fault>,
 }
@@ -274,13 +287,18 @@ impl Connection {
         Ok(admitted)
     }
 
+    fn clip(&self) -> &'static Clip {
+        self.shared.script.many.unwrap_or_else(clip)
+    }
+
     fn sdp(&self) -> String {
         let sound = if self.shared.script.sound { "m=audio 0 RTP/AVP 0\r\na=control:audio\r\n" } else { "" };
         format!(
             "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=Scripted\r\nt=0 0\r\na=control:*\r\nm=video 0 RTP/AVP 96\r\n\
              a=rtpmap:96 H264/90000\r\na=fmtp:96 packetization-mode=1;sprop-parameter-sets={}\r\n\
-             a=framerate:{FPS}\r\na=control:video\r\n{sound}",
-            clip().sprop
+             a=framerate:{}\r\na=control:video\r\n{sound}",
+            self.clip().sprop,
+            self.clip().fps
         )
     }
 
@@ -292,16 +310,23 @@ impl Connection {
         let number = number + usize::from(script.is_added);
         let is_trial = number == 0;
         let fault = number.checked_sub(1).and_then(|at| script.faults.get(at)).copied().unwrap_or_default();
-        let mut packetizer = Packetizer::new(96, 0x1111 + number as u32, 65_500, 400);
+        let mut packetizer = Packetizer::new(
+            96,
+            0x1111 + number as u32,
+            65_500,
+            if script.many.is_some() { 1400 } else { 400 },
+        );
         let mut sound = Sound::new(number as u32);
+        let clip = self.clip();
+        let mut alone = number * 7 * clip.group;
         // A connection begins with the key frame that is next in the clip.
         let first = self.shared.sent.load(Ordering::Relaxed).next_multiple_of(GROUP);
         self.shared.sent.store(first, Ordering::Relaxed);
-        let mut ticks = tokio::time::interval(Duration::from_millis(1000) / FPS / script.speed.max(1));
+        let mut ticks = tokio::time::interval(Duration::from_millis(1000) / clip.fps / script.speed.max(1));
         let mut out = BytesMut::new();
         for picture in 0.. {
             // The last picture stays: nothing more is sent, but the connection lives.
-            let total = self.shared.sent.load(Ordering::Relaxed);
+            let total = if script.many.is_some() { alone } else { self.shared.sent.load(Ordering::Relaxed) };
             let is_over = is_trial || script.pictures > 0 && total >= script.pictures;
             tokio::select! {
                 _ = ticks.tick(), if !is_over => {}
@@ -324,9 +349,9 @@ impl Connection {
                 }
                 _ => {}
             }
-            let nals = clip().units[total % CLIP].iter().map(Vec::as_slice);
+            let nals = clip.units[total % clip.units.len()].iter().map(Vec::as_slice);
             let mut packets = 0;
-            packetizer.packetize(nals, picture as u32 * 90_000 / FPS, |head, payload| {
+            packetizer.packetize(nals, picture as u32 * 90_000 / clip.fps, |head, payload| {
                 packets += 1;
                 if fault != Fault::LoseIn(picture) || packets != 2 {
                     interleave(&mut out, 0, head, payload);
@@ -337,6 +362,7 @@ impl Connection {
                 sound.send(&mut out);
             }
             self.tcp.write_all(&out).await?;
+            alone = total + 1;
             self.shared.sent.store(total + 1, Ordering::Relaxed);
         }
         Ok(())
