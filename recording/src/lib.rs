@@ -90,10 +90,13 @@ pub async fn bind(config: Config, deps: Deps) -> anyhow::Result<Bound> {
     let ends = recovery::run(&footage, &store, &cameras, &usage).await.context("repairing footage")?;
     for camera in cameras.iter().filter(|camera| camera.deleted.is_none()) {
         // Where the last process ended in order, a gap is open already.
-        if let Some((_, end)) = ends.iter().find(|end| end.0 == camera.id) {
+        let end = ends.iter().find(|end| end.0 == camera.id).map(|end| end.1);
+        if let Some(end) = end {
             let message = "The recording server ended without being stopped: power failure or crash.";
-            store.open_gap(camera.id, *end, "server-crashed", message).await?;
+            store.open_gap(camera.id, end, "server-crashed", message).await?;
         }
+        // Where the wall clock was set back, not before the footage's end.
+        store.connecting_gap(camera.id, now().max(end.unwrap_or(Ticks::MIN))).await?;
     }
 
     let (notes, reports) = tokio::sync::mpsc::channel(index::QUEUE);

@@ -14,7 +14,7 @@ use homing_media::time::{TICKS_PER_SECOND, Ticks, rescale};
 use homing_protocol::api::recording::{Timeline, TimelineGap, TimelineRange};
 
 use crate::catalog::{Catalog, Entry, File};
-use crate::store::{GapRow, Store};
+use crate::store::{CONNECTING, GapRow, Store};
 use crate::writer::timestamp;
 
 /// Footage interrupted for less is one range: rounding between sessions.
@@ -22,6 +22,9 @@ const SEAM: Ticks = TICKS_PER_SECOND / 10;
 
 /// While a camera records, the last seconds are not secured yet; that is no gap.
 const UNSECURED: Ticks = 60 * TICKS_PER_SECOND;
+
+/// Connecting for less than this is not worth a cause of its own.
+const BRIEFLY: Ticks = 10 * TICKS_PER_SECOND;
 
 /// Files that one question concerns at most; a year of minute files.
 pub(crate) const MAX_FILES: i64 = 600_000;
@@ -101,7 +104,7 @@ impl Playback {
         // What is still to come is no gap.
         let until = end.min(exists.1).min(crate::now());
         let gaps = gaps(&ranges, start.max(exists.0), until, plays_since);
-        let gaps = gaps.into_iter().map(|gap| explain(gap, &causes, first)).collect();
+        let gaps = gaps.into_iter().flat_map(|gap| explain(gap, &causes, first)).collect();
         let range =
             |&(start, end): &(Ticks, Ticks)| TimelineRange { start: timestamp(start), end: timestamp(end) };
         Ok(Timeline {
@@ -172,22 +175,45 @@ fn gaps(
     gaps
 }
 
-/// The cause is the first one noted for that time: what comes later follows from it.
-fn explain((start, end): (Ticks, Ticks), causes: &[GapRow], first: Option<Ticks>) -> TimelineGap {
-    let cause = causes.iter().find(|cause| cause.start < end && cause.end.is_none_or(|to| to > start));
-    let (code, message) = match cause {
-        Some(cause) => (cause.code.as_str(), cause.message.as_str()),
-        None if first.is_some_and(|first| end <= first + SEAM) => {
-            ("expired", "Older footage was deleted to make room.")
-        }
-        None => ("unknown", "Nothing is known of this gap."),
+/// A gap in parts, each with its cause. What nothing is known of belongs to the cause before it; a short while of
+/// connecting does, too.
+fn explain((start, end): (Ticks, Ticks), causes: &[GapRow], first: Option<Ticks>) -> Vec<TimelineGap> {
+    let is_expired = first.is_some_and(|first| end <= first + SEAM);
+    let unknown = if is_expired {
+        ("expired", "Older footage was deleted to make room.")
+    } else {
+        ("unknown", "Nothing is known of this gap.")
     };
-    TimelineGap {
+    let mut parts: Vec<(Ticks, Ticks, (&str, &str))> = Vec::new();
+    let mut at = start;
+    for cause in causes.iter().filter(|cause| cause.start < end && cause.end.is_none_or(|to| to > start)) {
+        let from = cause.start.clamp(at, end);
+        let to = cause.end.unwrap_or(end).clamp(from, end);
+        if from - at > SEAM && parts.is_empty() {
+            parts.push((at, from, unknown));
+        }
+        let is_brief = cause.code == CONNECTING && to - from < BRIEFLY;
+        match parts.last_mut() {
+            Some(last) if is_brief => last.1 = to,
+            Some(last) => {
+                last.1 = from;
+                parts.push((from, to, (&cause.code, &cause.message)));
+            }
+            None => parts.push((at, to, (&cause.code, &cause.message))),
+        }
+        at = to;
+    }
+    match parts.last_mut() {
+        Some(last) => last.1 = end,
+        None => parts.push((start, end, unknown)),
+    }
+    let gap = |(start, end, (code, message)): (Ticks, Ticks, (&str, &str))| TimelineGap {
         start: timestamp(start),
         end: timestamp(end),
         code: code.to_owned(),
         message: message.to_owned(),
-    }
+    };
+    parts.into_iter().filter(|part| part.0 < part.1).map(gap).collect()
 }
 
 /// The group (a key fragment and those that depend on it) that is shown at that time, or the first after it;
@@ -300,12 +326,30 @@ mod tests {
     #[test]
     fn causes() {
         let s = TICKS_PER_SECOND;
-        let row = |start, end, code: &str| GapRow { start, end, code: code.into(), message: String::new() };
-        let causes = [row(100 * s, Some(150 * s), "connection-lost"), row(150 * s, None, "server-stopped")];
-        assert_eq!(explain((100 * s, 200 * s), &causes, None).code, "connection-lost");
-        assert_eq!(explain((160 * s, 200 * s), &causes, None).code, "server-stopped");
-        assert_eq!(explain((0, 50 * s), &causes, Some(50 * s)).code, "expired");
-        assert_eq!(explain((50 * s, 90 * s), &causes, Some(0)).code, "unknown");
+        let row = |start: Ticks, end: Option<Ticks>, code: &str| GapRow {
+            start: start * s,
+            end: end.map(|end| end * s),
+            code: code.into(),
+            message: String::new(),
+        };
+        let parts =
+            |from: Ticks, to: Ticks, causes: &[GapRow], first: Option<Ticks>| -> Vec<(i64, i64, String)> {
+                let gaps = explain((from * s, to * s), causes, first.map(|first| first * s));
+                gaps.into_iter().map(|gap| (gap.start.as_second(), gap.end.as_second(), gap.code)).collect()
+            };
+        let part = |from, to, code: &str| (from, to, code.to_owned());
+        let stop = [row(100, Some(150), "server-stopped"), row(150, Some(153), CONNECTING)];
+        assert_eq!(parts(100, 153, &stop, None), [part(100, 153, "server-stopped")]);
+        let outage = [row(100, Some(150), "server-stopped"), row(150, None, "wrong-credentials")];
+        assert_eq!(
+            parts(100, 400, &outage, None),
+            [part(100, 150, "server-stopped"), part(150, 400, "wrong-credentials")]
+        );
+        assert_eq!(parts(160, 200, &outage, None), [part(160, 200, "wrong-credentials")]);
+        let new = [row(0, Some(2), CONNECTING)];
+        assert_eq!(parts(0, 2, &new, Some(2)), [part(0, 2, CONNECTING)]);
+        assert_eq!(parts(0, 50, &outage, Some(50)), [part(0, 50, "expired")]);
+        assert_eq!(parts(50, 90, &outage, Some(0)), [part(50, 90, "unknown")]);
     }
 
     /// Goal: a player gets whole groups of pictures, the one at its moment or the first after.

@@ -115,6 +115,9 @@ impl Server {
             return Err(Failure::new(StatusCode::CONFLICT, Problem::new("already-added", message)));
         };
         let cameras = self.store.cameras().await?;
+        for camera in cameras.iter().filter(|row| row.hardware == id) {
+            self.store.connecting_gap(camera.id, now).await?;
+        }
         let hardware = HardwareRow {
             id,
             name: new.name,

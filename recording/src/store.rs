@@ -19,6 +19,9 @@ use sqlx::{Row as _, SqlitePool, sqlite::SqliteRow};
 
 const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
 
+/// The cause of a gap of which nothing better is known yet.
+pub(crate) const CONNECTING: &str = "connecting";
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Store {
@@ -326,19 +329,33 @@ impl Store {
 
     // Gaps
 
-    /// A gap whose end is not known yet. While one is open, the first cause counts.
+    /// A gap whose end is not known yet. While one is open, its cause counts, for the next follows from it; only
+    /// [`CONNECTING`] gives way to whatever is found out.
     pub async fn open_gap(&self, camera: i64, start: Ticks, code: &str, message: &str) -> anyhow::Result<()> {
-        sqlx::query(
-            "INSERT INTO gap (camera, start, code, message) SELECT $1, $2, $3, $4 \
-             WHERE NOT EXISTS (SELECT 1 FROM gap WHERE camera = $1 AND finish IS NULL)",
-        )
-        .bind(camera)
-        .bind(start)
-        .bind(code)
-        .bind(message)
-        .execute(&self.pool)
-        .await?;
+        let mut transaction = self.pool.begin().await?;
+        let known =
+            "UPDATE gap SET code = $1, message = $2 WHERE camera = $3 AND finish IS NULL AND code = $4";
+        let known = sqlx::query(known).bind(code).bind(message).bind(camera).bind(CONNECTING);
+        if known.execute(&mut *transaction).await?.rows_affected() == 0 {
+            sqlx::query(
+                "INSERT INTO gap (camera, start, code, message) SELECT $1, $2, $3, $4 \
+                 WHERE NOT EXISTS (SELECT 1 FROM gap WHERE camera = $1 AND finish IS NULL)",
+            )
+            .bind(camera)
+            .bind(start)
+            .bind(code)
+            .bind(message)
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
         Ok(())
+    }
+
+    /// This process has begun and is not connected yet: what was the cause before ends here.
+    pub async fn connecting_gap(&self, camera: i64, now: Ticks) -> anyhow::Result<()> {
+        self.close_gap(camera, now).await?;
+        self.open_gap(camera, now, CONNECTING, "The recording server was connecting to the camera.").await
     }
 
     /// There is a picture again.

@@ -15,7 +15,7 @@
 //! the kernel has forgotten which pages were bad and a second try would claim success; that is said loudly.
 //! After a failed write (a full disk) the file is cut back to its last whole fragment.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, IoSlice, Write as _};
 use std::path::{Path, PathBuf};
@@ -111,6 +111,7 @@ impl Writer {
             open: HashMap::new(),
             unsecured_since: None,
             new_folders: Vec::new(),
+            failing: HashSet::new(),
         };
         let handle =
             std::thread::Builder::new().name("footage".into()).spawn(move || thread.run(&commands))?;
@@ -166,6 +167,8 @@ struct Thread {
     unsecured_since: Option<Instant>,
     /// Folders with new names in them that are not secured yet.
     new_folders: Vec<PathBuf>,
+    /// Cameras whose last fragment could not be written.
+    failing: HashSet<i64>,
 }
 
 /// A file being written.
@@ -232,18 +235,26 @@ impl Thread {
             Ok(bytes) => {
                 self.metrics.written_bytes.inc_by(bytes);
                 self.unsecured_since.get_or_insert_with(Instant::now);
+                if !self.failing.is_empty() && self.failing.remove(&camera) {
+                    let _ = self.notes.blocking_send(Note::GapEnded { camera, at: fragment.start });
+                }
                 if self.metrics.write_errors_now.set(0) > 0 {
                     tracing::info!("footage is being written again");
                     self.ops.report(HEALTH, Ok(()));
                 }
             }
-            Err(error) => self.write_failed(camera, &error),
+            Err(error) => self.write_failed(camera, fragment.start, &error),
         }
     }
 
     /// A full disk, mostly. The next fragment tries again with a new file.
-    fn write_failed(&mut self, camera: i64, error: &io::Error) {
+    fn write_failed(&mut self, camera: i64, at: Ticks, error: &io::Error) {
         self.metrics.write_errors.inc();
+        if self.failing.insert(camera) {
+            let message = format!("Footage could not be written to disk: {error}.");
+            let _ =
+                self.notes.blocking_send(Note::GapBegan { camera, at, code: "disk-failed".into(), message });
+        }
         if self.metrics.write_errors_now.inc() == 0 {
             let folder = self.settings.footage.display();
             tracing::error!(camera, %error, "footage cannot be written to {folder}; recording goes on when it can be");

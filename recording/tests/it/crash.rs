@@ -53,7 +53,8 @@ async fn a_killed_server_loses_one_group_at_most() {
         let total = ffmpeg::pictures(&whole).len();
         assert_eq!(total, recorded_before + pictures, "what was there before the kill is still there");
         recorded_before = total;
-        let gap = timeline.gaps.iter().find(|gap| gap.start == last.end).expect("a gap");
+        let gap =
+            timeline.gaps.iter().find(|gap| gap.start == last.end).unwrap_or_else(|| panic!("{timeline:?}"));
         assert_eq!(gap.code, "server-crashed");
         recorder.stop().await;
     }

@@ -5,7 +5,7 @@ use homing_protocol::api::recording::CameraState;
 
 use crate::ffmpeg;
 use crate::recorder::{Recorder, wait_for};
-use crate::source::{Fault, GROUP, Script, Source, assert_consecutive};
+use crate::source::{Clip, Fault, GROUP, Script, Source, assert_consecutive};
 
 fn script(faults: &[Fault]) -> Script {
     Script { speed: 10, faults: faults.to_vec(), ..Script::default() }
@@ -148,6 +148,55 @@ async fn a_truncated_stream() {
     ffmpeg::decodes(&file);
     // 25, then from the next key frame 12.
     assert!(ffmpeg::pictures(&file).len() > 25 + 12 + GROUP);
+    recorder.stop().await;
+    source.end().await;
+}
+
+/// Goal: footage that cannot be written is said in the health, is a gap with its cause, costs nothing else, and
+/// recording goes on by itself once there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_takes_nothing() {
+    let source = Source::start(script(&[])).await;
+    let recorder = Recorder::start().await;
+    // A file where the camera's folder should be: nothing can be written.
+    let in_the_way = recorder.folder.path().join("footage/1");
+    std::fs::write(&in_the_way, b"").unwrap();
+    let camera = recorder.add_camera(&source.url).await;
+    wait_for(|| async { recorder.ops.health().1.contains("footage cannot be written").then_some(()) }).await;
+    assert_eq!(recorder.camera(camera).await.status.state, CameraState::Recording);
+    assert!(recorder.metric("homing_recording_write_errors_total") >= 1.0);
+    std::fs::remove_file(&in_the_way).unwrap();
+    recorder.wait_for_recorded(camera, 3.0).await;
+    assert_eq!(recorder.ops.health().1, "ok\n");
+    let timeline = recorder.timeline(camera).await;
+    let gap = timeline.gaps.iter().find(|gap| gap.code == "disk-failed").expect("the gap's cause");
+    assert!(gap.message.contains("could not be written"), "{gap:?}");
+    assert_consecutive(&recorder.export_all(camera).await);
+    recorder.stop().await;
+    source.end().await;
+}
+
+/// Goal: a camera whose picture changes (another size) is recorded on, live viewers and exports included.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_camera_that_is_set_to_another_size() {
+    let source = Source::start(Script { pictures: 30, ..script(&[]) }).await;
+    let url = source.url.clone();
+    let recorder = Recorder::start().await;
+    let camera = recorder.add_camera(&url).await;
+    recorder.wait_for_picture_at(camera, 2.9).await;
+    source.end().await;
+    let view = recorder.wait_for_state(camera, CameraState::Error).await;
+    let other: &'static Clip =
+        Box::leak(Box::new(Clip::make("testsrc2=size=160x120:rate=10:duration=3", 10, GROUP, &[])));
+    let source = Source::restart(&url, Script { is_added: true, many: Some(other), ..script(&[]) }).await;
+    recorder.device_connected(view.serial).await;
+    recorder.wait_for_recorded(camera, 6.0).await;
+    let file = recorder.export_all(camera).await;
+    let arguments = ["-v", "error", "-select_streams", "v", "-show_entries", "frame=width", "-of", "csv=p=0"];
+    let widths = ffmpeg::run("ffprobe", &[&arguments[..], &[file.to_str().unwrap()]].concat());
+    let count = |width: &str| widths.lines().filter(|line| line.trim_end_matches(',') == width).count();
+    assert_eq!(count("320"), 30);
+    assert!(count("160") >= 20, "{widths}");
     recorder.stop().await;
     source.end().await;
 }

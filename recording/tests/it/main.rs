@@ -8,6 +8,7 @@ mod crash;
 mod faults;
 mod ffmpeg;
 mod live;
+mod onvif;
 mod peers;
 mod playback;
 mod recorder;

@@ -9,6 +9,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use homing_base::{Ops, Stop, Workers};
 use homing_protocol::api::recording::{Camera, CameraState, DeviceAddress, Hardware, NewHardware, Timeline};
+use homing_recording::connect::DeviceConnector;
 use homing_recording::{Bound, Config, Deps, bind};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt as _;
@@ -39,13 +40,17 @@ impl Recorder {
     /// Goes on with a folder.
     pub async fn open(folder: Arc<tempfile::TempDir>) -> Self {
         let config = config(folder.path());
-        Self::with(folder, config).await
+        Self::with(folder, config, Vec::new()).await
     }
 
-    pub async fn with(folder: Arc<tempfile::TempDir>, config: Config) -> Self {
+    pub async fn with(
+        folder: Arc<tempfile::TempDir>,
+        config: Config,
+        connectors: Vec<Arc<dyn DeviceConnector>>,
+    ) -> Self {
         let ops = Ops::new();
         let workers = Workers::start(1).unwrap();
-        let bound = bind(config, Deps { connectors: Vec::new(), workers, ops: ops.clone() }).await.unwrap();
+        let bound = bind(config, Deps { connectors, workers, ops: ops.clone() }).await.unwrap();
         let (router, stop) = (bound.router(), Stop::new());
         let running = Self::run(bound, stop.clone());
         Self { folder, router, ops, stop, running }

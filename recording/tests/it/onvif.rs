@@ -1,0 +1,189 @@
+//! Step 8, add: a device behind a tunnel server in the same process is asked by ONVIF, and its channels become
+//! cameras.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use homing_protocol::SerialNumber;
+use homing_protocol::api::ProblemDetail;
+use homing_protocol::api::recording::{CameraState, DeviceAddress, Hardware, NewHardware};
+use homing_protocol::digest::DigestGuard;
+use homing_protocol::onvif::device::{DeviceInformation, Services};
+use homing_protocol::onvif::media2::{Profile, Profiles, StreamUri, VideoEncoder, VideoSource};
+use homing_protocol::onvif::{DeviceRequest, Message as _};
+use homing_protocol::soap::Envelope;
+use homing_recording::connect::{BoxFuture, ConnectError, DeviceConnector, Stream};
+use http::{Request, Response, StatusCode, header};
+use tokio::net::TcpStream;
+
+use crate::recorder::{Recorder, config};
+use crate::source::{GROUP, Script, Source, assert_consecutive, clip};
+
+const SERIAL: &str = "00408C702009";
+
+/// A tunnel server in process with one device: two channels, of which one is H.265 too.
+struct Tunnel {
+    guard: DigestGuard,
+    source: String,
+    connected: AtomicBool,
+    streams: AtomicUsize,
+    home: tokio::runtime::Handle,
+}
+
+impl Tunnel {
+    fn answer(&self, request: &Request<Bytes>) -> Response<Bytes> {
+        let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap());
+        let password = |user: &str| (user == "root").then(|| "sesame".into());
+        let (method, path) = (request.method().as_str(), request.uri().path());
+        if self.guard.check(method, path, authorization, password, 0).is_err() {
+            let mut refusal = Response::builder().status(StatusCode::UNAUTHORIZED);
+            for challenge in self.guard.challenges(0, false) {
+                refusal = refusal.header(header::WWW_AUTHENTICATE, challenge);
+            }
+            return refusal.body(Bytes::new()).unwrap();
+        }
+        let envelope = Envelope::parse(request.body()).unwrap();
+        let body = match DeviceRequest::parse(&envelope).unwrap() {
+            DeviceRequest::GetDeviceInformation(_) => DeviceInformation {
+                manufacturer: "Maker".into(),
+                model: "E 2".into(),
+                serial_number: SERIAL.to_lowercase(),
+                ..DeviceInformation::default()
+            }
+            .to_element(),
+            DeviceRequest::GetServices(_) => Services::default().to_element(),
+            DeviceRequest::GetProfiles(_) => Profiles(profiles()).to_element(),
+            DeviceRequest::GetStreamUri(asked) => {
+                // The site's own address, with a port that means nothing here, and with a password.
+                StreamUri(format!("rtsp://root:sesame@192.168.0.90:8554/{}", asked.profile_token))
+                    .to_element()
+            }
+            other => panic!("{}", other.name()),
+        };
+        Response::new(Envelope::new(body).to_xml().into())
+    }
+
+    fn check(&self) -> Result<(), ConnectError> {
+        if self.connected.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let message = "it has no uplink; check its power".to_owned();
+        Err(ConnectError::Reported(ProblemDetail { code: "not-connected".into(), message, step: None }))
+    }
+}
+
+fn profiles() -> Vec<Profile> {
+    let profile = |token: &str, source: &str, encoding: &str, width| Profile {
+        token: token.into(),
+        video_source: Some(VideoSource { source_token: source.into(), ..VideoSource::default() }),
+        video_encoder: Some(VideoEncoder {
+            encoding: encoding.into(),
+            size: (width, 100),
+            ..VideoEncoder::default()
+        }),
+        ..Profile::default()
+    };
+    vec![profile("a-265", "a", "H265", 640), profile("a", "a", "H264", 320), profile("b", "b", "H264", 320)]
+}
+
+impl DeviceConnector for Tunnel {
+    fn serves(&self, device: &DeviceAddress) -> bool {
+        matches!(device, DeviceAddress::Tunnel { server, .. } if server == "sts")
+    }
+
+    fn connect<'a>(
+        &'a self,
+        _device: &'a DeviceAddress,
+        port: u16,
+    ) -> BoxFuture<'a, Result<Box<dyn Stream>, ConnectError>> {
+        Box::pin(async move {
+            self.check()?;
+            assert_eq!(port, 554, "through a tunnel RTSP has its own port");
+            let thread = std::thread::current();
+            assert_eq!(thread.name(), Some("home"), "a session runs where its tunnel does");
+            self.streams.fetch_add(1, Ordering::Relaxed);
+            let address = self.source.trim_start_matches("rtsp://").split('/').next().unwrap().to_owned();
+            Ok(Box::new(TcpStream::connect(address).await.unwrap()) as Box<dyn Stream>)
+        })
+    }
+
+    fn request<'a>(
+        &'a self,
+        _device: &'a DeviceAddress,
+        request: Request<Bytes>,
+    ) -> BoxFuture<'a, Result<Response<Bytes>, ConnectError>> {
+        Box::pin(async move {
+            self.check()?;
+            Ok(self.answer(&request))
+        })
+    }
+
+    fn runtime(&self, _device: &DeviceAddress) -> Option<tokio::runtime::Handle> {
+        Some(self.home.clone())
+    }
+}
+
+/// Goal: step 8 add. Wrong credentials and an absent device are told as such; each channel becomes a camera that records
+/// over the device's own connection, on its own runtime; when the device is away the tunnel server's reason is shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn step_8_add() {
+    let source =
+        Source::start(Script { is_added: true, many: Some(clip()), speed: 5, ..Script::default() }).await;
+    let home = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("home")
+        .enable_all()
+        .build();
+    let home = home.unwrap();
+    let tunnel = Arc::new(Tunnel {
+        guard: DigestGuard::new("device", [5; 32]),
+        source: source.url.clone(),
+        connected: AtomicBool::new(false),
+        streams: AtomicUsize::new(0),
+        home: home.handle().clone(),
+    });
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let recorder = Recorder::with(folder.clone(), config(folder.path()), vec![tunnel.clone()]).await;
+    let add = async |serial: &str, password: &str| -> Result<Hardware, (u16, ProblemDetail)> {
+        let serial: SerialNumber = serial.parse().unwrap();
+        let device = DeviceAddress::Tunnel { server: "sts".into(), serial };
+        let new =
+            NewHardware { device, user: "root".into(), password: password.into(), name: "Encoder".into() };
+        let body = serde_json::to_value(&new).unwrap();
+        let (status, _, body) = recorder.send("POST", "/api/v1/hardware", Some(body)).await;
+        if status == StatusCode::CREATED {
+            return Ok(serde_json::from_slice(&body).unwrap());
+        }
+        let problem: homing_protocol::api::Problem = serde_json::from_slice(&body).unwrap();
+        Err((status.as_u16(), problem.error))
+    };
+    let (status, problem) = add(SERIAL, "sesame").await.unwrap_err();
+    assert_eq!((status, problem.code.as_str()), (503, "not-connected"));
+    assert!(problem.message.contains("check its power"), "{problem:?}");
+    tunnel.connected.store(true, Ordering::Relaxed);
+    let (_, problem) = add(SERIAL, "wrong").await.unwrap_err();
+    assert_eq!(
+        (problem.code.as_str(), problem.step),
+        ("wrong-credentials", Some(homing_protocol::Step::Add))
+    );
+    let (_, problem) = add("ACCC8E000001", "sesame").await.unwrap_err();
+    assert_eq!(problem.code, "wrong-serial");
+
+    let hardware = add(SERIAL, "sesame").await.unwrap();
+    assert_eq!((hardware.serial.to_string().as_str(), hardware.model.as_str()), (SERIAL, "Maker E 2"));
+    let names: Vec<&str> = hardware.cameras.iter().map(|camera| camera.name.as_str()).collect();
+    assert_eq!(names, ["Encoder 1", "Encoder 2"]);
+    for camera in &hardware.cameras {
+        recorder.wait_for_recorded(camera.id, 2.0).await;
+        assert!(assert_consecutive(&recorder.export_all(camera.id).await) >= 2 * GROUP);
+    }
+    assert_eq!(tunnel.streams.load(Ordering::Relaxed), 2);
+
+    tunnel.connected.store(false, Ordering::Relaxed);
+    source.end().await;
+    let camera = recorder.wait_for_state(hardware.cameras[0].id, CameraState::Error).await;
+    assert!(camera.status.problem.is_some());
+    recorder.stop().await;
+    tokio::task::spawn_blocking(move || drop(home)).await.unwrap();
+}
