@@ -86,6 +86,12 @@ fn a_killed_server_has_lost_at_most_one_group_of_pictures() {
         println!("seed {seed}, round {round}: {} of {} frames lost", frame_at(killed) - last, TIMING.fps * 2);
         assert!(last >= at_least, "seed {seed}: recorded until frame {last}, should be {at_least} at least");
 
+        // The timeline says that, and why, something is missing.
+        let path = format!("/api/v1/cameras/{camera}/timeline?start={start}&end={}", Timestamp::now());
+        let timeline = demo.api.json(&path).unwrap();
+        let gaps = timeline["gaps"].as_array().expect("gaps");
+        assert!(gaps.iter().any(|gap| gap["code"] == "server-stopped"), "seed {seed}: {timeline:#}");
+
         // Everything that was exported before, from all rounds, is still there and looks the same.
         let first = *kept.keys().next().unwrap();
         let all = demo.export(camera, time_of(first), exported_until);

@@ -77,6 +77,19 @@ fn scenario_a_from_register_to_add_and_a_minute_of_recording() {
     );
     let device = world.wait_for_device("green", "add", seconds(5));
     assert!(device["peer"].as_str().is_some_and(|peer| peer.starts_with(SITE_PUBLIC_AFTERWARDS)), "{device}");
+    let timeline = format!("/api/v1/cameras/{camera}/timeline?start={start}&end={}", Timestamp::now());
+    let gaps = wait_for("the timeline shows the gap, and why", seconds(10), || {
+        let timeline = world.api.json(&timeline)?;
+        let gaps = timeline["gaps"].as_array().cloned().unwrap_or_default();
+        let explained = gaps.iter().any(|gap| gap["code"] == "connection-lost");
+        if explained { Ok(gaps) } else { Err(io::Error::other(timeline.to_string())) }
+    });
+    assert_eq!(gaps.len(), 1, "one gap, and none in the minute before: {gaps:#?}");
+    let begins: Timestamp = gaps[0]["start"].as_str().and_then(|at| at.parse().ok()).expect("a time");
+    assert!(
+        (begins - changed).total(jiff::Unit::Second).unwrap().abs() < 2.0,
+        "changed {changed}: {gaps:#?}"
+    );
 
     // Nobody came to the site, and nobody could have found anything there.
     assert_eq!(lab.arrivals().begun(), from_outside.begun(), "somebody connected towards the site");
