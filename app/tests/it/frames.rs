@@ -90,7 +90,7 @@ fn a_killed_server_has_lost_at_most_one_group_of_pictures() {
         let path = format!("/api/v1/cameras/{camera}/timeline?start={start}&end={}", Timestamp::now());
         let timeline = demo.api.json(&path).unwrap();
         let gaps = timeline["gaps"].as_array().expect("gaps");
-        assert!(gaps.iter().any(|gap| gap["code"] == "server-stopped"), "seed {seed}: {timeline:#}");
+        assert!(gaps.iter().any(|gap| gap["code"] == "server-crashed"), "seed {seed}: {timeline:#}");
 
         // Everything that was exported before, from all rounds, is still there and looks the same.
         let first = *kept.keys().next().unwrap();
