@@ -27,7 +27,7 @@ use homing_protocol::{
     },
     secret::Credentials,
 };
-use http::{Request, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode, header};
 use hyper::body::Incoming;
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
@@ -132,8 +132,12 @@ async fn device(State(api): State<Api>, Path(serial): Path<String>) -> Result<Js
 }
 
 /// Steps 1 and 2.
-async fn register(State(api): State<Api>, body: Body) -> Result<(StatusCode, Json<Device>), Failure> {
-    let new: Typed = read(body).await?;
+async fn register(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<Device>), Failure> {
+    let new: Typed = read(&headers, body).await?;
     let new = NewDevice {
         serial: serial_number(&new.serial)?,
         oak: oak(&new.oak)?,
@@ -152,10 +156,11 @@ async fn register(State(api): State<Api>, body: Body) -> Result<(StatusCode, Jso
 async fn change(
     State(api): State<Api>,
     Path(serial): Path<String>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Device>, Failure> {
     let serial = serial_number(&serial)?;
-    let change: ChangeDevice = read(body).await?;
+    let change: ChangeDevice = read(&headers, body).await?;
     let stop = api.stop.clone();
     to_its_end(&api.stop, async move { api.relay.change(serial, change, &stop).await }).await.map(Json)
 }
@@ -233,7 +238,13 @@ fn typed_wrong(code: &str, error: &dyn std::error::Error) -> Failure {
     Failure::new(StatusCode::BAD_REQUEST, Problem::at(Step::Register, code, error.to_string()))
 }
 
-async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
+async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Failure> {
+    // A page from elsewhere can make a browser that knows the password send a form here, but not JSON.
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if !content_type.is_some_and(|value| value.starts_with("application/json")) {
+        let problem = Problem::new("bad-request", "This request wants Content-Type: application/json.");
+        return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, problem));
+    }
     let body = axum::body::to_bytes(body, BODY_MAX_BYTES).await.map_err(|_| {
         Failure::bad_request(format!(
             "The request's body broke off, or has more than {BODY_MAX_BYTES} bytes."

@@ -82,12 +82,6 @@ pub(crate) enum Stranger {
     },
 }
 
-/// What removing a registration found.
-pub(crate) struct Removed {
-    /// Its uplink, to be closed.
-    pub uplink: Option<Arc<Connected>>,
-}
-
 impl Devices {
     /// As they were left.
     pub async fn open(store: Registrations) -> anyhow::Result<Self> {
@@ -167,20 +161,24 @@ impl Devices {
         Ok(Some(entry.view()))
     }
 
-    /// Forgets a registration; with `release` its claim is still to be released at the dispatcher.
-    pub async fn remove(&self, serial: SerialNumber, release: bool) -> anyhow::Result<Option<Removed>> {
+    /// Forgets a registration and ends its uplink; with `release` its claim is still to be released at the dispatcher.
+    /// `false` if there is none.
+    pub async fn remove(&self, serial: SerialNumber, release: bool) -> anyhow::Result<bool> {
         let _writing = self.writing.lock().await;
         if !self.lock().entries.contains_key(&serial) {
-            return Ok(None);
+            return Ok(false);
         }
         self.store.remove(serial, release).await?;
         let mut inner = self.lock();
-        let Some(entry) = inner.entries.remove(&serial) else { return Ok(None) };
+        let Some(entry) = inner.entries.remove(&serial) else { return Ok(false) };
         inner.index_key(serial, entry.record.standing.fingerprint, None);
         if !entry.provisional {
             let _ = self.events.send(Event::Removed(serial));
         }
-        Ok(Some(Removed { uplink: entry.uplink }))
+        if let Some(connected) = entry.uplink {
+            connected.uplink.close(EndReason::Closed("the device's registration was deleted".to_owned()));
+        }
+        Ok(true)
     }
 
     /// Those that are still to be relayed.
@@ -294,20 +292,19 @@ impl Devices {
         }
     }
 
-    /// Its uplink stands: shown as connected at once, and the older uplink of this device ends. `None` if its key has
+    /// Its uplink stands: shown as connected at once, and the older uplink of this device ends. `false` if its key has
     /// lost its welcome meanwhile.
-    pub fn connect(&self, fingerprint: Fingerprint, connected: Connected) -> Option<Arc<Connected>> {
+    pub fn connect(&self, fingerprint: Fingerprint, connected: Connected) -> bool {
         let mut inner = self.lock();
-        let serial = *inner.keys.get(&fingerprint)?;
-        let entry = inner.entries.get_mut(&serial)?;
-        let connected = Arc::new(connected);
-        if let Some(older) = entry.uplink.replace(Arc::clone(&connected)) {
+        let Some(serial) = inner.keys.get(&fingerprint).copied() else { return false };
+        let Some(entry) = inner.entries.get_mut(&serial) else { return false };
+        if let Some(older) = entry.uplink.replace(Arc::new(connected)) {
             older.uplink.close(EndReason::Replaced);
         }
         entry.since = Some(Timestamp::now());
         entry.lost = None;
         self.tell(entry);
-        Some(connected)
+        true
     }
 
     /// An uplink has ended. Nothing changes if a newer one has taken its place.

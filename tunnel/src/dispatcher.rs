@@ -126,9 +126,18 @@ impl Dispatcher {
     /// something.
     pub async fn changes(&self, after: u64) -> Result<Changes, Failed> {
         let path = format!("/api/v1/changes?after={after}&wait_s={}", CHANGES_WAIT.as_secs());
-        let changes = self.client.wait(&path, CHANGES_WAIT).await.map_err(|error| self.failed(error))?;
-        self.reached();
-        Ok(changes)
+        match self.client.wait(&path, CHANGES_WAIT).await.map_err(|error| self.failed(error)) {
+            Ok(changes) => {
+                self.reached();
+                Ok(changes)
+            }
+            // No dispatcher refuses this to an account that it knows.
+            Err(Failed::Refused(status, problem)) => {
+                let message = format!("{} answered {status}: {}", self.client.peer(), problem.error.message);
+                Err(self.later("unexpected", message))
+            }
+            Err(later) => Err(later),
+        }
     }
 
     fn failed(&self, error: CallError) -> Failed {
@@ -138,6 +147,12 @@ impl Dispatcher {
                 StatusCode::UNAUTHORIZED => {
                     let hint = "check [tunnel.dispatcher] account and password";
                     self.later("unknown-account", format!("{message} — {hint}"))
+                }
+                // Who was wrong too often is not looked at for a while.
+                StatusCode::TOO_MANY_REQUESTS
+                    if self.problem().is_some_and(|problem| problem.code == "unknown-account") =>
+                {
+                    self.later("unknown-account", message)
                 }
                 // It is there, and in trouble with this one call.
                 status if status.is_server_error() => {

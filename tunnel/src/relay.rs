@@ -29,7 +29,7 @@ use homing_protocol::{
     },
     secret::Credentials,
 };
-use homing_uplink::{Backoff, BackoffSettings, EndReason};
+use homing_uplink::{Backoff, BackoffSettings};
 use http::StatusCode;
 use std::{
     collections::HashMap,
@@ -151,15 +151,12 @@ impl Relay {
     /// When it is not registered.
     pub async fn remove(&self, serial: SerialNumber, stop: &Stop) -> Result<(), Failure> {
         let _lock = self.locks.lock(serial).await;
-        if self.devices.record(serial).is_none() {
+        if self.devices.record(serial).is_none() || !self.devices.remove(serial, true).await? {
             return Err(not_registered(serial));
         }
-        let removed = self.devices.remove(serial, true).await?.ok_or_else(|| not_registered(serial))?;
-        if let Some(connected) = removed.uplink {
-            connected.uplink.close(EndReason::Closed("the device's registration was deleted".to_owned()));
-        }
         tracing::info!(step = %Step::Register, %serial, "registration deleted");
-        if !self.release(serial, stop).await {
+        // Nobody waits for a dispatcher that is known to be away.
+        if self.dispatcher.problem().is_some() || !self.release(serial, stop).await {
             self.wake.notify_one();
         }
         Ok(())
@@ -255,21 +252,33 @@ impl Relay {
         Ok(true)
     }
 
-    /// Tries everything once; `false` if something is left.
+    /// Tries everything once; `false` if something is left. One goes ahead: if the dispatcher cannot be reached, the
+    /// others do not wait for that as well.
     async fn relay_all(&self, stop: &Stop) -> anyhow::Result<bool> {
-        let pending = self.devices.pending();
+        let mut pending = self.devices.pending().into_iter();
         let releases = self.devices.store().to_release().await?;
-        let relays = futures_util::stream::iter(pending).map(|serial| self.relay_pending(serial, stop));
-        let relayed: Vec<_> = relays.buffer_unordered(RELAYED_AT_ONCE).collect().await;
-        let mut all = true;
+        let mut all = match pending.next() {
+            Some(first) => self.relay_pending(first, stop).await?,
+            None => true,
+        };
+        let relays = futures_util::stream::iter(pending).map(async |serial| {
+            if self.dispatcher.problem().is_some() {
+                return Ok(false);
+            }
+            self.relay_pending(serial, stop).await
+        });
+        let relayed: Vec<anyhow::Result<bool>> = relays.buffer_unordered(RELAYED_AT_ONCE).collect().await;
         for relayed in relayed {
             all &= relayed?;
         }
         for serial in releases {
             let _lock = self.locks.lock(serial).await;
             // It may have been registered again while we waited.
-            if self.devices.get(serial).is_none() {
-                all &= self.release(serial, stop).await;
+            if self.devices.get(serial).is_some() {
+                continue;
+            }
+            if !self.release(serial, stop).await {
+                return Ok(false);
             }
         }
         Ok(all)

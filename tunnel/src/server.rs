@@ -118,13 +118,13 @@ impl Bound {
             self.config.tls_policy(),
         )
         .context("external certificate")?;
-        let uplinks = Uplinks::new(
+        let uplinks = Arc::new(Uplinks::new(
             Arc::new(tls),
             Arc::clone(&self.devices),
             Arc::clone(&self.metrics),
             self.workers.clone(),
             &self.config.limits,
-        );
+        ));
         let guard = Arc::new(Guard::new(self.config.credentials()));
         let api = Api {
             devices: Arc::clone(&self.devices),
@@ -135,6 +135,7 @@ impl Bound {
         };
         let proxy = Proxy { tunnel: self.handle, guard, metrics: self.metrics, stop: stop.clone() };
         let service = api::service(api, proxy, &self.ops);
+        self.ops.report("tunnel", Ok(()));
         tracing::info!(
             name = self.config.name,
             external = %self.facts.external,

@@ -14,20 +14,30 @@ use crate::{
 use homing_base::{Stop, Workers};
 use homing_protocol::{SerialNumber, Step};
 use homing_uplink::{
-    AcceptError, AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, UplinkSettings,
+    AcceptError, AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, Uplink, UplinkDriver,
+    UplinkSettings,
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Handle,
-    sync::{OnceCell, Semaphore},
+    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
 };
+use tokio_util::sync::CancellationToken;
 
 /// Pause after `accept` failed for want of descriptors or memory, so that the loop does not spin.
 const ACCEPT_FAILED_PAUSE: Duration = Duration::from_millis(200);
 
-/// The door for devices; cheap to clone.
-#[derive(Clone)]
+/// An uplink that was admitted and is to be run.
+struct Standing {
+    serial: SerialNumber,
+    peer: SocketAddr,
+    uplink: Uplink,
+    driver: UplinkDriver,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The door for devices.
 pub(crate) struct Uplinks {
     devices: Arc<Devices>,
     metrics: Arc<Metrics>,
@@ -60,7 +70,7 @@ impl Uplinks {
     }
 
     /// Takes devices until the role stops.
-    pub async fn run(&self, listener: TcpListener, stop: &Stop) {
+    pub async fn run(self: Arc<Self>, listener: TcpListener, stop: &Stop) {
         loop {
             let permit = tokio::select! {
                 permit = Arc::clone(&self.arriving).acquire_owned() => permit.expect("never closed"),
@@ -80,24 +90,75 @@ impl Uplinks {
                     }
                 }
             };
-            let (this, worker, stop_it) = (self.clone(), self.workers.next(), stop.clone());
+            let (this, worker, stop_it) = (Arc::clone(&self), self.workers.next(), stop.clone());
             let on = worker.clone();
-            let connection = async move {
-                let arrived = tokio::select! {
-                    arrived = this.arrive(tcp, peer) => arrived,
-                    () = stop_it.cancelled() => None,
+            let arriving = async move {
+                let admitted = tokio::select! {
+                    admitted = this.admit(tcp, peer, worker) => admitted,
+                    () = stop_it.cancelled() => return,
                 };
                 drop(permit);
-                let Some(arrival) = arrived else { return };
-                // A task of its own, so that the memory of arriving is not kept for as long as the uplink stands.
-                let (on, stop) = (worker.clone(), stop_it.clone());
-                stop.spawn_on(async move { this.admit(arrival, worker, stop_it).await }, &on);
+                if let Some(standing) = admitted {
+                    // A task of its own: arriving needs ten times the memory of standing, for a moment.
+                    let token = stop_it.token().clone();
+                    stop_it.spawn(async move { this.stand(standing, token).await });
+                }
             };
-            stop.spawn_on(connection, &on);
+            stop.spawn_on(arriving, &on);
         }
     }
 
-    /// Step 6, seen from here: TLS and the upgrade's head.
+    /// Steps 6 and 7: TLS and the upgrade's head; then the key decides.
+    async fn admit(&self, tcp: std::net::TcpStream, peer: SocketAddr, worker: Handle) -> Option<Standing> {
+        let arrival = self.arrive(tcp, peer).await?;
+        let (fingerprint, serial) = match self.look_up(&arrival) {
+            Ok(found) => found,
+            Err((word, reason)) => {
+                self.metrics.refuse(word);
+                arrival.refuse(403, &reason).await;
+                return None;
+            }
+        };
+        let Ok(permit) = Arc::clone(&self.standing).try_acquire_owned() else {
+            self.metrics.refuse("full");
+            tracing::error!(step = %Step::Tunnel, %serial, %peer, "limit of uplinks reached: [tunnel.limits] uplinks");
+            let reason = "This tunnel server has as many devices as it may have; its administrator was told.";
+            arrival.refuse(503, reason).await;
+            return None;
+        };
+        let (uplink, driver) = match arrival.accept(self.settings.clone()).await {
+            Ok(accepted) => accepted,
+            Err(reason) => {
+                self.metrics.refuse("gone");
+                tracing::debug!(step = %Step::Tunnel, %serial, %peer, %reason, "gone before it was admitted");
+                return None;
+            }
+        };
+        let connected = Connected { uplink: uplink.clone(), worker, peer, rtsp_path: OnceCell::new() };
+        if !self.devices.connect(fingerprint, connected) {
+            tracing::info!(step = %Step::Tunnel, %serial, %peer, "no longer welcome");
+            return None;
+        }
+        self.metrics.uplinks_admitted.inc();
+        tracing::info!(step = %Step::Tunnel, %serial, %peer, "uplink stands");
+        Some(Standing { serial, peer, uplink, driver, _permit: permit })
+    }
+
+    /// Step 7, for as long as it lasts.
+    async fn stand(&self, standing: Standing, stop: CancellationToken) {
+        let Standing { serial, peer, uplink, driver, _permit } = standing;
+        let noting = async {
+            if let Err(error) = self.devices.change(serial, |standing| standing.tunnelled()).await {
+                tracing::error!(%serial, error = format!("{error:#}"), "not stored");
+            }
+        };
+        let (reason, ()) = tokio::join!(Box::pin(driver.run(stop)), Box::pin(noting));
+        self.metrics.uplink_ended(&uplink.stats());
+        self.devices.disconnect(serial, &uplink, &reason);
+        tracing::info!(step = %Step::Tunnel, %serial, %peer, %reason, "uplink ended");
+    }
+
+    /// Step 6, seen from here.
     async fn arrive(&self, tcp: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
         // From here the socket belongs to this worker's runtime.
         let tcp = TcpStream::from_std(tcp)
@@ -120,46 +181,6 @@ impl Uplinks {
                 None
             }
         }
-    }
-
-    /// Step 7: the key decides; then the uplink runs to its end.
-    async fn admit(&self, arrival: Arrival, worker: Handle, stop: Stop) {
-        let peer = arrival.peer;
-        let (fingerprint, serial) = match self.look_up(&arrival) {
-            Ok(found) => found,
-            Err((word, reason)) => {
-                self.metrics.refuse(word);
-                return arrival.refuse(403, &reason).await;
-            }
-        };
-        let Ok(_standing) = Arc::clone(&self.standing).try_acquire_owned() else {
-            self.metrics.refuse("full");
-            tracing::error!(step = %Step::Tunnel, %serial, %peer, "limit of uplinks reached: [tunnel.limits] uplinks");
-            let reason = "This tunnel server has as many devices as it may have; its administrator was told.";
-            return arrival.refuse(503, reason).await;
-        };
-        let (uplink, driver) = match arrival.accept(self.settings.clone()).await {
-            Ok(accepted) => accepted,
-            Err(reason) => {
-                self.metrics.refuse("gone");
-                return tracing::debug!(step = %Step::Tunnel, %serial, %peer, %reason, "gone before it was admitted");
-            }
-        };
-        let connected = Connected { uplink: uplink.clone(), worker, peer, rtsp_path: OnceCell::new() };
-        if self.devices.connect(fingerprint, connected).is_none() {
-            return tracing::info!(step = %Step::Tunnel, %serial, %peer, "no longer welcome");
-        }
-        self.metrics.uplinks_admitted.inc();
-        tracing::info!(step = %Step::Tunnel, %serial, %peer, "uplink stands");
-        let noting = async {
-            if let Err(error) = self.devices.change(serial, |standing| standing.tunnelled()).await {
-                tracing::error!(%serial, error = format!("{error:#}"), "not stored");
-            }
-        };
-        let (reason, ()) = tokio::join!(Box::pin(driver.run(stop.token().clone())), Box::pin(noting));
-        self.metrics.uplink_ended(&uplink.stats());
-        self.devices.disconnect(serial, &uplink, &reason);
-        tracing::info!(step = %Step::Tunnel, %serial, %peer, %reason, "uplink ended");
     }
 
     /// Whose key it is; or why it is refused, in a word for metrics and in a sentence for the installer: the device

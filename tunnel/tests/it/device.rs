@@ -15,7 +15,11 @@ use homing_uplink::{
 use http::{Method, Response, StatusCode};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::{net::SocketAddr, sync::Arc};
-use tokio::{io::AsyncReadExt, io::AsyncWriteExt, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+    task::JoinHandle,
+};
 
 pub const USER: &str = "root";
 pub const PASSWORD: &str = "device-password-4242";
@@ -31,6 +35,8 @@ pub struct Device {
     pub fingerprint: Fingerprint,
     certificate: CertificateDer<'static>,
     key: Arc<Vec<u8>>,
+    /// RTSP streams that have ended, as the device saw it.
+    pub streams_ended: Arc<watch::Sender<usize>>,
 }
 
 impl Device {
@@ -47,6 +53,7 @@ impl Device {
             fingerprint: Fingerprint::of_certificate(&certificate).unwrap(),
             certificate,
             key: Arc::new(key.serialize_der()),
+            streams_ended: Arc::default(),
         }
     }
 
@@ -63,15 +70,16 @@ impl Device {
     pub fn serve(&self, uplink: DialedUplink, stop: &Stop) -> JoinHandle<EndReason> {
         let token = stop.token().clone();
         let guard = Arc::new(DigestGuard::new("device", [9; 32]));
+        let ended = self.streams_ended.clone();
         let service = Arc::new(move |incoming: Incoming| {
-            let guard = guard.clone();
-            async move { answer(incoming, &guard).await }
+            let (guard, ended) = (guard.clone(), ended.clone());
+            async move { answer(incoming, &guard, &ended).await }
         });
         stop.spawn(uplink.serve(service, ServeSettings::default(), token))
     }
 }
 
-async fn answer(mut incoming: Incoming, guard: &DigestGuard) {
+async fn answer(mut incoming: Incoming, guard: &DigestGuard, ended: &watch::Sender<usize>) {
     let path = incoming.request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
     match (incoming.request.method().clone(), path.as_str()) {
         (Method::CONNECT, RTSP_PATH) => {
@@ -79,6 +87,7 @@ async fn answer(mut incoming: Incoming, guard: &DigestGuard) {
             // As a device does whose WebSocket server speaks HTTP/1.1.
             let Some(incoming) = authenticated(incoming, guard, "GET", RTSP_PATH) else { return };
             echo(incoming.accept_websocket("rtsp.onvif.org").unwrap()).await;
+            ended.send_modify(|ended| *ended += 1);
         }
         (Method::POST, "/onvif/device_service") => services(incoming, guard).await,
         (Method::GET, "/headers") => {

@@ -76,7 +76,8 @@ async fn a_registration_ends_well_although_the_browser_left_half_way() {
     let body = form("00408C702009", crate::device::OAK).to_string();
     let mut tcp = TcpStream::connect(world.internal).await.unwrap();
     let head = format!(
-        "POST /api/v1/devices HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /api/v1/devices HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
         crate::world::password(),
         body.len()
     );

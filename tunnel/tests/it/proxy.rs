@@ -154,6 +154,13 @@ async fn every_door_wants_the_password() {
         assert_eq!(status, StatusCode::PROXY_AUTHENTICATION_REQUIRED);
         assert!(headers.contains_key("proxy-authenticate"));
     }
+    // A form in a page from elsewhere, sent by a browser that knows the password.
+    let form = Request::post("/api/v1/devices")
+        .header("authorization", password())
+        .header("content-type", "text/plain");
+    let body = crate::world::form("00408C702011", crate::device::OAK).to_string();
+    let response = world.send(form.body(body.into()).unwrap()).await;
+    assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
     for path in ["/healthz", "/metrics"] {
         let request = Request::builder().uri(path).header("host", "tunnel").body(Bytes::new()).unwrap();
         let response = world.send(request).await;
@@ -192,7 +199,7 @@ async fn guessing_is_slowed_at_both_doors_together_and_for_the_guesser_alone() {
 #[tokio::test]
 async fn connect_is_rtsp_over_websocket_at_the_path_that_the_device_names() {
     let world = World::new().await;
-    world.ready("00408C702009").await;
+    let (device, _) = world.ready("00408C702009").await;
     let (answer, mut tcp) = connect(&world, "00408C702009:554").await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     let mut sent = Vec::new();
@@ -227,13 +234,18 @@ async fn connect_is_rtsp_over_websocket_at_the_path_that_the_device_names() {
     assert!(back == burst);
     // The VMS closes: the device's stream ends as well.
     drop(tcp);
-    let streams = || world.metric("homing_tunnel_streams");
-    within(async {
-        while streams() > 0.0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    within(device.streams_ended.subscribe().wait_for(|ended| *ended == 1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reader_that_stays_stopped_is_dropped_and_the_uplink_is_not() {
+    let world = World::with(true, |config| config.limits.stalled_ms = 500).await;
+    let (device, serving) = world.ready("00408C702009").await;
+    let (_, mut flooded) = connect(&world, "00408c702009:554").await;
+    flooded.write_all(b"FLOOD").await.unwrap();
+    within(device.streams_ended.subscribe().wait_for(|ended| *ended == 1)).await.unwrap();
+    assert!(!serving.is_finished());
+    drop(flooded);
 }
 
 #[tokio::test]

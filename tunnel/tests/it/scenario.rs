@@ -99,6 +99,7 @@ impl Whole {
             .method(Method::POST)
             .uri("/api/v1/devices")
             .header("authorization", basic(&Credentials::new("vms", self.password.clone())))
+            .header("content-type", "application/json")
             .body(Bytes::from(typed.to_string()))
             .unwrap();
         let response = within(send_from([127, 0, 0, 1], self.internal, request)).await;

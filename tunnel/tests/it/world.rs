@@ -125,6 +125,7 @@ impl World {
             .uri(path)
             .header("host", "tunnel")
             .header("authorization", password())
+            .header("content-type", "application/json")
             .body(body)
             .unwrap();
         let response = self.send(request).await;
