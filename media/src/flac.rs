@@ -43,7 +43,7 @@ impl FlacEncoder {
         if block.is_empty() {
             return Vec::new();
         }
-        let mut out = BitVec { bytes: Vec::with_capacity(block.len() + 24), free: 0 };
+        let mut out = BitVec { bytes: Vec::with_capacity(block.len() + 24), pending: 0, pending_bits: 0 };
         self.put_header(&mut out, block.len());
         put_subframe(&mut out, block);
         out.align();
@@ -94,10 +94,8 @@ fn put_subframe(out: &mut BitVec, block: &[i16]) {
     let wasted = all.trailing_zeros(); // not all are 0, so below 16
     let depth = 16 - wasted;
     let samples: Vec<i32> = block.iter().map(|&sample| i32::from(sample >> wasted)).collect();
-    let plan =
-        (0..=4.min(samples.len() - 1)).map(|order| Plan::new(&samples, order)).min_by_key(|plan| plan.bits);
-    let plan = plan.filter(|plan| {
-        plan.bits + plan.order * u64::from(depth) + 10 < samples.len() as u64 * u64::from(depth)
+    let plan = Plan::choose(&samples).filter(|plan| {
+        plan.bits + plan.order as u64 * u64::from(depth) + 10 < samples.len() as u64 * u64::from(depth)
     });
     let kind = plan.as_ref().map_or(1, |plan| 8 | plan.order as u32); // verbatim or fixed
     out.put(kind << 1 | u32::from(wasted > 0), 8);
@@ -105,7 +103,7 @@ fn put_subframe(out: &mut BitVec, block: &[i16]) {
         out.put(1, wasted); // unary: wasted - 1 zeros and a one
     }
     let mask = (1u32 << depth) - 1;
-    let warm_up = plan.as_ref().map_or(samples.len(), |plan| plan.order as usize);
+    let warm_up = plan.as_ref().map_or(samples.len(), |plan| plan.order);
     for &sample in &samples[..warm_up] {
         out.put(sample as u32 & mask, depth);
     }
@@ -120,59 +118,80 @@ fn put_subframe(out: &mut BitVec, block: &[i16]) {
     }
 }
 
+/// Fixed predictors are of order 0 to 4.
+const ORDERS: usize = 5;
+
 /// One way to encode a block: what a fixed predictor leaves over, and the best Rice parameter for it.
 struct Plan {
-    order: u64,
+    order: usize,
     parameter: u32,
     /// Folded to unsigned, §9.2.7.
     residual: Vec<u32>,
+    /// What the residual takes.
     bits: u64,
 }
 
 impl Plan {
-    fn new(samples: &[i32], order: usize) -> Self {
+    /// The predictor that leaves the least over, and for it the parameter that takes the fewest bits.
+    fn choose(samples: &[i32]) -> Option<Plan> {
+        let order = smallest_residual(samples)?;
         let mut residual = samples.to_vec();
-        for _ in 0..order {
-            for at in (1..residual.len()).rev() {
+        for done in 0..order {
+            // The differences of the warm-up samples themselves are of no use.
+            for at in (done + 1..residual.len()).rev() {
                 residual[at] -= residual[at - 1];
             }
         }
-        // The differences of the warm-up samples themselves are of no use.
         let residual: Vec<u32> =
             residual[order..].iter().map(|&value| (value << 1 ^ value >> 31).cast_unsigned()).collect();
         let cost = |parameter: u32| -> u64 {
             residual.iter().map(|&value| u64::from(value >> parameter) + 1 + u64::from(parameter)).sum()
         };
-        let (parameter, bits) = (0..15)
+        // A residual that falls off as Rice codes want it has its best parameter near the mean's logarithm.
+        let mean = residual.iter().map(|&value| u64::from(value)).sum::<u64>() / residual.len() as u64;
+        let near = mean.max(1).ilog2();
+        let (parameter, bits) = (near.saturating_sub(1)..=near + 1)
+            .map(|parameter| parameter.min(14))
             .map(|parameter| (parameter, cost(parameter)))
-            .min_by_key(|&(_, bits)| bits)
-            .unwrap_or((0, 0));
-        Self { order: order as u64, parameter, residual, bits }
+            .min_by_key(|&(_, bits)| bits)?;
+        Some(Plan { order, parameter, residual, bits })
     }
+}
+
+/// The order of the predictor with the smallest sum of differences, over the samples that all can predict;
+/// none for a block that is too short for one.
+fn smallest_residual(samples: &[i32]) -> Option<usize> {
+    let mut sums = [0u64; ORDERS];
+    for window in samples.windows(ORDERS) {
+        let [a, b, c, d, e] = *window else { return None };
+        let differences = [e, e - d, e - 2 * d + c, e - 3 * d + 3 * c - b, e - 4 * d + 6 * c - 4 * b + a];
+        for (sum, difference) in sums.iter_mut().zip(differences) {
+            *sum += u64::from(difference.unsigned_abs());
+        }
+    }
+    let long_enough = samples.len() >= ORDERS;
+    if !long_enough {
+        return None;
+    }
+    (0..ORDERS).min_by_key(|&order| sums[order])
 }
 
 struct BitVec {
     bytes: Vec<u8>,
-    /// Unused bits of the last byte.
-    free: u32,
+    /// Bits that do not fill a byte yet, the last one lowest; what is above them has been written.
+    pending: u64,
+    /// How many those are, below 8.
+    pending_bits: u32,
 }
 
 impl BitVec {
     /// The lowest `count` bits of `value`, 32 at most.
     fn put(&mut self, value: u32, count: u32) {
-        let mut left = count;
-        while left > 0 {
-            if self.free == 0 {
-                self.bytes.push(0);
-                self.free = 8;
-            }
-            let take = left.min(self.free);
-            let piece = (u64::from(value) >> (left - take)) as u8 & ((1u16 << take) - 1) as u8;
-            if let Some(last) = self.bytes.last_mut() {
-                *last |= piece << (self.free - take);
-            }
-            self.free -= take;
-            left -= take;
+        self.pending = self.pending << count | u64::from(value) & ((1 << count) - 1);
+        self.pending_bits += count;
+        while self.pending_bits >= 8 {
+            self.pending_bits -= 8;
+            self.bytes.push((self.pending >> self.pending_bits) as u8);
         }
     }
 
@@ -185,7 +204,9 @@ impl BitVec {
     }
 
     fn align(&mut self) {
-        self.free = 0;
+        if self.pending_bits > 0 {
+            self.put(0, 8 - self.pending_bits);
+        }
     }
 }
 

@@ -1,30 +1,147 @@
 //! The floor: what a relay costs that does nothing but TLS on one side and TCP on the other.
 //!
-//! A process of its own, started as `bench floor CERTIFICATE KEY SINK`: prints the port that it listens
-//! at, terminates TLS, connects to the sink and copies both ways. One thread, large buffers: cheaper than
-//! anything that also knows whose stream it is.
+//! A process of its own, started as `bench floor CERTIFICATE KEY SINK BUFFER_BYTES`: prints the port that it listens
+//! at, terminates TLS, connects to the sink and copies both ways. One thread, and buffers as large as is
+//! best for what is measured: cheaper than anything that also knows whose stream it is. [`Bare`] is that process with its devices and its sink.
 
-use std::{io::Write, net::SocketAddr, process::ExitCode, sync::Arc};
+use crate::{
+    devices::{DEVICE_BYTES_PER_S, Sending, send_frames},
+    harness::{Folder, Process, seconds},
+    whole::cpu_s_within,
+};
+use anyhow::{Context, ensure};
+use rcgen::{CertificateParams, KeyPair};
+use std::{
+    fs,
+    io::Write,
+    net::SocketAddr,
+    process::{Command, ExitCode},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
-    io::copy_bidirectional_with_sizes,
+    io::{AsyncRead, AsyncReadExt, copy_bidirectional_with_sizes},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
 use tokio_rustls::{
-    TlsAcceptor,
+    TlsAcceptor, TlsConnector,
     rustls::{
-        ServerConfig,
+        RootCertStore, ServerConfig,
         pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     },
 };
 
-/// Of both directions; what FACTS recommends for bulk.
-const BUFFER_BYTES: usize = 64 * 1024;
+/// Of each direction, for the least CPU.
+pub const LARGE_BUFFERS: usize = 64 * 1024;
+/// Of each direction, for the least memory that still carries packets.
+pub const SMALL_BUFFERS: usize = 2 * 1024;
+
+/// After switching a load on or off, until every burst is on its way.
+const SWITCHED: Duration = Duration::from_secs(2);
+
+/// Cameras that send through a relay, and what comes out of it.
+pub struct Load {
+    /// How many there are.
+    pub connections: u32,
+    /// Whether they send.
+    pub sending: Sending,
+    /// Bytes that came out so far.
+    pub received: Arc<AtomicU64>,
+}
+
+impl Load {
+    /// Share of a core that a relay takes to carry everything for a while.
+    pub async fn cores(&self, relay: &Process, time: Duration) -> anyhow::Result<f64> {
+        self.sending.store(true, Ordering::Relaxed);
+        tokio::time::sleep(SWITCHED).await;
+        let before = self.received.load(Ordering::Relaxed);
+        let cpu = cpu_s_within(relay, time).await;
+        let received = self.received.load(Ordering::Relaxed) - before;
+        self.sending.store(false, Ordering::Relaxed);
+        tokio::time::sleep(SWITCHED).await;
+        let expected = u64::from(self.connections) * DEVICE_BYTES_PER_S * time.as_secs();
+        ensure!(
+            received * 100 > expected * 97,
+            "only {received} of {expected} bytes arrived: the machine is too busy to measure"
+        );
+        Ok(cpu / time.as_secs_f64())
+    }
+}
+
+/// The bare relay with its connections; ends when it is dropped.
+pub struct Bare {
+    /// The relay.
+    pub process: Process,
+    /// What it carries.
+    pub load: Load,
+    /// Its memory before the first connection, in kB.
+    pub empty_kb: u64,
+    _connections: JoinSet<()>,
+    _folder: Folder,
+}
+
+impl Bare {
+    /// Starts it and connects so many devices, which do not send yet. Each has two buffers of so many bytes
+    /// in the relay.
+    pub async fn start(connections: u32, buffers: usize) -> anyhow::Result<Bare> {
+        let folder = Folder::new();
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new(vec!["localhost".to_owned()])?.self_signed(&key)?;
+        let (certificate_file, key_file) = (folder.join("floor.pem"), folder.join("floor.key"));
+        fs::write(&certificate_file, certificate.pem())?;
+        fs::write(&key_file, key.serialize_pem())?;
+
+        let sink = TcpListener::bind("127.0.0.1:0").await?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .arg("floor")
+            .args([&certificate_file, &key_file])
+            .args([sink.local_addr()?.to_string(), buffers.to_string()]);
+        let mut process = Process::spawn("bare relay", &mut command);
+        let (process, port) = tokio::task::spawn_blocking(move || {
+            let line = process.wait_for_line("port ", seconds(10));
+            (process, line.trim_start_matches("port ").parse::<u16>())
+        })
+        .await?;
+        let port = port.context("the bare relay's port")?;
+        let empty_kb = process.data_kb();
+
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.der().clone())?;
+        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
+        let policy = homing_uplink::TlsPolicy::Tls13;
+        let tls = homing_uplink::client_tls_config(roots, vec![certificate.der().clone()], key, policy);
+        let connector = TlsConnector::from(Arc::new(tls.map_err(anyhow::Error::msg)?));
+        let load = Load { connections, sending: Sending::default(), received: Arc::default() };
+        let mut tasks = JoinSet::new();
+        for number in 0..u64::from(connections) {
+            let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
+            tcp.set_nodelay(true)?;
+            let tls = connector.connect("localhost".try_into()?, tcp).await?;
+            let (stream, _) = sink.accept().await?;
+            tasks.spawn(count(stream, load.received.clone()));
+            tasks.spawn(send_frames(tls, load.sending.clone(), number * 7919));
+        }
+        Ok(Bare { process, load, empty_kb, _connections: tasks, _folder: folder })
+    }
+}
+
+/// Reads to the end, and counts.
+pub async fn count(mut stream: impl AsyncRead + Unpin, received: Arc<AtomicU64>) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+        received.fetch_add(length as u64, Ordering::Relaxed);
+    }
+}
 
 /// The process.
 pub fn main(arguments: &[String]) -> ExitCode {
-    let [certificate, key, sink] = arguments else {
-        eprintln!("floor CERTIFICATE KEY SINK");
+    let [certificate, key, sink, buffers] = arguments else {
+        eprintln!("floor CERTIFICATE KEY SINK BUFFER_BYTES");
         return ExitCode::from(2);
     };
     let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
@@ -32,6 +149,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let sink: SocketAddr = sink.parse().unwrap();
+    let buffers: usize = buffers.parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -47,7 +165,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
                 let mut tcp = TcpStream::connect(sink).await.unwrap();
                 tcp.set_nodelay(true).unwrap();
                 // Ends with the load.
-                let _ = copy_bidirectional_with_sizes(&mut tls, &mut tcp, BUFFER_BYTES, BUFFER_BYTES).await;
+                let _ = copy_bidirectional_with_sizes(&mut tls, &mut tcp, buffers, buffers).await;
             });
         }
     })

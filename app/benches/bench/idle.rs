@@ -1,9 +1,15 @@
 //! Memory that a tunnel server holds for each uplink that carries nothing.
 //!
-//! PSS of the process with 1,000 devices registered, without and with their uplinks; the kernel's
-//! buffers are not in it.
+//! Data of the process (heap and stacks) with 1,000 devices registered, without and with their uplinks.
+//! Pages of the program, read in as they are needed, and the kernel's buffers are not in it. The floor
+//! is a TLS connection that a bare relay has connected on, with two buffers of 2 kB.
 
-use crate::{devices::World, report::Figure, whole::block_on};
+use crate::{
+    devices::World,
+    floor::{Bare, SMALL_BUFFERS},
+    report::Figure,
+    whole::block_on,
+};
 use anyhow::ensure;
 use std::time::Duration;
 
@@ -17,7 +23,7 @@ const BAR_KB: f64 = 25.0;
 pub fn run() -> anyhow::Result<Vec<Figure>> {
     block_on(async {
         let world = World::start(UPLINKS).await?;
-        let before = world.server.memory_kb();
+        let before = world.server.data_kb();
         world.connect_all().await?;
         tokio::time::sleep(SETTLE).await;
         ensure!(
@@ -25,12 +31,16 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
             "{} of {UPLINKS} uplinks are there",
             world.connected()
         );
-        let with = world.server.memory_kb();
+        let (with, whole) = (world.server.data_kb(), world.server.memory_kb());
         world.end().await;
-        let each = (with as f64 - before as f64) / f64::from(UPLINKS);
+        let each = |with: u64, before: u64| (with as f64 - before as f64) / f64::from(UPLINKS);
+
+        let floor = Bare::start(UPLINKS, SMALL_BUFFERS).await?;
+        let bare = each(floor.process.data_kb(), floor.empty_kb);
         Ok(vec![
-            Figure::with_bar(format!("each of {UPLINKS} idle uplinks"), each, "kB", BAR_KB),
-            Figure::plain("the whole tunnel server with them", with as f64 / 1000.0, "MB"),
+            Figure::with_bar(format!("each of {UPLINKS} idle uplinks"), each(with, before), "kB", BAR_KB)
+                .against("bare tokio-rustls", bare),
+            Figure::plain("the whole tunnel server with them", whole as f64 / 1000.0, "MB"),
         ])
     })
 }

@@ -147,7 +147,30 @@ struct Shared {
     guard: DigestGuard,
     connections: AtomicUsize,
     sent: AtomicUsize,
+    /// Of the connection that sent last.
+    latest: Mutex<Sent>,
     requests: Mutex<Vec<Method>>,
+}
+
+/// What one connection has sent.
+#[derive(Default)]
+struct Sent {
+    /// The recorder's end and ours.
+    ports: (u16, u16),
+    /// Pictures over all connections before its first.
+    before: usize,
+    bytes: u64,
+    /// After each picture: bytes of this connection so far, pictures over all connections.
+    pictures: Vec<(u64, usize)>,
+}
+
+/// What one connection sent and the recorder has read.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    /// Pictures sent over all connections before the first of this one.
+    pub before: usize,
+    /// And with the last one of it that was read in full.
+    pub until: usize,
 }
 
 impl Source {
@@ -174,6 +197,7 @@ impl Source {
             guard,
             connections: AtomicUsize::new(0),
             sent: AtomicUsize::new(0),
+            latest: Mutex::default(),
             requests: Mutex::default(),
         });
         let of_task = shared.clone();
@@ -195,6 +219,23 @@ impl Source {
     /// Pictures sent so far, over all connections.
     pub fn sent(&self) -> usize {
         self.shared.sent.load(Ordering::Relaxed)
+    }
+
+    /// How far a recorder has read that stands still now (SIGSTOP): the kernel holds the rest.
+    pub fn read_by_stopped_recorder(&self) -> Read {
+        let sent = self.shared.latest.lock().unwrap();
+        let (theirs, ours) = sent.ports;
+        let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        // proc(5): number, local address, remote address, state, tx_queue:rx_queue, all in hexadecimal.
+        let unread = sockets.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let is_port = |field: &str, port: u16| field.ends_with(&format!(":{port:04X}"));
+            let is_theirs = is_port(fields[1], theirs) && is_port(fields[2], ours);
+            is_theirs.then(|| u64::from_str_radix(fields[4].split(':').nth(1).unwrap(), 16).unwrap())
+        });
+        let read = sent.bytes - unread.expect("the recorder is connected");
+        let whole = sent.pictures.iter().rev().find(|(bytes, _)| *bytes <= read);
+        Read { before: sent.before, until: whole.map_or(sent.before, |last| last.1) }
     }
 
     /// Connections that have played so far.
@@ -219,12 +260,13 @@ struct Connection {
     shared: Arc<Shared>,
     buf: BytesMut,
     decoder: Decoder,
+    sent_bytes: u64,
 }
 
 impl Connection {
     fn new(tcp: TcpStream, shared: Arc<Shared>) -> Self {
         tcp.set_nodelay(true).unwrap();
-        Self { tcp, shared, buf: BytesMut::new(), decoder: Decoder::default() }
+        Self { tcp, shared, buf: BytesMut::new(), decoder: Decoder::default(), sent_bytes: 0 }
     }
 
     async fn serve(mut self) -> std::io::Result<()> {
@@ -284,6 +326,7 @@ impl Connection {
         let mut out = BytesMut::new();
         answer.encode(&mut out);
         self.tcp.write_all(&out).await?;
+        self.sent_bytes += out.len() as u64;
         Ok(admitted)
     }
 
@@ -322,6 +365,7 @@ impl Connection {
         // A connection begins with the key frame that is next in the clip.
         let first = self.shared.sent.load(Ordering::Relaxed).next_multiple_of(GROUP);
         self.shared.sent.store(first, Ordering::Relaxed);
+        let ports = (self.tcp.peer_addr()?.port(), self.tcp.local_addr()?.port());
         let mut ticks = tokio::time::interval(Duration::from_millis(1000) / clip.fps / script.speed.max(1));
         let mut out = BytesMut::new();
         for picture in 0.. {
@@ -364,6 +408,13 @@ impl Connection {
             self.tcp.write_all(&out).await?;
             alone = total + 1;
             self.shared.sent.store(total + 1, Ordering::Relaxed);
+            self.sent_bytes += out.len() as u64;
+            let mut latest = self.shared.latest.lock().unwrap();
+            if picture == 0 {
+                *latest = Sent { ports, before: first, ..Sent::default() };
+            }
+            latest.bytes = self.sent_bytes;
+            latest.pictures.push((self.sent_bytes, total + 1));
         }
         Ok(())
     }

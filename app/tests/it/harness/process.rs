@@ -132,11 +132,22 @@ impl Process {
         }
     }
 
-    /// Memory that belongs to it (PSS, in kB), 0 when it has ended.
+    /// Memory that belongs to it (PSS, in kB of 1000 bytes), 0 when it has ended.
     pub fn memory_kb(&self) -> u64 {
+        self.memory("Pss")
+    }
+
+    /// The part of it that is data: without the program's own pages, which are shared with whoever else
+    /// runs it and are read in as they are needed.
+    pub fn data_kb(&self) -> u64 {
+        self.memory("Pss_Anon")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id())).unwrap_or_default();
-        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
-        pss.and_then(|rest| rest.split_whitespace().next()).map_or(0, |number| number.parse().unwrap())
+        let of = rollup.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib = of.and_then(|rest| rest.split_whitespace().next()).map_or(0, |n| n.parse::<u64>().unwrap());
+        kib * 1024 / 1000
     }
 
     /// Lines of level ERROR, and panics, that the test did not announce.
