@@ -84,7 +84,8 @@ impl Connection {
         Connection { address: address.to_owned(), state: word, error: state.error().map(str::to_owned) }
     }
 
-    fn is_connected(&self) -> bool {
+    /// Whether it is.
+    pub fn is_connected(&self) -> bool {
         self.state == "Connected"
     }
 }

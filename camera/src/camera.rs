@@ -6,13 +6,16 @@ use crate::{
     config::Config,
     source::{Source, Unit},
 };
+use homing_base::Ops;
 use homing_protocol::{
     SerialNumber,
     digest::{DigestGuard, Refusal, Rfc2069Policy, User},
     secret::Credentials,
 };
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use std::{
     collections::VecDeque,
+    fmt,
     net::SocketAddr,
     ops::RangeInclusive,
     sync::{
@@ -26,13 +29,35 @@ use tokio_util::sync::CancellationToken;
 /// Viewers that a [`Handle`] remembers; the oldest are forgotten.
 const REMEMBERED_SESSIONS: usize = 256;
 
+/// What `/metrics` shows, as `homing_camera_…`.
+#[derive(Debug, Default)]
+struct Metrics {
+    sessions: Counter,
+    viewers: Gauge,
+    frames: Counter,
+}
+
+impl Metrics {
+    fn register(ops: &Ops) -> Arc<Metrics> {
+        let metrics = Arc::new(Metrics::default());
+        ops.register("camera", |registry| {
+            registry.register("sessions", "Times that somebody began to watch", metrics.sessions.clone());
+            registry.register("viewers", "Who watches now", metrics.viewers.clone());
+            registry.register("frames", "Pictures written to viewers", metrics.frames.clone());
+        });
+        metrics
+    }
+}
+
 /// One camera.
-#[derive(Debug)]
 pub(crate) struct Camera {
     pub name: String,
     pub serial: SerialNumber,
     pub credentials: Credentials,
     pub source: Arc<Source>,
+    /// For `/healthz` and `/metrics` of this camera.
+    pub ops: Ops,
+    metrics: Arc<Metrics>,
     guard: DigestGuard,
     started: Instant,
     sessions: Mutex<VecDeque<Arc<Session>>>,
@@ -44,11 +69,14 @@ pub(crate) struct Camera {
 impl Camera {
     pub fn new(config: &Config, credentials: Credentials, source: Arc<Source>) -> Camera {
         let realm = format!("Homing camera {}", config.serial);
+        let ops = Ops::new();
         Camera {
             name: config.name.clone(),
             serial: config.serial,
             credentials,
             source,
+            metrics: Metrics::register(&ops),
+            ops,
             guard: DigestGuard::new(&realm, rand::random()),
             started: Instant::now(),
             sessions: Mutex::default(),
@@ -82,7 +110,14 @@ impl Camera {
 
     /// Notes that somebody watches.
     pub fn begin_session(&self, peer: SocketAddr) -> Arc<Session> {
-        let session = Arc::new(Session { peer, frames: Mutex::default(), ended: AtomicBool::new(false) });
+        self.metrics.sessions.inc();
+        self.metrics.viewers.inc();
+        let session = Arc::new(Session {
+            peer,
+            frames: Mutex::default(),
+            ended: AtomicBool::new(false),
+            metrics: self.metrics.clone(),
+        });
         let mut sessions = lock(&self.sessions);
         if sessions.len() == REMEMBERED_SESSIONS {
             sessions.pop_front();
@@ -102,6 +137,12 @@ impl Camera {
     }
 }
 
+impl fmt::Debug for Camera {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Camera").field("name", &self.name).field("serial", &self.serial).finish_non_exhaustive()
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -112,12 +153,14 @@ pub(crate) struct Session {
     peer: SocketAddr,
     frames: Mutex<Vec<RangeInclusive<u32>>>,
     ended: AtomicBool,
+    metrics: Arc<Metrics>,
 }
 
 impl Session {
     /// Notes what was written whole to the connection.
     pub fn sent(&self, unit: &Unit) {
         let Some(frame) = unit.frame else { return };
+        self.metrics.frames.inc();
         let mut runs = lock(&self.frames);
         match runs.last_mut() {
             Some(run) if run.end().checked_add(1) == Some(frame) => *run = *run.start()..=frame,
@@ -127,7 +170,9 @@ impl Session {
 
     /// Notes that nothing will come any more.
     pub fn end(&self) {
-        self.ended.store(true, Ordering::Relaxed);
+        if !self.ended.swap(true, Ordering::Relaxed) {
+            self.metrics.viewers.dec();
+        }
     }
 }
 

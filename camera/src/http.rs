@@ -1,4 +1,5 @@
-//! The HTTP listener: ONVIF device and Media2 services, a little VAPIX, a page for people.
+//! The HTTP listener: ONVIF device and Media2 services, a little VAPIX, a page for people, `/healthz` and
+//! `/metrics`.
 //!
 //! Everything needs the camera's user by HTTP Digest, except the ONVIF requests that ONVIF gives to
 //! anybody (access class PRE_AUTH: the clock, the list of services). Addresses in answers name the
@@ -49,6 +50,7 @@ pub(crate) fn router(site: Site) -> Router {
         .route("/", get(page))
         .route("/axis-cgi/param.cgi", get(parameters).post(parameters))
         .fallback(async || StatusCode::NOT_FOUND)
+        .merge(site.camera.ops.router())
         .layer(middleware::from_fn_with_state(site.clone(), guard))
         .merge(services)
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))

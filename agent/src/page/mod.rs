@@ -7,6 +7,7 @@
 //! | `GET /light` | anybody who can reach it | colour and word, JSON |
 //! | `GET /status` | loopback, else the camera's user and password | everything but the label, JSON |
 //! | `GET /details` | loopback, else the camera's user and password | the page with the details |
+//! | `GET /healthz`, `GET /metrics` | loopback, else the camera's user and password | for monitoring, see `ops` |
 //! | `GET /label` | the camera's user and password, always | serial number, OAK and QR code |
 //!
 //! A browser on the same network may have been sent here by another site: requests under a host name that
@@ -16,6 +17,7 @@
 //! body is read.
 
 mod html;
+mod ops;
 
 use crate::label::Label;
 use crate::onvif::Services;
@@ -139,7 +141,7 @@ impl Shared {
             "/page.css" => whole(StatusCode::OK, "text/css", html::STYLE.to_owned()),
             "/page.js" => whole(StatusCode::OK, "text/javascript", html::SCRIPT.to_owned()),
             "/light" => json(&self.services.status.borrow().light),
-            "/status" | "/details" | "/label" => {
+            "/status" | "/details" | "/label" | "/healthz" | "/metrics" => {
                 let open = self.is_private() && path != "/label";
                 if !open && let Err(response) = self.authenticate(&request).await {
                     return response;
@@ -147,6 +149,11 @@ impl Shared {
                 match path {
                     "/status" => json(&*self.services.status.borrow()),
                     "/details" => self.page(true),
+                    "/healthz" => {
+                        let (status, body) = ops::health(&self.services.status.borrow());
+                        text(status, &body)
+                    }
+                    "/metrics" => whole(StatusCode::OK, ops::FORMAT, ops::metrics(&self.services.status.borrow())),
                     _ => self.label(),
                 }
             }

@@ -33,7 +33,9 @@ fn on_loopback_all_but_the_label_is_open() {
         assert!(page.contains("content-security-policy: default-src 'none'"), "{page}");
         let (status, json) = http(agent.page, "GET", "/status", &[]).await;
         assert!(status == 200 && json.contains("\"cameras\""), "{json}");
-        for path in ["/", "/status", "/light", "/page.js", "/page.css", "/details"] {
+        let (status, faults) = http(agent.page, "GET", "/healthz", &[]).await;
+        assert!(status == 503 && faults.contains("cannot connect"), "{faults}");
+        for path in ["/", "/status", "/light", "/page.js", "/page.css", "/details", "/metrics"] {
             let (status, body) = http(agent.page, "GET", path, &[]).await;
             assert_eq!(status, 200, "{path}");
             assert!(!body.contains(OAK) && !body.contains("sesame"), "{path}");
@@ -66,7 +68,7 @@ fn on_the_network_only_button_and_light_are_open() {
         let (status, light) = http(addr, "GET", "/light", &[]).await;
         assert!(status == 200 && light.contains("\"word\""), "{light}");
         assert_eq!(http(addr, "POST", "/press", &[]).await.0, 200);
-        for path in ["/status", "/details", "/label"] {
+        for path in ["/status", "/details", "/label", "/metrics"] {
             assert_eq!(http(addr, "GET", path, &[]).await.0, 401, "{path}");
             assert_eq!(http_as(addr, path, &Credentials::new("root", "")).await.0, 401, "{path}");
             assert_eq!(http_as(addr, path, &camera_credentials()).await.0, 200, "{path}");

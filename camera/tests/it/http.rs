@@ -67,7 +67,7 @@ async fn http_asks_for_the_password() {
     let question = || Some(GetDeviceInformation.to_xml());
     for password in [None, Some("sesam"), Some("")] {
         assert_eq!(curl(&camera, DEVICE_PATH, password, question()).await.0, 401);
-        for path in ["/", "/axis-cgi/param.cgi?action=list", "/no-such-page"] {
+        for path in ["/", "/axis-cgi/param.cgi?action=list", "/metrics", "/healthz", "/no-such-page"] {
             assert_eq!(curl(&camera, path, password, None).await.0, 401, "{path}");
         }
     }
@@ -75,6 +75,10 @@ async fn http_asks_for_the_password() {
     let (status, page) = curl(&camera, "/", Some("sesame"), None).await;
     assert_eq!(status, 200);
     assert!(String::from_utf8(page).unwrap().contains("020000000001"));
+    assert_eq!(curl(&camera, "/healthz", Some("sesame"), None).await, (200, b"ok\n".to_vec()));
+    let (status, metrics) = curl(&camera, "/metrics", Some("sesame"), None).await;
+    assert_eq!(status, 200);
+    assert!(String::from_utf8(metrics).unwrap().contains("\nhoming_camera_viewers 0\n"));
     camera.finish().await;
 }
 
