@@ -139,7 +139,10 @@ impl Camera {
 
 impl fmt::Debug for Camera {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Camera").field("name", &self.name).field("serial", &self.serial).finish_non_exhaustive()
+        f.debug_struct("Camera")
+            .field("name", &self.name)
+            .field("serial", &self.serial)
+            .finish_non_exhaustive()
     }
 }
 

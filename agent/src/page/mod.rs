@@ -153,7 +153,9 @@ impl Shared {
                         let (status, body) = ops::health(&self.services.status.borrow());
                         text(status, &body)
                     }
-                    "/metrics" => whole(StatusCode::OK, ops::FORMAT, ops::metrics(&self.services.status.borrow())),
+                    "/metrics" => {
+                        whole(StatusCode::OK, ops::FORMAT, ops::metrics(&self.services.status.borrow()))
+                    }
                     _ => self.label(),
                 }
             }

@@ -33,8 +33,16 @@ pub fn metrics(status: &Status) -> String {
     let uplinks_connected = status.uplinks.iter().filter(|uplink| uplink.is_connected()).count();
     let at_dispatcher = status.dispatcher.as_ref().is_some_and(|dispatcher| dispatcher.is_connected());
     let figures = [
-        ("step", "Step of the connection flow that is under way or was reached last, 0 for none", step(status)),
-        ("pressed", "1 while the one-click button keeps it phoning home", status.window_until.is_some().into()),
+        (
+            "step",
+            "Step of the connection flow that is under way or was reached last, 0 for none",
+            step(status),
+        ),
+        (
+            "pressed",
+            "1 while the one-click button keeps it phoning home",
+            status.window_until.is_some().into(),
+        ),
         ("dispatcher_connected", "1 while it is connected to a dispatcher", at_dispatcher.into()),
         ("uplinks", "Tunnel servers that it was sent to", status.uplinks.len()),
         ("uplinks_connected", "Tunnel servers that it is connected to", uplinks_connected),
@@ -62,7 +70,8 @@ mod tests {
     /// Goal: a camera that refuses makes the agent unhealthy, with its name and what to check, and is counted.
     #[test]
     fn a_camera_that_refuses() {
-        let camera = |name: &str, health| CameraStatus { name: name.into(), address: "10.0.0.2:554".into(), health };
+        let camera =
+            |name: &str, health| CameraStatus { name: name.into(), address: "10.0.0.2:554".into(), health };
         let mut status = Status {
             step: Some(homing_protocol::Step::Tunnel),
             uplinks: vec![Connection { address: "203.0.113.5:8443".into(), state: "Connected", error: None }],
@@ -71,12 +80,19 @@ mod tests {
         };
         assert_eq!(health(&status), (StatusCode::OK, "ok\n".to_owned()));
         status.cameras[1].health = CameraHealth::Bad("wrong user or password".into());
-        assert_eq!(health(&status), (StatusCode::SERVICE_UNAVAILABLE, "Yard: wrong user or password\n".to_owned()));
+        assert_eq!(
+            health(&status),
+            (StatusCode::SERVICE_UNAVAILABLE, "Yard: wrong user or password\n".to_owned())
+        );
         let text = metrics(&status);
         for line in ["step 7", "uplinks_connected 1", "cameras 2", "cameras_good 1", "pressed 0"] {
             assert!(text.contains(&format!("\nhoming_agent_{line}\n")), "{line}: {text}");
         }
-        status.light = Light { colour: Colour::Red, message: "The dispatcher's certificate is unknown.".into(), ..Light::default() };
+        status.light = Light {
+            colour: Colour::Red,
+            message: "The dispatcher's certificate is unknown.".into(),
+            ..Light::default()
+        };
         assert!(health(&status).1.starts_with("The dispatcher's certificate is unknown.\n"));
     }
 }
