@@ -13,13 +13,14 @@ pub const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// 200 `ok`, or 503 with a line for each thing that is wrong.
 pub fn health(status: &Status) -> (StatusCode, String) {
     let mut faults = String::new();
-    if status.light.colour == Colour::Red {
-        faults += &format!("{}\n", status.light.message);
-    }
     for camera in &status.cameras {
         if let CameraHealth::Bad(error) = &camera.health {
             faults += &format!("{}: {error}\n", camera.name);
         }
+    }
+    // The light tells of one camera, too.
+    if faults.is_empty() && status.light.colour == Colour::Red {
+        faults = format!("{}\n", status.light.message);
     }
     if faults.is_empty() {
         return (StatusCode::OK, "ok\n".to_owned());
@@ -88,11 +89,12 @@ mod tests {
         for line in ["step 7", "uplinks_connected 1", "cameras 2", "cameras_good 1", "pressed 0"] {
             assert!(text.contains(&format!("\nhoming_agent_{line}\n")), "{line}: {text}");
         }
+        status.cameras.pop();
         status.light = Light {
             colour: Colour::Red,
             message: "The dispatcher's certificate is unknown.".into(),
             ..Light::default()
         };
-        assert!(health(&status).1.starts_with("The dispatcher's certificate is unknown.\n"));
+        assert_eq!(health(&status).1, "The dispatcher's certificate is unknown.\n");
     }
 }
