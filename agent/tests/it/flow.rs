@@ -12,6 +12,8 @@ use homing_protocol::secret::Credentials;
 use homing_protocol::soap::{Envelope, wsse};
 use homing_protocol::{Oak, Step};
 use http::{Request, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 fn proof_request() -> Request<Bytes> {
     let body = serde_json::to_vec(&ProofRequest { challenge: Challenge([7; 32]) }).unwrap();
@@ -374,6 +376,50 @@ fn step_4_phone_home_trusts_the_configured_anchor_only() {
                 status.light.colour == Colour::Red && status.light.message.contains("is not trusted")
             })
             .await;
+        agent.stop().await;
+    });
+}
+
+/// Goal: at a site that lets out nothing but its HTTP proxy, and where no name can be looked up, dispatcher and
+/// tunnel server are reached through that.
+#[test]
+fn step_4_phone_home_and_6_connect_through_the_sites_proxy() {
+    story(|folder| async move {
+        let on = |name: &'static str| Server::at("127.0.0.1:0".parse().unwrap(), name);
+        let (dispatcher, sts) = (on("dispatcher.example").await, on("sts.example").await);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = listener.local_addr().unwrap();
+        let behind = [("dispatcher.example:7443", dispatcher.addr), ("sts.example:8443", sts.addr)];
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(tcp.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                assert!(head.contains("\r\nProxy-Authorization: Basic c2l0ZTpzZXNhbWU=\r\n"), "{head}");
+                let asked = head.strip_prefix("CONNECT ").unwrap().split(' ').next().unwrap();
+                let (_, addr) = behind.iter().find(|(name, _)| *name == asked).unwrap();
+                let mut out = TcpStream::connect(addr).await.unwrap();
+                tcp.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
+                tokio::task::spawn_local(async move {
+                    let _ = tokio::io::copy_bidirectional(&mut tcp, &mut out).await;
+                });
+            }
+        });
+
+        let mut config = config(folder.path(), &[&dispatcher]);
+        config.dispatchers[0].address = "dispatcher.example:7443".into();
+        config.proxy.address = proxy.to_string();
+        config.proxy.user = "site".into();
+        config.proxy.password = "sesame".into();
+        let mut agent = Agent::start(config).await;
+        agent.press().await;
+        let device = dispatcher.accept().await;
+        device.send_to_trusting("https://sts.example:8443/", sts.authority.der()).await.unwrap();
+        sts.accept().await;
+        agent.shows_that("the tunnel", |status| status.step == Some(Step::Tunnel)).await;
         agent.stop().await;
     });
 }

@@ -6,7 +6,7 @@
 
 use crate::{
     devices::{DEVICE_BYTES_PER_S, Sending, send_frames},
-    harness::{Folder, Process, seconds},
+    harness::{DATA, Folder, Process, seconds},
     whole::cpu_s_within,
 };
 use anyhow::{Context, ensure};
@@ -108,7 +108,7 @@ impl Bare {
         })
         .await?;
         let port = port.context("the bare relay's port")?;
-        let empty_kb = process.data_kb();
+        let empty_kb = process.memory_kb(DATA);
 
         let mut roots = RootCertStore::empty();
         roots.add(certificate.der().clone())?;

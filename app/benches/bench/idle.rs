@@ -7,6 +7,7 @@
 use crate::{
     devices::World,
     floor::{Bare, SMALL_BUFFERS},
+    harness::DATA,
     report::Figure,
     whole::block_on,
 };
@@ -23,7 +24,7 @@ const BAR_KB: f64 = 25.0;
 pub fn run() -> anyhow::Result<Vec<Figure>> {
     block_on(async {
         let world = World::start(UPLINKS).await?;
-        let before = world.server.data_kb();
+        let before = world.server.memory_kb(DATA);
         world.connect_all().await?;
         tokio::time::sleep(SETTLE).await;
         ensure!(
@@ -31,12 +32,12 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
             "{} of {UPLINKS} uplinks are there",
             world.connected()
         );
-        let (with, whole) = (world.server.data_kb(), world.server.memory_kb());
+        let (with, whole) = (world.server.memory_kb(DATA), world.server.memory_kb("Pss"));
         world.end().await;
         let each = |with: u64, before: u64| (with as f64 - before as f64) / f64::from(UPLINKS);
 
         let floor = Bare::start(UPLINKS, SMALL_BUFFERS).await?;
-        let bare = each(floor.process.data_kb(), floor.empty_kb);
+        let bare = each(floor.process.memory_kb(DATA), floor.empty_kb);
         Ok(vec![
             Figure::with_bar(format!("each of {UPLINKS} idle uplinks"), each(with, before), "kB", BAR_KB)
                 .against("bare tokio-rustls", bare),

@@ -7,6 +7,7 @@
 
 use crate::{
     floor::{Bare, LARGE_BUFFERS},
+    harness::DATA,
     report::Figure,
     server::Server,
     whole::{block_on, cpu_s_within},
@@ -73,7 +74,7 @@ fn for_a_camera_hour(cores: f64) -> f64 {
 async fn measure(audio: bool) -> anyhow::Result<Taken> {
     let server = tokio::task::spawn_blocking(Server::start).await?;
     tokio::time::sleep(STARTED).await;
-    let before = server.process.data_kb();
+    let before = server.process.memory_kb(DATA);
     let stop = Stop::new();
     let cameras = homing_camera::Config {
         rtsp: ([127, 0, 0, 1], 0).into(),
@@ -125,8 +126,8 @@ async fn measure(audio: bool) -> anyhow::Result<Taken> {
 
     tokio::time::sleep(SETTLE).await;
     let cpu = cpu_s_within(&server.process, MEASURED).await;
-    let with = server.process.data_kb();
-    let whole = server.process.memory_kb();
+    let with = server.process.memory_kb(DATA);
+    let whole = server.process.memory_kb("Pss");
     stop.drain(Duration::from_secs(10)).await;
     tokio::task::spawn_blocking(move || drop(server)).await?;
 

@@ -88,11 +88,19 @@ fn a_newcomer_registers_presses_adds_watches_and_plays_back() {
     for _ in 0..4 {
         browser.click("[aria-label='Zoom in']");
     }
+    // What is clicked at, in the middle of the scale; the scale moves on with the time.
+    let range = browser.run(
+        "const scale = document.querySelector('[data-testid=timeline]');
+         return ['aria-valuemin', 'aria-valuemax'].map((end) => Number(scale.getAttribute(end)));",
+        &[],
+    );
+    let [begin_s, end_s]: [i64; 2] = serde_json::from_value(range.unwrap()).unwrap();
+    let clicked = TIMING.frame_at((begin_s + end_s) * 1_000_000 / 2);
+    assert!(clicked + 10 * TIMING.fps < now(), "the scale is too narrow: {begin_s} to {end_s}");
     browser.click_at("[data-testid=timeline]", 0.5);
-    let old = wait_for("the timeline leads to an older frame", seconds(15), || {
-        browser
-            .frame(VIDEO)
-            .and_then(|frame| (frame < now() - 4 * TIMING.fps).then_some(frame).ok_or_else(|| frozen(frame)))
+    let old = wait_for("the timeline leads to the frame that was clicked at", seconds(15), || {
+        let is_clicked = |frame: &u32| frame.abs_diff(clicked) <= 3 * TIMING.fps;
+        browser.frame(VIDEO).and_then(|frame| Some(frame).filter(is_clicked).ok_or_else(|| frozen(frame)))
     });
     wait_for("playback moves", seconds(10), || {
         browser.frame(VIDEO).and_then(|frame| {

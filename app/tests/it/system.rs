@@ -1,7 +1,7 @@
 //! The whole on loopback, as `homing demo` runs it: scenario C with everything that people get wrong,
 //! hostile peers on every port, secrets, and the end.
 
-use crate::harness::{Demo, Folder, Http, Process, homing, seconds, wait_for};
+use crate::harness::{DATA, Demo, Folder, Http, Process, homing, seconds, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::{
@@ -97,13 +97,13 @@ fn silence_on_every_port_delays_nobody() {
     demo.wait_for_recording(jiff::Timestamp::now(), seconds(60));
     for port in ports_of(&demo.process) {
         let kind = Kind::of(&port);
-        let before = demo.process.memory_kb();
+        let before = demo.process.memory_kb(DATA);
         let silent: Vec<TcpStream> = (0..SILENT).map(|_| TcpStream::connect(&port).unwrap()).collect();
         let started = Instant::now();
         kind.greet(&port)
             .unwrap_or_else(|error| panic!("{port} ({kind:?}) with {SILENT} silent peers: {error}"));
         let took = started.elapsed();
-        println!("{port} {kind:?}: {took:?}, {} kB", demo.process.memory_kb().saturating_sub(before));
+        println!("{port} {kind:?}: {took:?}, {} kB", demo.process.memory_kb(DATA).saturating_sub(before));
         assert!(took < UNDELAYED, "{port} ({kind:?}) answered after {took:?}, behind {SILENT} silent peers");
         drop(silent);
         assert_memory(&demo, before, &port);
@@ -119,7 +119,7 @@ fn garbage_on_every_port_is_survived() {
     demo.wait_for_recording(jiff::Timestamp::now(), seconds(60));
     for port in ports_of(&demo.process) {
         let kind = Kind::of(&port);
-        let before = demo.process.memory_kb();
+        let before = demo.process.memory_kb(DATA);
         for round in 0..10 {
             for garbage in garbage(round) {
                 let mut stream = TcpStream::connect(&port).unwrap();
@@ -239,7 +239,7 @@ fn wait_for_state(api: &Http, serial: &str, state: &str, within: Duration) {
 #[track_caller]
 fn assert_memory(demo: &Demo, before_kb: u64, port: &str) {
     wait_for(&format!("memory is given back after a flood on {port}"), seconds(15), || {
-        let now = demo.process.memory_kb();
+        let now = demo.process.memory_kb(DATA);
         if now < before_kb + MEMORY_KB { Ok(()) } else { Err(format!("{now} kB, before {before_kb} kB")) }
     });
 }

@@ -10,7 +10,7 @@ pub mod process;
 
 pub use demo::Demo;
 pub use http::Http;
-pub use process::Process;
+pub use process::{DATA, Process};
 
 use std::{
     path::{Path, PathBuf},

@@ -40,6 +40,10 @@ pub struct Process {
     announced: Vec<String>,
 }
 
+/// Memory: heap and stacks, without the program's own pages, which are shared with whoever else runs it and
+/// are read in as they are needed.
+pub const DATA: &str = "Pss_Anon";
+
 impl Process {
     /// Starts it; `name` is how tests' messages call it. Its standard output is part of its log.
     pub fn spawn(name: &str, command: &mut Command) -> Process {
@@ -132,18 +136,8 @@ impl Process {
         }
     }
 
-    /// Memory that belongs to it (PSS, in kB of 1000 bytes), 0 when it has ended.
-    pub fn memory_kb(&self) -> u64 {
-        self.memory("Pss")
-    }
-
-    /// The part of it that is data: without the program's own pages, which are shared with whoever else
-    /// runs it and are read in as they are needed.
-    pub fn data_kb(&self) -> u64 {
-        self.memory("Pss_Anon")
-    }
-
-    fn memory(&self, field: &str) -> u64 {
+    /// A field of its smaps_rollup, in kB of 1000 bytes; 0 when it has ended. [`DATA`] is one, `Pss` is all that belongs to it.
+    pub fn memory_kb(&self, field: &str) -> u64 {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id())).unwrap_or_default();
         let of = rollup.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         let kib = of.and_then(|rest| rest.split_whitespace().next()).map_or(0, |n| n.parse::<u64>().unwrap());
