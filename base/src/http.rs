@@ -1,24 +1,42 @@
 //! HTTP/1.1 for the roles' APIs and pages: deadlines, limits, optional TLS, answers that are problems.
 
-use crate::{Stop, listen};
+use crate::{Stop, crowd::Crowd, listen};
 use axum::{
-    Json, Router,
+    BoxError, Json, Router,
+    body::Body,
     extract::ConnectInfo,
     http::{Request, StatusCode},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use homing_protocol::api::Problem;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    time::Sleep,
 };
 use tower::ServiceExt;
 
 /// Connections at once on one listener; more wait in the kernel.
-pub const CONNECTION_LIMIT: usize = 1024;
+pub const CONNECTION_LIMIT: usize = 2048;
+
+/// Those of one network; more are closed at once. Half of all: as much as a whole control room behind one address
+/// needs, and never so much that the others find no room.
+const NETWORK_LIMIT: usize = CONNECTION_LIMIT / 2;
 
 /// For a TLS handshake, and for a request's head to arrive whole.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -26,21 +44,60 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// The longest request head.
 const HEAD_LIMIT_BYTES: usize = 16 * 1024;
 
-/// Serves a router until the role stops; see [`serve_with`].
+/// For the body of a request to an API to arrive whole: they are small.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Serves a router until the role stops; see [`serve_with`]. A request's body has to arrive within 30 s.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     tls: Option<Arc<rustls::ServerConfig>>,
     stop: Stop,
 ) {
-    let answer = move |request: Request<Incoming>| {
-        let router = router.clone();
-        async move {
-            let Ok(response) = router.oneshot(request.map(axum::body::Body::new)).await;
-            response
+    serve_with(listener, move |request| by_router(router.clone(), request), tls, stop).await;
+}
+
+/// A router's answer to a request, whose body has to arrive within [`BODY_DEADLINE`].
+pub async fn by_router(router: Router, request: Request<Incoming>) -> Response {
+    let Ok(response) = router.oneshot(request.map(in_time)).await;
+    response
+}
+
+/// Without it a peer that announces a body and sends none would hold its connection for ever.
+fn in_time(body: Incoming) -> Body {
+    if body.is_end_stream() {
+        return Body::empty();
+    }
+    Body::new(InTime { body, deadline: Box::pin(tokio::time::sleep(BODY_DEADLINE)) })
+}
+
+/// A body that breaks off at a deadline.
+struct InTime {
+    body: Incoming,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl HttpBody for InTime {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err("the request's body did not arrive in time".into())));
         }
-    };
-    serve_with(listener, answer, tls, stop).await;
+        Pin::new(&mut self.body).poll_frame(cx).map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Serves HTTP/1.1, with upgrades and CONNECT, until the role stops; then running requests have until
@@ -56,10 +113,15 @@ pub async fn serve_with<A, F>(
     F: Future<Output = Response> + Send + 'static,
 {
     let acceptor = tls.map(tokio_rustls::TlsAcceptor::from);
-    let loop_stop = stop.clone();
+    let (loop_stop, crowd) = (stop.clone(), Crowd::new(NETWORK_LIMIT));
     listen::accept_loop(listener, CONNECTION_LIMIT, loop_stop, move |tcp: TcpStream, peer| {
         let (acceptor, answer, stop) = (acceptor.clone(), answer.clone(), stop.clone());
+        let admission = crowd.admit(peer.ip());
         async move {
+            let Some(_admission) = admission else {
+                tracing::debug!(%peer, "too many connections from this network");
+                return;
+            };
             let Some(acceptor) = acceptor else {
                 return connection(tcp, peer, answer, stop).await;
             };
@@ -148,5 +210,48 @@ impl From<anyhow::Error> for Failure {
             StatusCode::INTERNAL_SERVER_ERROR,
             Problem::new("internal", "The server could not do this; its log says why."),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Goal: a stranger who announces a body and sends none, or a byte now and then, is let go.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_arrive_frees_its_connection() {
+        let reading = async |body: Bytes| format!("{} bytes", body.len());
+        let router = Router::new().route("/", axum::routing::post(reading));
+        let (mut client, server) = tokio::io::duplex(4096);
+        let peer = SocketAddr::from(([192, 0, 2, 1], 1));
+        let answer = move |request| by_router(router.clone(), request);
+        let served = connection(server, peer, answer, Stop::new());
+        let begun = tokio::time::Instant::now();
+        let talking = async {
+            let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: ";
+            client.write_all(&[head, b"2\r\n\r\nhi".as_slice()].concat()).await.unwrap();
+            let mut answer = vec![0; 512];
+            let length = client.read(&mut answer).await.unwrap();
+            assert!(answer[..length].ends_with(b"2 bytes"), "a whole body is answered");
+
+            client.write_all(&[head, b"100\r\n\r\n".as_slice()].concat()).await.unwrap();
+            let mut answer = String::new();
+            let (mut reader, mut writer) = tokio::io::split(client);
+            let dripping = async {
+                while writer.write_all(b"x").await.is_ok() {
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                }
+            };
+            tokio::select! {
+                read = reader.read_to_string(&mut answer) => drop(read.unwrap()),
+                () = dripping => (),
+            }
+            answer
+        };
+        let ended = tokio::time::timeout(BODY_DEADLINE * 2, async { tokio::join!(served, talking) });
+        let ((), answer) = ended.await.expect("the connection is held");
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer:?}");
+        assert!(begun.elapsed() < BODY_DEADLINE + HEAD_DEADLINE);
     }
 }

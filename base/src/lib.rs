@@ -9,7 +9,7 @@
 //! | [`onvif`] | calls to a device, over whatever carries them |
 //! | [`tls`] | private CA, leaves that renew themselves, PEM files, fingerprints |
 //! | [`vault`], [`password`] | secrets at rest; passwords of people and accounts |
-//! | [`throttle`] | who guesses is slowed down |
+//! | [`throttle`], [`crowd`] | who guesses is slowed down; nobody takes all of a listener |
 //! | [`database`] | SQLite as every role opens it |
 //! | [`ops`] | metrics and health |
 //! | [`workers`] | one single-threaded runtime per core |
@@ -19,6 +19,7 @@
 
 pub mod client;
 pub mod config;
+pub mod crowd;
 pub mod database;
 pub mod http;
 pub mod listen;

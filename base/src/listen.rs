@@ -17,6 +17,10 @@ const BACKLOG: i32 = 1024;
 /// Pause after `accept` failed for want of descriptors or memory, so that the loop does not spin.
 const ACCEPT_FAILED_PAUSE: Duration = Duration::from_millis(200);
 
+/// For a peer to take what it was sent; then the kernel ends the connection. Long enough for a player that pauses,
+/// and an end for those who ask and never read.
+const STALLED: Duration = Duration::from_secs(120);
+
 /// Opens a listening socket; port 0 takes a free one (ask `local_addr`).
 ///
 /// # Errors
@@ -28,6 +32,8 @@ pub fn bind(address: SocketAddr, purpose: &str) -> anyhow::Result<TcpListener> {
         socket.set_nonblocking(true)?;
         // A restarted server must not wait for its predecessor's connections in TIME_WAIT.
         socket.set_reuse_address(true)?;
+        // Its connections inherit it.
+        socket.set_tcp_user_timeout(Some(STALLED))?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }

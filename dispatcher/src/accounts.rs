@@ -10,6 +10,7 @@
 use crate::store::{self, AccountId};
 use anyhow::{Context, ensure};
 use homing_base::{
+    crowd::network,
     password,
     throttle::{Throttle, Tolerance},
 };
@@ -186,7 +187,7 @@ impl Gate {
         {
             return Ok(id);
         }
-        let guesser = (peer, credentials.user.chars().take(64).collect());
+        let guesser = (network(peer), credentials.user.chars().take(64).collect());
         let wait = self.throttle.wait(&guesser, Instant::now());
         if !wait.is_zero() {
             return Err(Refused::Later(wait));
@@ -287,5 +288,13 @@ mod tests {
         assert!(matches!(refusals[0], Refused::Wrong));
         assert!(matches!(refusals[7], Refused::Later(wait) if !wait.is_zero()));
         gate.pass(PEER, &right).await.unwrap();
+
+        // Nor does it help to have a network of addresses to guess from.
+        let mut slowed = false;
+        for address in 0..8 {
+            let peer = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, address]);
+            slowed |= matches!(gate.pass(peer, &wrong).await, Err(Refused::Later(_)));
+        }
+        assert!(slowed);
     }
 }

@@ -16,6 +16,7 @@ use crate::{
 };
 use homing_base::{
     Stop, Workers,
+    crowd::{Crowd, network},
     throttle::{Throttle, Tolerance},
 };
 use homing_protocol::{SerialNumber, Step, api::dispatcher::RegistrationState as State};
@@ -24,7 +25,7 @@ use homing_uplink::{
 };
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -91,7 +92,7 @@ pub(crate) struct Devices {
     pub acceptor: Acceptor,
     pub metrics: Metrics,
     pub workers: Workers,
-    pub per_address: usize,
+    pub crowd: Arc<Crowd>,
     pub stop: Stop,
     pub room: Room,
 }
@@ -99,7 +100,6 @@ pub(crate) struct Devices {
 /// Who is here.
 pub(crate) struct Room {
     seats: Mutex<HashMap<SerialNumber, Vec<Arc<Seat>>>>,
-    addresses: Mutex<HashMap<IpAddr, usize>>,
     without_proof: Throttle<IpAddr>,
     refused: Throttle<(Fingerprint, Generation)>,
 }
@@ -108,7 +108,6 @@ impl Room {
     pub fn new() -> Self {
         Room {
             seats: Mutex::default(),
-            addresses: Mutex::default(),
             without_proof: Throttle::new(WITHOUT_PROOF),
             refused: Throttle::new(REFUSED),
         }
@@ -134,9 +133,9 @@ impl Room {
             leaves.extend(row.extract_if(.., |other| other.fingerprint == seat.fingerprint));
             let others: Vec<_> = row
                 .iter()
-                .map(|other| (site(other.address()), other.tried.load(Ordering::Acquire) > 0))
+                .map(|other| (network(other.address()), other.tried.load(Ordering::Acquire) > 0))
                 .collect();
-            leaves.extend(gives_way(&others, site(seat.address())).map(|leaving| row.remove(leaving)));
+            leaves.extend(gives_way(&others, network(seat.address())).map(|leaving| row.remove(leaving)));
             row.push(seat);
         }
         for seat in leaves {
@@ -150,36 +149,6 @@ impl Room {
             row.retain(|other| !Arc::ptr_eq(other, seat));
             if row.is_empty() {
                 seats.remove(&seat.serial);
-            }
-        }
-    }
-
-    /// Counts a connection; `None` when its address has too many.
-    fn admit(self: &Room, peer: IpAddr, limit: usize) -> Option<Admission<'_>> {
-        let address = site(peer);
-        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = addresses.entry(address).or_insert(0);
-        if *count >= limit {
-            return None;
-        }
-        *count += 1;
-        Some(Admission { room: self, address })
-    }
-}
-
-/// A counted connection.
-struct Admission<'a> {
-    room: &'a Room,
-    address: IpAddr,
-}
-
-impl Drop for Admission<'_> {
-    fn drop(&mut self) {
-        let mut addresses = self.room.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = addresses.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                addresses.remove(&self.address);
             }
         }
     }
@@ -203,14 +172,6 @@ fn gives_way(others: &[(IpAddr, bool)], newcomer: IpAddr) -> Option<usize> {
     failed.or_else(|| others.iter().position(|(site, _)| *site == crowded))
 }
 
-/// What one subscriber has: an IPv4 address, or an IPv6 /64.
-fn site(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-        v4 => v4,
-    }
-}
-
 impl Devices {
     /// One connection from its first byte to its end, on a worker of its own choice.
     pub async fn handle(self: Arc<Self>, tcp: TcpStream, peer: SocketAddr) {
@@ -232,7 +193,7 @@ impl Devices {
     }
 
     async fn connection(&self, tcp: TcpStream, peer: SocketAddr) {
-        let Some(_admission) = self.room.admit(peer.ip(), self.per_address) else {
+        let Some(_admission) = self.crowd.admit(peer.ip()) else {
             self.metrics.refused("too-many-from-address");
             tracing::debug!(%peer, "too many connections from this address");
             return;
@@ -342,7 +303,7 @@ impl Devices {
     async fn attempt(&self, seat: &Seat, job: &Job) -> anyhow::Result<Tried> {
         let Some(secrets) = &job.secrets else { return Ok(Tried::No) };
         let (serial, peer, step) = (job.serial, seat.peer, Step::Dispatch);
-        let (from, key) = (site(seat.address()), (seat.fingerprint, job.generation));
+        let (from, key) = (network(seat.address()), (seat.fingerprint, job.generation));
         let now = Instant::now();
         let wait = self.room.without_proof.wait(&from, now).max(self.room.refused.wait(&key, now));
         if !wait.is_zero() {
@@ -434,20 +395,5 @@ mod tests {
             let leaves = gives_way(&row, site(newcomer)).unwrap();
             assert_ne!(leaves, 0, "{newcomer}");
         }
-    }
-
-    #[test]
-    fn step_4_one_subscriber_has_one_count_and_it_is_given_back() {
-        let room = Room::new();
-        let peer = |text: &str| text.parse::<IpAddr>().unwrap();
-        let first = room.admit(peer("2001:db8::1"), 2).unwrap();
-        let _second = room.admit(peer("2001:db8::ffff"), 2).unwrap();
-        assert!(room.admit(peer("2001:db8::2"), 2).is_none());
-        assert!(room.admit(peer("2001:db8:0:1::1"), 2).is_some());
-        drop(first);
-        assert!(room.admit(peer("2001:db8::2"), 2).is_some());
-        assert_eq!(site(peer("::ffff:192.0.2.1")), peer("192.0.2.1"));
-        drop(_second);
-        assert!(room.addresses.lock().unwrap().is_empty());
     }
 }

@@ -23,7 +23,9 @@ pub use config::{Config, REFERENCE};
 use anyhow::Context;
 use devices::{Devices, Room};
 use homing_base::{
-    Ops, Stop, Workers, http, listen,
+    Ops, Stop, Workers,
+    crowd::Crowd,
+    http, listen,
     tls::{LEAF_LIFE, Leaf, PrivateCa, server_config},
     vault,
 };
@@ -112,7 +114,7 @@ impl Bound {
             acceptor: Acceptor::new(Arc::new(device_tls), AcceptLimits::default()),
             metrics: self.metrics.clone(),
             workers: self.workers,
-            per_address: self.config.connections_per_address,
+            crowd: Crowd::new(self.config.connections_per_address),
             stop: stop.clone(),
             room: Room::new(),
         });

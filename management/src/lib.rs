@@ -36,7 +36,9 @@ use accounts::{Accounts, Lifetimes};
 use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
 use homing_base::{
-    Ops, Stop, database,
+    Ops, Stop,
+    crowd::network,
+    database,
     http::Failure,
     listen, password,
     throttle::{Throttle, Tolerance},
@@ -44,7 +46,12 @@ use homing_base::{
 };
 use homing_protocol::{Secret, secret::Credentials};
 use prometheus_client::metrics::counter::Counter;
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
 
 /// The database's schema, in order.
@@ -288,7 +295,7 @@ const BY_USER: Tolerance =
 
 /// Wrong passwords, by address and by user.
 struct Guesses {
-    by_address: Throttle<String>,
+    by_address: Throttle<Option<IpAddr>>,
     by_user: Throttle<String>,
 }
 
@@ -298,20 +305,25 @@ impl Guesses {
     }
 
     /// How long until an attempt is looked at; zero: now.
-    fn wait(&self, peer: &String, user: &String) -> Duration {
+    fn wait(&self, peer: &str, user: &String) -> Duration {
         let now = Instant::now();
-        self.by_address.wait(peer, now).max(self.by_user.wait(user, now))
+        self.by_address.wait(&network_of(peer), now).max(self.by_user.wait(user, now))
     }
 
-    fn handle_wrong(&self, peer: &String, user: &String) {
-        self.by_address.handle_wrong(peer, Instant::now());
+    fn handle_wrong(&self, peer: &str, user: &String) {
+        self.by_address.handle_wrong(&network_of(peer), Instant::now());
         self.by_user.handle_wrong(user, Instant::now());
     }
 
-    fn handle_right(&self, peer: &String, user: &String) {
-        self.by_address.handle_right(peer);
+    fn handle_right(&self, peer: &str, user: &String) {
+        self.by_address.handle_right(&network_of(peer));
         self.by_user.handle_right(user);
     }
+}
+
+/// What [`gate::peer_of`] wrote down, as it is counted.
+fn network_of(peer: &str) -> Option<IpAddr> {
+    peer.parse().ok().map(network)
 }
 
 #[derive(Clone, Default)]

@@ -18,7 +18,10 @@ use axum::{
     routing::get,
 };
 use futures_util::Stream;
-use homing_base::{Ops, Stop, http::Failure};
+use homing_base::{
+    Ops, Stop,
+    http::{Failure, by_router},
+};
 use homing_protocol::{
     Oak, Secret, SerialNumber, Step,
     api::{
@@ -31,7 +34,6 @@ use http::{HeaderMap, Request, StatusCode, header};
 use hyper::body::Incoming;
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
-use tower::ServiceExt;
 
 /// The longest request body: a registration is far smaller.
 const BODY_MAX_BYTES: usize = 16 * 1024;
@@ -75,8 +77,7 @@ pub(crate) fn service(
                 let Some(peer) = peer else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
                 return proxy.answer(peer, request).await;
             }
-            let Ok(response) = router.oneshot(request.map(Body::new)).await;
-            response
+            by_router(router, request).await
         })
     }
 }

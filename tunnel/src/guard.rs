@@ -6,13 +6,14 @@
 
 use homing_base::{
     client::parse_basic,
+    crowd::network,
     throttle::{Throttle, Tolerance},
 };
 use homing_protocol::{Secret, secret::Credentials};
 use http::HeaderValue;
 use std::{
     collections::HashSet,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -72,21 +73,11 @@ impl Guard {
     }
 }
 
-/// What is slowed as one: somebody with IPv6 has a whole network of addresses.
-fn network(peer: IpAddr) -> IpAddr {
-    match peer {
-        IpAddr::V6(ip) => {
-            let [a, b, c, d, ..] = ip.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        ip => ip,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use homing_base::client::basic;
+    use std::net::Ipv6Addr;
 
     const LAPTOP: [u8; 4] = [192, 0, 2, 1];
     const VMS: [u8; 4] = [192, 0, 2, 2];

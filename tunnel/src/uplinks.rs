@@ -3,15 +3,15 @@
 //! A connection's life: a permit, accept, a task on the worker that it will stay on, TLS and the upgrade's head under
 //! one deadline, then the look-up of its key; only then is it an uplink, and the permit is free for the next arrival.
 //!
-//! Invariant: a stranger's connection costs a permit, one handshake and one head, for ten seconds at most; nothing that
-//! it says is used but to word the refusal (docs/decisions, 001).
+//! Invariant: a stranger's connection costs a permit, one handshake and one head, for ten seconds at most, and strangers
+//! of one network have half of the permits; nothing that they say is used but to word the refusal (docs/decisions, 001).
 
 use crate::{
     config::Limits,
     devices::{Connected, Devices, Stranger},
     metrics::Metrics,
 };
-use homing_base::{Stop, Workers};
+use homing_base::{Stop, Workers, crowd::Crowd};
 use homing_protocol::{SerialNumber, Step};
 use homing_uplink::{
     AcceptError, AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, Uplink, UplinkDriver,
@@ -46,6 +46,8 @@ pub(crate) struct Uplinks {
     settings: UplinkSettings,
     /// Connections that are not admitted yet.
     arriving: Arc<Semaphore>,
+    /// The same by network: half of the door for each.
+    crowd: Arc<Crowd>,
     /// Uplinks that stand.
     standing: Arc<Semaphore>,
 }
@@ -65,6 +67,7 @@ impl Uplinks {
             acceptor: Acceptor::new(tls, AcceptLimits::default()),
             settings: limits.uplink_settings(),
             arriving: Arc::new(Semaphore::new(limits.arriving)),
+            crowd: Crowd::new(limits.arriving.div_ceil(2)),
             standing: Arc::new(Semaphore::new(limits.uplinks)),
         }
     }
@@ -90,6 +93,11 @@ impl Uplinks {
                     }
                 }
             };
+            let Some(admission) = self.crowd.admit(peer.ip()) else {
+                self.metrics.refuse("too-many-from-network");
+                tracing::debug!(%peer, "too many arrivals from this network");
+                continue;
+            };
             let (this, worker, stop_it) = (Arc::clone(&self), self.workers.next(), stop.clone());
             let on = worker.clone();
             let arriving = async move {
@@ -97,7 +105,7 @@ impl Uplinks {
                     admitted = this.admit(tcp, peer, worker) => admitted,
                     () = stop_it.cancelled() => return,
                 };
-                drop(permit);
+                drop((permit, admission));
                 if let Some(standing) = admitted {
                     // A task of its own: arriving needs ten times the memory of standing, for a moment.
                     let token = stop_it.token().clone();

@@ -5,7 +5,11 @@ use crate::{
     world::{World, code, form, within},
 };
 use http::{Method, StatusCode};
-use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpStream};
+use std::net::SocketAddr;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+};
 
 #[tokio::test]
 async fn a_hundred_silent_connections_do_not_delay_the_next_good_one() {
@@ -23,6 +27,24 @@ async fn a_hundred_silent_connections_do_not_delay_the_next_good_one() {
     let (status, _) = world.api(Method::GET, "/api/v1/devices", None).await;
     assert_eq!(status, StatusCode::OK);
     assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn one_network_cannot_keep_devices_of_another_out() {
+    let world = World::with(true, |config| config.limits.arriving = 8).await;
+    let device = Device::new("00408C702009");
+    world.register(&device).await;
+    world.dispatcher.vouch(device.serial, device.fingerprint).await;
+    let mut silent = Vec::new();
+    for _ in 0..32 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
+        silent.push(socket.connect(world.external).await.unwrap());
+    }
+    let began = tokio::time::Instant::now();
+    world.connect(&device).await;
+    assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+    assert!(world.metric("homing_tunnel_refused_total{reason=\"too-many-from-network\"}") > 0.0);
 }
 
 #[tokio::test]
