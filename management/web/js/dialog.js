@@ -15,8 +15,9 @@ let count = 0;
  * @param {Child[]} options.foot
  * @param {() => unknown} [options.submit]
  * @param {() => void} [options.closed]
+ * @param {string} [options.kind] a class
  */
-export function openDialog({ title, testid, body, foot, submit, closed }) {
+export function openDialog({ title, testid, body, foot, submit, closed, kind }) {
   count += 1;
   const id = `dialog-${count}`;
   const form = h(
@@ -39,7 +40,7 @@ export function openDialog({ title, testid, body, foot, submit, closed }) {
     h("div", { class: "dialog-foot" }, foot),
   );
   /** @type {HTMLDialogElement} */
-  const dialog = h("dialog", { "aria-labelledby": id, "data-testid": testid }, form);
+  const dialog = h("dialog", { class: kind, "aria-labelledby": id, "data-testid": testid }, form);
   dialog.addEventListener("close", () => {
     dialog.remove();
     closed?.();
@@ -96,6 +97,26 @@ export function field({ label, name, hint, input = {}, control }) {
       sign.hidden = !is;
     },
   };
+}
+
+/**
+ * A field for a password that can be looked at: phones make typing blind hard.
+ * @param {string} label
+ * @param {string} [hint]
+ */
+export function passwordField(label, hint) {
+  const password = field({ label, name: "password", hint, input: { type: "password", autocomplete: "new-password", "data-testid": "device-password" } });
+  const show = h("button", { class: "inside-button", type: "button", "aria-pressed": "false", "aria-label": `Show ${label.toLowerCase()}` }, "Show");
+  show.onclick = () => {
+    const shown = password.element.type === "text";
+    password.element.type = shown ? "password" : "text";
+    show.setAttribute("aria-pressed", String(!shown));
+    show.textContent = shown ? "Show" : "Hide";
+  };
+  const around = password.element.parentElement;
+  around?.classList.add("with-button");
+  around?.append(show);
+  return password;
 }
 
 /**

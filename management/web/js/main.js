@@ -1,7 +1,7 @@
 // The page: what is where, by the address after the #, redrawn when the world changes.
 
-import { call, signInAgain } from "./api.js";
-import { announce, byId, h, morph, theme, toast } from "./dom.js";
+import { call, signedInAs, words } from "./api.js";
+import { announce, byId, h, icon, morph, theme } from "./dom.js";
 import { addHardware, registerDevice } from "./dialogs.js";
 import { deviceMark } from "./steps.js";
 import { store } from "./store.js";
@@ -118,6 +118,7 @@ function drawSummary() {
 async function start() {
   theme.apply();
   me = await call("GET", "/api/v1/session");
+  signedInAs(me.user);
   byId("user-name").textContent = me.user;
   byId("labels-link").hidden = !me.simulated_cameras;
   byId("labels-tab").hidden = !me.simulated_cameras;
@@ -149,6 +150,13 @@ async function start() {
 }
 
 start().catch((error) => {
-  if (error?.status === 401) signInAgain();
-  else toast(`The page could not start: ${error?.message ?? error}`, "bad");
+  if (error?.status === 401) return location.assign(`/sign-in${location.hash}`);
+  morph(
+    byId("main"),
+    h(
+      "div",
+      { class: "page" },
+      h("div", { class: "card empty", role: "alert" }, icon("alert"), h("h2", {}, "The page could not start"), h("p", {}, words(error)), h("div", { class: "actions" }, h("button", { class: "button primary", type: "button", onclick: () => location.reload() }, icon("refresh"), "Try again"))),
+    ),
+  );
 });

@@ -103,7 +103,8 @@ class Store {
     this.source?.close();
     try {
       const response = await fetch("/api/v1/session");
-      if (response.status === 401) return signInAgain();
+      // Dismissed, it is asked again soon: without a session nothing here stays true.
+      if (response.status === 401) await signInAgain();
     } catch {
       // Still away: the stream tries again as well.
     }
