@@ -1,10 +1,10 @@
 //! What `homing-agent label`, `reset`, `press` and `status` do: the first two with the data folder, the
 //! others with the page of the agent that is running.
 
+use crate::Label;
 use crate::config::Config;
 use crate::files;
 use crate::identity::Identity;
-use crate::label::Label;
 use crate::run::{PAGE_FILE, lock};
 use crate::store::Store;
 use anyhow::{Context, bail};

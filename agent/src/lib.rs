@@ -24,7 +24,6 @@ pub mod config;
 pub mod control;
 mod files;
 mod identity;
-pub mod label;
 mod onvif;
 mod page;
 mod proxy;
@@ -36,6 +35,6 @@ pub mod status;
 mod store;
 
 pub use config::{CameraConfig, Config, DispatcherConfig};
-pub use label::Label;
+pub use homing_protocol::Label;
 pub use run::{Bound, bind};
 pub use status::Status;

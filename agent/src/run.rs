@@ -8,11 +8,11 @@
 //!
 //! Flow steps: 3 (press), 4 (phone-home), 6 (connect); 5 and 7 are answered by `service.rs`.
 
+use crate::Label;
 use crate::camera::Cameras;
 use crate::config::{Config, Dispatcher};
 use crate::files;
 use crate::identity::{Identity, random};
-use crate::label::Label;
 use crate::onvif::Services;
 use crate::page::Page;
 use crate::service::{Answers, Peer};

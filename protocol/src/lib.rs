@@ -16,6 +16,7 @@
 pub mod api;
 pub mod device;
 pub mod digest;
+pub mod label;
 pub mod oak;
 pub mod onvif;
 pub mod secret;
@@ -24,6 +25,7 @@ pub mod soap;
 pub mod step;
 
 pub use device::DeviceState;
+pub use label::Label;
 pub use oak::Oak;
 pub use secret::Secret;
 pub use serial::SerialNumber;

@@ -3,7 +3,7 @@
 //! Written by hand and without a template: it has to be small. Everything that comes from outside passes
 //! through [`escape`].
 
-use crate::label::Label;
+use crate::Label;
 use crate::status::{CameraHealth, Colour, Connection, Status};
 use homing_protocol::Step;
 use std::fmt::Write;

@@ -19,7 +19,7 @@
 mod html;
 mod ops;
 
-use crate::label::Label;
+use crate::Label;
 use crate::onvif::Services;
 use crate::state::Event;
 use bytes::Bytes;

@@ -80,6 +80,7 @@ pub fn routes() -> (axum::Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(events::stream))
         .routes(routes!(records::list))
         .routes(routes!(simulated::list))
+        .routes(routes!(simulated::label))
         .routes(routes!(simulated::press))
         .split_for_parts();
     let components = document.components.get_or_insert_default();

@@ -4,10 +4,14 @@
 use super::Path;
 use crate::{App, gate::Caller, views};
 use anyhow::Context;
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderName, StatusCode, header},
+};
 use bytes::Bytes;
 use homing_base::http::Failure;
-use homing_protocol::{Secret, SerialNumber, api::Problem};
+use homing_protocol::{Label, Secret, SerialNumber, api::Problem};
 use http_body_util::Full;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -50,6 +54,20 @@ pub async fn list(State(app): State<App>) -> Json<Vec<SimulatedCamera>> {
     Json(app.simulated.iter().map(label).collect())
 }
 
+/// The QR code on a simulated camera's label
+#[utoipa::path(get, path = "/api/v1/simulated-cameras/{serial}/label.svg", tag = "system",
+    params(("serial" = String, Path, description = "Serial number")),
+    responses((status = 200, content_type = "image/svg+xml", description = "Serial number and OAK as a QR code"),
+        (status = 404, body = views::Problem)))]
+pub async fn label(
+    State(app): State<App>,
+    Path(serial): Path<String>,
+) -> Result<([(HeaderName, &'static str); 1], String), Failure> {
+    let camera = find(&app, &serial)?;
+    let label = Label { serial: camera.serial, oak: camera.oak.clone() };
+    Ok(([(header::CONTENT_TYPE, "image/svg+xml")], label.to_svg()))
+}
+
 /// Press a simulated camera's one-click button
 #[utoipa::path(post, path = "/api/v1/simulated-cameras/{serial}/press", tag = "system",
     params(("serial" = String, Path, description = "Serial number")),
@@ -60,18 +78,21 @@ pub async fn press(
     caller: Caller,
     Path(serial): Path<String>,
 ) -> Result<StatusCode, Failure> {
-    let serial: Option<SerialNumber> = serial.parse().ok();
-    let camera = app
-        .simulated
-        .iter()
-        .find(|camera| Some(camera.serial) == serial)
-        .ok_or_else(|| Failure::not_found("There is no simulated camera with this serial number."))?;
+    let camera = find(&app, &serial)?;
     post(&camera.press).await.map_err(|error| {
         let message = format!("The simulated camera {} did not answer: {error:#}.", camera.name);
         Failure::new(StatusCode::BAD_GATEWAY, Problem::new("not-pressed", message))
     })?;
     app.record(&caller, "press", &camera.serial.to_string(), "").await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn find<'a>(app: &'a App, serial: &str) -> Result<&'a crate::config::SimulatedCamera, Failure> {
+    let serial: Option<SerialNumber> = serial.parse().ok();
+    app.simulated
+        .iter()
+        .find(|camera| Some(camera.serial) == serial)
+        .ok_or_else(|| Failure::not_found("There is no simulated camera with this serial number."))
 }
 
 async fn post(url: &str) -> anyhow::Result<()> {

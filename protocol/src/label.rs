@@ -3,7 +3,7 @@
 //! Whoever holds it may claim the device, so it is printed for whoever has the data folder, and shown on
 //! the page only to who has the camera's password.
 
-use homing_protocol::{Oak, SerialNumber};
+use crate::{Oak, SerialNumber};
 use qrcode::{Color, QrCode};
 use std::fmt::Write;
 
@@ -54,7 +54,7 @@ impl Label {
             }
         }
         format!(
-            r##"<svg viewBox="0 0 {size} {size}" role="img" aria-label="QR code of the label" shape-rendering="crispEdges"><path fill="#fff" d="M0 0h{size}v{size}H0z"/><path fill="#000" d="{path}"/></svg>"##
+            r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" role="img" aria-label="QR code of the label" shape-rendering="crispEdges"><path fill="#fff" d="M0 0h{size}v{size}H0z"/><path fill="#000" d="{path}"/></svg>"##
         )
     }
 
