@@ -75,7 +75,15 @@ impl TunnelServer {
         self.client.send(Method::POST, "/api/v1/devices", device).await
     }
 
-    /// Renames a device.
+    /// A device as it is now.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn device(&self, serial: SerialNumber) -> Result<Device, CallError> {
+        self.client.get(&format!("/api/v1/devices/{serial}")).await
+    }
+
+    /// Renames a device, or corrects its registration.
     ///
     /// # Errors
     /// As [`TunnelServer::register`].

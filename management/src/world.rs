@@ -205,6 +205,11 @@ impl World {
         Some(inner.view(name, device))
     }
 
+    /// A device of a tunnel server, as people see it.
+    pub fn view(&self, name: &str, device: &tunnel::Device) -> views::Device {
+        self.lock().view(name, device)
+    }
+
     /// Every tunnel server.
     pub fn tunnel_servers(&self) -> Vec<views::TunnelServer> {
         let inner = self.lock();

@@ -12,7 +12,11 @@ use homing_protocol::{
     },
 };
 use serde::Deserialize;
+use std::time::Duration;
 use utoipa::ToSchema;
+
+/// A page that shows one device does not wait longer for its figures.
+const FIGURES_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A device to register, as an administrator types it from the label.
 #[derive(Deserialize, ToSchema)]
@@ -44,6 +48,17 @@ pub struct Register {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
+    /// The OAK, where it was mistyped.
+    #[serde(default)]
+    #[schema(example = "0123-4567-89AB")]
+    oak: Option<String>,
+    /// The device's user.
+    #[serde(default)]
+    user: Option<String>,
+    /// That user's password.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    password: Option<Secret>,
     /// A new name, at most 64 characters.
     #[serde(default)]
     name: Option<String>,
@@ -60,11 +75,17 @@ pub async fn list(State(app): State<App>) -> Json<Vec<views::Device>> {
 }
 
 /// One registered device
+///
+/// With its figures (round trip, bytes) as they are now; those in lists and events are of its last change.
 #[utoipa::path(get, path = "/api/v1/devices/{serial}", tag = "devices",
     params(("serial" = String, Path, description = "Serial number")),
     responses((status = 200, body = views::Device), (status = 404, body = views::Problem)))]
 pub async fn one(State(app): State<App>, Path(serial): Path<String>) -> Result<Json<views::Device>, Failure> {
-    Ok(Json(registered(&app, &serial)?.1))
+    let (serial, known) = registered(&app, &serial)?;
+    let server = tunnel_server(&app, Some(&known.tunnel_server))?;
+    // A tunnel server that is away is shown so; what was last known of its device still stands.
+    let now = tokio::time::timeout(FIGURES_DEADLINE, server.device(serial)).await;
+    Ok(Json(now.ok().and_then(Result::ok).map_or(known, |device| app.world.view(server.name(), &device))))
 }
 
 /// Register a device
@@ -110,10 +131,14 @@ pub async fn register(
     Ok((status, Json(view)))
 }
 
-/// Rename a device
+/// Rename a device, or correct its registration
+///
+/// With another OAK, user or password a device that was not yet dispatched is relayed again; what the
+/// dispatcher refuses is passed through, and then nothing is changed.
 #[utoipa::path(patch, path = "/api/v1/devices/{serial}", tag = "devices", request_body = Change,
     params(("serial" = String, Path, description = "Serial number")),
-    responses((status = 200, body = views::Device), (status = 404, body = views::Problem)))]
+    responses((status = 200, body = views::Device), (status = 404, body = views::Problem),
+        (status = 409, body = views::Problem), (status = 422, body = views::Problem)))]
 pub async fn change(
     State(app): State<App>,
     caller: Caller,
@@ -122,9 +147,27 @@ pub async fn change(
 ) -> Result<Json<views::Device>, Failure> {
     let (serial, before) = registered(&app, &serial)?;
     let server = tunnel_server(&app, Some(&before.tunnel_server))?;
-    let change = ChangeDevice { name: asked.name, description: asked.description, ..ChangeDevice::default() };
-    let device = server.change(serial, &change).await.map_err(passed_through)?;
-    app.record(&caller, "change-device", &serial.to_string(), &format!("name: {}", device.name)).await?;
+    let oak =
+        asked.oak.map(|oak| oak.parse::<Oak>()).transpose().map_err(|error| mistyped("bad-oak", &error))?;
+    let change = ChangeDevice {
+        oak,
+        user: asked.user,
+        password: asked.password,
+        name: asked.name,
+        description: asked.description,
+    };
+    let mut changed = Vec::new();
+    changed.extend(change.oak.is_some().then_some("OAK"));
+    changed.extend(change.user.is_some().then_some("user"));
+    changed.extend(change.password.is_some().then_some("password"));
+    let answered = server.change(serial, &change).await;
+    let detail = match (&answered, changed.as_slice()) {
+        (Ok(device), []) => format!("name: {}", device.name),
+        (Ok(_), changed) => format!("corrected: {}", changed.join(", ")),
+        (Err(error), _) => format!("refused: {error}"),
+    };
+    app.record(&caller, "change-device", &serial.to_string(), &detail).await?;
+    let device = answered.map_err(passed_through)?;
     app.world.device(server.name(), device);
     Ok(Json(registered(&app, &serial.to_string())?.1))
 }

@@ -18,7 +18,7 @@ use homing_protocol::{
     SerialNumber, Step,
     api::{
         Problem, recording,
-        tunnel::{Device, NewDevice, RelayState, Server},
+        tunnel::{ChangeDevice, Device, NewDevice, RelayState, Server},
     },
     secret::Credentials,
 };
@@ -91,7 +91,7 @@ impl FakeTunnel {
         Router::new()
             .route("/api/v1/server", get(async || Json(server())))
             .route("/api/v1/devices", get(list).post(register))
-            .route("/api/v1/devices/{serial}", axum::routing::delete(unregister).patch(rename))
+            .route("/api/v1/devices/{serial}", get(one).delete(unregister).patch(change))
             .route("/api/v1/devices/{serial}/credentials", get(credentials))
             .route("/api/v1/events", get(events))
             .layer(axum::middleware::map_request(only_the_vms))
@@ -143,15 +143,30 @@ async fn register(
     Ok((status, Json(device)))
 }
 
-async fn rename(
+/// With figures as they are now; those in lists are old.
+async fn one(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialNumber>) -> Json<Device> {
+    let device = tunnel.devices.lock().unwrap()[&serial].clone();
+    Json(Device { bytes_in: 4711, ..device })
+}
+
+async fn change(
     State(tunnel): State<FakeTunnel>,
     Path(serial): Path<SerialNumber>,
-    Json(change): Json<homing_protocol::api::tunnel::ChangeDevice>,
-) -> Json<Device> {
+    Json(change): Json<ChangeDevice>,
+) -> Result<Json<Device>, Failure> {
     let mut device = tunnel.devices.lock().unwrap()[&serial].clone();
     device.name = change.name.unwrap_or(device.name);
+    device.user = change.user.unwrap_or(device.user);
+    if change.oak.is_some_and(|oak| oak.label() == "0000-0000-0000") {
+        let problem = Problem::at(Step::Relay, "wrong-oak", "no: wrong-oak");
+        return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, problem));
+    }
+    if change.password.is_some() {
+        device.relay = RelayState::Waiting;
+        device.problem = None;
+    }
     tunnel.put(device.clone());
-    Json(device)
+    Ok(Json(device))
 }
 
 async fn unregister(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialNumber>) -> StatusCode {

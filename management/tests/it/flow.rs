@@ -4,6 +4,7 @@ use crate::fake::{DEADLINE, Site, device, serial};
 use axum::http::{Method, Request, StatusCode, header};
 use bytes::Bytes;
 use homing_management::sse::{Event, Parser};
+use homing_protocol::api::tunnel::RelayState;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -87,6 +88,8 @@ async fn register_and_add_from_red_to_green_while_a_browser_watches() {
     // Step 3 by the demo's finger; steps 4 to 7 are the others'.
     let (status, body) = site.call(Method::POST, "/api/v1/simulated-cameras/00408C702009/press", None).await;
     assert_eq!((status, *site.presses.lock().unwrap()), (StatusCode::NO_CONTENT, 1), "{body}");
+    let code = site.get("/api/v1/simulated-cameras/00408C702009/label.svg").await;
+    assert!(code.as_str().is_some_and(|code| code.starts_with("<svg xmlns")), "{code}");
     site.tunnel.connect(serial(9), true);
     let yellow = events.until("device", |device| device["state"] == "yellow").await;
     assert_eq!(
@@ -156,6 +159,41 @@ async fn what_is_wrong_with_a_registration_is_told_at_once_and_clearly() {
         json!({"serial": "00408C702009", "oak": "1111-1111-1111", "user": "root", "password": "pass"});
     let (status, device) = site.call(Method::POST, "/api/v1/devices", Some(pending)).await;
     assert_eq!((status, &device["relay"]), (StatusCode::ACCEPTED, &json!("pending")));
+    site.end().await;
+}
+
+/// The goal: a registration that the dispatcher refused is corrected where it stands: its name stays, nothing is
+/// typed twice, and the audit log says what was corrected without saying a secret.
+#[tokio::test]
+async fn a_refused_registration_is_corrected_in_place() {
+    let site = Site::start().await;
+    let mut refused = device(serial(1), "Gate");
+    refused.relay = RelayState::Refused;
+    site.tunnel.put(refused);
+    site.until_device("it is refused", |device| device["relay"] == "refused").await;
+    let path = format!("/api/v1/devices/{}", serial(1));
+    for (change, code) in [(json!({"oak": "12"}), "bad-oak"), (json!({"oak": "0000-0000-0000"}), "wrong-oak")]
+    {
+        let (status, problem) = site.call(Method::PATCH, &path, Some(change)).await;
+        assert_eq!((status.as_u16(), &problem["error"]["code"]), (422, &json!(code)));
+    }
+    let change = json!({"user": "admin", "password": "device-secret"});
+    let (status, device) = site.call(Method::PATCH, &path, Some(change)).await;
+    assert_eq!((status, &device["relay"]), (StatusCode::OK, &json!("waiting")), "{device}");
+    assert_eq!((&device["name"], &device["user"]), (&json!("Gate"), &json!("admin")));
+    let audit = site.get("/api/v1/audit").await;
+    assert_eq!(audit[0]["detail"], "corrected: user, password");
+    assert!(!audit.to_string().contains("device-secret"));
+    site.end().await;
+}
+
+/// The goal: the figures of one device are those of now, not of its last change of state.
+#[tokio::test]
+async fn one_devices_figures_are_of_now() {
+    let site = Site::start().await;
+    site.tunnel.put(device(serial(1), "Gate"));
+    site.until_device("it is known", |device| device["bytes_in"] == 0).await;
+    assert_eq!(site.get(&format!("/api/v1/devices/{}", serial(1))).await["bytes_in"], 4711);
     site.end().await;
 }
 

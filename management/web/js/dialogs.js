@@ -1,7 +1,7 @@
 // What an administrator starts: register a device (step 1), Add Hardware (step 8).
 
 import { ApiError, call, words } from "./api.js";
-import { field, openDialog } from "./dialog.js";
+import { field, openDialog, passwordField } from "./dialog.js";
 import { h, icon, morph, toast } from "./dom.js";
 import { hexDigits, oakLabel, plural } from "./format.js";
 import { deviceMark, stepTitle } from "./steps.js";
@@ -43,7 +43,7 @@ export function registerDevice(label) {
     input: { class: "code", autocomplete: "off", autocapitalize: "characters", spellcheck: "false", placeholder: "0123-4567-89AB", "data-testid": "oak" },
   });
   const user = field({ label: "Device's user", name: "user", input: { autocomplete: "off", autocapitalize: "none", spellcheck: "false", value: "root", "data-testid": "device-user" } });
-  const password = field({ label: "Device's password", name: "password", input: { type: "password", autocomplete: "new-password", "data-testid": "device-password" } });
+  const password = passwordField("Device's password");
   const name = field({ label: "Name", name: "name", hint: "What people call it; the serial number if empty.", input: { autocomplete: "off", maxlength: 64, "data-testid": "device-name" } });
   const description = field({ label: "Description", name: "description", hint: "Where it hangs, who to call: anything worth knowing.", input: { autocomplete: "off", maxlength: 256 } });
   const server = field({
@@ -53,6 +53,21 @@ export function registerDevice(label) {
   });
   const fields = { serial, oak, user, password, name };
 
+  // A scanner types the whole label into whichever field has the focus.
+  for (const { element } of [serial, oak]) {
+    element.addEventListener("input", (event) => {
+      const scanned = element.value.trim().match(SCANNED);
+      if (!scanned) return;
+      event.stopImmediatePropagation();
+      serial.element.value = scanned[1].toUpperCase();
+      oak.element.value = oakLabel(hexDigits(scanned[2]).digits);
+      for (const filled of [serial, oak]) {
+        filled.refuse("");
+        filled.good(true);
+      }
+      password.element.focus();
+    });
+  }
   formatAsTyped(serial, (digits) => digits);
   formatAsTyped(oak, oakLabel);
   if (label) {
@@ -125,6 +140,66 @@ export function registerDevice(label) {
 }
 
 /**
+ * Corrects what was typed wrong at registering, or has changed on the device since: no need to begin again.
+ * @param {Device} device
+ */
+export function correctRegistration(device) {
+  const oak = field({
+    label: "Owner authentication key (OAK)",
+    name: "oak",
+    hint: "Empty: stays as it is.",
+    input: { class: "code", autocomplete: "off", autocapitalize: "characters", spellcheck: "false", placeholder: "0123-4567-89AB", "data-testid": "oak" },
+  });
+  const user = field({ label: "Device's user", name: "user", input: { autocomplete: "off", autocapitalize: "none", spellcheck: "false", value: device.user, "data-testid": "device-user" } });
+  const password = passwordField("Device's password", "Empty: stays as it is.");
+  formatAsTyped(oak, oakLabel);
+  const fields = { oak, user, password };
+  const first = { "wrong-oak": oak, "wrong-credentials": password }[device.problem?.code ?? ""] ?? oak;
+  first.element.setAttribute("autofocus", "");
+  const general = h("div", { class: "field-error", role: "alert", hidden: true });
+  const submit = h("button", { class: "button primary", type: "submit", "data-testid": "correct-submit" }, "Save and try again");
+  const dialog = openDialog({
+    title: `Correct ${device.name || device.serial}`,
+    testid: "correct-dialog",
+    body: [
+      h("p", { class: "muted" }, "Serial number ", h("span", { class: "mono" }, device.serial), ". If that is wrong, unregister the device and register the right one."),
+      oak.box,
+      h("div", { class: "columns" }, user.box, password.box),
+      general,
+    ],
+    foot: [h("button", { class: "button", type: "button", onclick: () => dialog.close() }, "Cancel"), submit],
+    submit: async () => {
+      general.hidden = true;
+      Object.values(fields).forEach((field) => field.refuse(""));
+      if (oak.value) checkTyped(oak, "");
+      user.refuse(user.value ? "" : "The dispatcher logs in to the device with this user; enter its name.");
+      const wrong = Object.values(fields).find((field) => field.element.hasAttribute("aria-invalid"));
+      if (wrong) return wrong.element.focus();
+      submit.disabled = true;
+      try {
+        await call("PATCH", `/api/v1/devices/${device.serial}`, { oak: oak.value || undefined, user: user.value, password: password.element.value || undefined });
+        dialog.close();
+        toast("Corrected.", "good");
+      } catch (error) {
+        const place = error instanceof ApiError ? /** @type {Record<string, ReturnType<typeof field> | undefined>} */ (fields)[FIELD_OF[error.code]] : undefined;
+        if (place) {
+          place.refuse(words(error));
+          place.element.focus();
+        } else {
+          general.replaceChildren(icon("alert"), h("span", {}, words(error)));
+          general.hidden = false;
+        }
+      } finally {
+        submit.disabled = false;
+      }
+    },
+  });
+}
+
+/** What the QR code of a label says, as a scanner types it. */
+const SCANNED = /^homing:([0-9a-f]{12});([0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4})$/i;
+
+/**
  * Formats twelve digits while they are typed, keeping the caret behind the digit it was behind.
  * @param {ReturnType<typeof field>} place
  * @param {(digits: string) => string} print
@@ -135,6 +210,8 @@ function formatAsTyped(place, print) {
     const caret = input.selectionStart ?? input.value.length;
     const before = hexDigits(input.value.slice(0, caret)).digits.length;
     const { digits, wrong } = hexDigits(input.value);
+    // A scanner is at it: not yet wrong.
+    if ("homing:".startsWith(input.value.slice(0, 7).toLowerCase()) && input.value) return;
     // What is no hex digit stays as typed, so that its owner can see what is meant below.
     if (!wrong) {
       input.value = print(digits.slice(0, 24));

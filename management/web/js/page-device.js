@@ -2,7 +2,7 @@
 
 import { call, words } from "./api.js";
 import { confirmThen, field, openDialog } from "./dialog.js";
-import { addHardware, badge } from "./dialogs.js";
+import { addHardware, badge, correctRegistration } from "./dialogs.js";
 import { h, icon, morph, toast } from "./dom.js";
 import { bytes, full, sentence, sinceThen } from "./format.js";
 import { cameraMark, stepNumber, STEPS, stepTitle, whatNext } from "./steps.js";
@@ -19,8 +19,11 @@ export class DevicePage {
     this.serial = serial;
     this.title = serial;
     this.simulated = false;
+    /** Figures of now; those of the event stream are of the device's last change. @type {Device | null} */
+    this.figures = null;
     // "Connected for 3 min" grows by itself.
-    this.clock = setInterval(() => this.draw(), 5000);
+    this.clock = setInterval(() => this.refresh(), 5000);
+    this.refresh();
     if (me.simulated_cameras) {
       call("GET", "/api/v1/simulated-cameras").then((/** @type {SimulatedCamera[]} */ labels) => {
         this.simulated = labels.some((label) => label.serial === serial);
@@ -33,6 +36,16 @@ export class DevicePage {
     clearInterval(this.clock);
   }
 
+  async refresh() {
+    try {
+      if (store.device(this.serial)?.connected && !document.hidden) this.figures = await call("GET", `/api/v1/devices/${this.serial}`);
+    } catch {
+      // The banner says that the server is away; a device that is gone is told by the event stream.
+      this.figures = null;
+    }
+    this.draw();
+  }
+
   draw() {
     const device = store.device(this.serial);
     morph(this.into, device ? this.view(device) : missing(`Device ${this.serial}`, "It is not registered at any tunnel server, or was just unregistered."));
@@ -43,6 +56,8 @@ export class DevicePage {
     const next = whatNext(device);
     const hardware = device.hardware === undefined ? undefined : store.hardwareById(device.hardware);
     const cameras = hardware ? store.camerasOf(hardware.id) : [];
+    const refused = device.problem !== undefined && device.relay === "refused";
+    const figures = device.connected ? this.figures : null;
     return h(
       "div",
       { class: "page", "data-testid": "device-page", "data-key": `device-${device.serial}` },
@@ -58,7 +73,6 @@ export class DevicePage {
         h(
           "div",
           { class: "actions" },
-          device.connected && device.hardware === undefined && h("button", { class: "button primary", type: "button", "data-testid": "add-this", onclick: () => addHardware([device.serial]) }, icon("plus"), "Add to recording server"),
           h("button", { class: "button", type: "button", onclick: () => rename(device) }, icon("edit"), "Rename"),
           h("button", { class: "button danger", type: "button", "data-testid": "unregister", onclick: () => unregister(device) }, icon("trash"), "Unregister"),
         ),
@@ -74,6 +88,22 @@ export class DevicePage {
             h("h2", {}, device.problem.step ? `Step ${stepNumber(device.problem.step)}, ${stepTitle(device.problem.step).toLowerCase()}, did not work` : "Something is wrong"),
             h("p", {}, sentence(device.problem.message)),
             h("p", { class: "muted mono" }, device.problem.code),
+            refused && h("p", {}, next.text),
+            refused && h("div", { class: "actions" }, h("button", { class: "button small primary", type: "button", "data-testid": "correct-refused", onclick: () => correctRegistration(device) }, "Correct the registration")),
+          ),
+        ),
+      !refused &&
+        h(
+          "div",
+          { class: `notice ${device.hardware !== undefined && device.connected ? "good" : "next"}` },
+          icon(device.hardware !== undefined && device.connected ? "check" : "info"),
+          h(
+            "div",
+            { class: "notice-body" },
+            h("h2", {}, next.title),
+            h("p", {}, next.text),
+            !device.connected && this.simulated && h("div", { class: "actions" }, h("button", { class: "button small", type: "button", "data-testid": "press", onclick: () => press(device.serial) }, icon("press"), "Press its button")),
+            device.connected && device.hardware === undefined && h("div", { class: "actions" }, h("button", { class: "button small primary", type: "button", "data-testid": "add-this", onclick: () => addHardware([device.serial]) }, icon("plus"), "Add to recording server")),
           ),
         ),
       h(
@@ -81,19 +111,6 @@ export class DevicePage {
         { class: "card", "aria-label": "Steps" },
         h("div", { class: "card-head" }, h("h2", {}, "From the label to the picture"), h("span", { class: "muted num", "data-testid": "device-step" }, `Step ${device.step_number} of 8: ${stepTitle(device.step)}`)),
         stepper(device),
-      ),
-      h(
-        "div",
-        { class: `notice ${device.hardware !== undefined && device.connected ? "good" : "next"}` },
-        icon(device.hardware !== undefined && device.connected ? "check" : "info"),
-        h(
-          "div",
-          { class: "notice-body" },
-          h("h2", {}, next.title),
-          h("p", {}, next.text),
-          !device.connected && this.simulated && h("div", { class: "actions" }, h("button", { class: "button small", type: "button", "data-testid": "press", onclick: () => press(device.serial) }, icon("press"), "Press the simulated camera's button")),
-          device.connected && device.hardware === undefined && h("div", { class: "actions" }, h("button", { class: "button small primary", type: "button", onclick: () => addHardware([device.serial]) }, "Add to recording server")),
-        ),
       ),
       h(
         "div",
@@ -105,18 +122,18 @@ export class DevicePage {
           h(
             "dl",
             { class: "facts card-body num" },
-            fact(device.connected ? "Connected for" : "Away for", device.since ? h("span", { title: full(device.since) }, sinceThen(device.since)) : "–"),
+            device.since ? fact(device.connected ? "Connected for" : "Away for", h("span", { title: full(device.since) }, sinceThen(device.since))) : fact("Connected", "Never yet"),
             fact("Calls from", device.peer ? h("span", { class: "mono" }, device.peer) : "–"),
-            fact("Round trip", device.rtt_ms === undefined ? "–" : `${device.rtt_ms} ms`),
-            fact("Received", bytes(device.bytes_in)),
-            fact("Sent", bytes(device.bytes_out)),
+            fact("Round trip", figures?.rtt_ms === undefined ? "–" : figures.rtt_ms < 1 ? "under 1 ms" : `${figures.rtt_ms} ms`),
+            fact("Received", figures ? bytes(figures.bytes_in) : "–"),
+            fact("Sent", figures ? bytes(figures.bytes_out) : "–"),
             fact("At the dispatcher", { pending: "Not relayed yet", waiting: "Waiting for the device", dispatching: "Being dispatched", dispatched: "Dispatched", refused: "Refused" }[device.relay] ?? device.relay),
           ),
         ),
         h(
           "section",
           { class: "card" },
-          h("div", { class: "card-head" }, h("h2", {}, "Registration")),
+          h("div", { class: "card-head" }, h("h2", {}, "Registration"), h("button", { class: "button small", type: "button", "data-testid": "correct", onclick: () => correctRegistration(device) }, icon("key"), "Correct")),
           h(
             "dl",
             { class: "facts card-body" },

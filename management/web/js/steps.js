@@ -39,7 +39,7 @@ export function whatNext(device) {
     case "pending":
       return { title: "The dispatcher cannot be reached", text: "The registration is kept and relayed as soon as the dispatcher answers. Check the tunnel server's way to the Internet." };
     case "refused":
-      return { title: "The dispatcher refused the device", text: "Compare serial number, OAK, user and password with the label. Then unregister the device here and register it again." };
+      return { title: "The dispatcher refused the device", text: "Compare OAK, user and password with the label and correct them; the device is tried again at once." };
     case "dispatching":
       return { title: "The device is at the dispatcher", text: "It proves its OAK and is told where to go. This takes a few seconds." };
     case "dispatched":
