@@ -176,8 +176,12 @@ export function announce(text) {
  */
 export function toast(text, kind = "info") {
   const symbol = { info: "info", good: "check", bad: "alert" }[kind];
-  const box = h("div", { class: `toast toast-${kind}`, role: kind === "bad" ? "alert" : "status" }, icon(symbol), h("span", {}, text));
+  const close = h("button", { class: "icon-button", type: "button", "aria-label": "Dismiss" }, icon("x"));
+  const box = h("div", { class: `toast toast-${kind}`, role: kind === "bad" ? "alert" : "status" }, icon(symbol), h("span", {}, text), close);
+  close.onclick = () => box.remove();
   byId("toasts").append(box);
+  // What went wrong stays until it was read.
+  if (kind === "bad") return;
   setTimeout(() => box.classList.add("leaving"), 5200);
   setTimeout(() => box.remove(), 5600);
 }

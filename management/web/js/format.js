@@ -87,8 +87,12 @@ export function plural(count, one, many = `${one}s`) {
   return `${count} ${count === 1 ? one : many}`;
 }
 
-/** An error of another program as a sentence. @param {string} text */
-export function sentence(text) {
+/** Moments in the words of other programs, RFC 3339. */
+const MOMENT = /\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)/g;
+
+/** An error of another program as a sentence, its moments by the clock of this browser. @param {string} words */
+export function sentence(words) {
+  const text = words.replace(MOMENT, (moment) => full(moment.replace(/(\.\d{3})\d+/, "$1")));
   const first = text.charAt(0).toUpperCase() + text.slice(1);
   return /[.!?…]$/.test(first) ? first : `${first}.`;
 }

@@ -1,6 +1,6 @@
 // One camera: live or from any recorded moment, with its timeline.
 
-import { call, words } from "./api.js";
+import { call, refusal, words } from "./api.js";
 import { field, openDialog } from "./dialog.js";
 import { announce, h, icon, morph, toast } from "./dom.js";
 import { bitrate, day, duration, fileTime, full, localInput, sentence, sinceThen, time } from "./format.js";
@@ -43,6 +43,8 @@ export class CameraPage {
     this.statsList = h("dl", { class: "stage-stats", "data-testid": "stats", hidden: !this.showStats });
     this.stage = h("div", { class: "stage", ondblclick: () => this.fullscreen() }, this.video, this.overlay, this.mode, this.statsList);
     this.controls = h("div", { class: "controls", role: "group", "aria-label": "Playing" });
+    /** Picture, controls and timeline: what full screen shows. */
+    this.deck = h("div", { class: "deck" });
     this.timeline = new Timeline(id, {
       seek: (moment) => this.playFrom(moment),
       live: () => this.goLive(),
@@ -51,6 +53,7 @@ export class CameraPage {
         this.draw();
       },
     });
+    this.deck.append(this.stage, this.controls, this.timeline.element);
     this.clock = setInterval(() => this.tick(), 250);
     this.keys = (/** @type {KeyboardEvent} */ event) => this.key(event);
     addEventListener("keydown", this.keys);
@@ -173,7 +176,7 @@ export class CameraPage {
   async fullscreen() {
     try {
       if (document.fullscreenElement) await document.exitFullscreen();
-      else await this.stage.requestFullscreen();
+      else await this.deck.requestFullscreen();
     } catch {
       // iPhones show only the video itself in full screen.
       /** @type {any} */ (this.video).webkitEnterFullscreen?.();
@@ -184,11 +187,12 @@ export class CameraPage {
     const here = this.moment ?? Date.now();
     const start = field({ label: "From", name: "start", input: { type: "datetime-local", step: 1, value: localInput(here - 60_000), autofocus: true, "data-testid": "export-start" } });
     const end = field({ label: "To", name: "end", hint: "At most 24 hours, in this browser's time zone.", input: { type: "datetime-local", step: 1, value: localInput(Math.min(here + 60_000, Date.now())), "data-testid": "export-end" } });
+    const go = h("button", { class: "button primary", type: "submit", "data-testid": "export-go" }, icon("download"), "Export");
     const dialog = openDialog({
       title: "Export recording",
       testid: "export-dialog",
       body: [h("p", { class: "muted" }, "One MP4 file that any player opens. It begins with the nearest key frame; gaps are left out."), h("div", { class: "columns" }, start.box, end.box)],
-      foot: [h("button", { class: "button", type: "button", onclick: () => dialog.close() }, "Cancel"), h("button", { class: "button primary", type: "submit", "data-testid": "export-go" }, icon("download"), "Export")],
+      foot: [h("button", { class: "button", type: "button", onclick: () => dialog.close() }, "Cancel"), go],
       submit: async () => {
         const from = new Date(start.value).getTime();
         const to = new Date(end.value).getTime();
@@ -196,12 +200,16 @@ export class CameraPage {
         end.refuse(Number.isNaN(to) ? "Enter a date and a time." : to <= from ? "The end is before the start." : to - from > 24 * 3600_000 ? "At most 24 hours; export in parts." : "");
         if (start.element.hasAttribute("aria-invalid") || end.element.hasAttribute("aria-invalid")) return;
         const path = `/api/v1/cameras/${this.id}/recording.mp4?start=${(from / 1000).toFixed(3)}&end=${(to / 1000).toFixed(3)}`;
-        // A refusal would replace the page: ask for the first byte only, before the browser takes over.
-        const response = await fetch(path, { headers: { range: "bytes=0-0" } });
-        await response.body?.cancel();
-        if (!response.ok) {
-          const problem = await fetch(path).then((again) => again.json(), () => null);
-          return end.refuse(problem?.error?.message ?? `The server answered ${response.status}.`);
+        go.disabled = true;
+        try {
+          // A refusal would replace the page: ask for the first byte only, before the browser takes over.
+          const response = await fetch(path, { headers: { range: "bytes=0-0" } });
+          if (!response.ok) throw await refusal(response);
+          await response.body?.cancel();
+        } catch (error) {
+          return end.refuse(error instanceof TypeError ? "The management server cannot be reached. Check the network, and try again." : words(error));
+        } finally {
+          go.disabled = false;
         }
         h("a", { href: path, download: "" }).click();
         dialog.close();
@@ -293,7 +301,7 @@ export class CameraPage {
     this.overlay.hidden = !this.over && !loading;
     if (this.over) morph(this.overlay, this.over.symbol ? icon(this.over.symbol) : h("span", { class: "spinner" }), h("span", { role: "status" }, this.over.text));
     else if (loading) morph(this.overlay, h("span", { class: "spinner" }));
-    morph(this.mode, live ? [h("span", { class: "live-dot" }), "Live"] : ["Recorded", h("span", { "data-testid": "playback-time" }, moment ? `${day(moment)} ${time(moment)}` : "")]);
+    morph(this.mode, live ? [h("span", { class: "live-dot" }), "Live"] : "Recorded");
     this.mode.hidden = live && this.over !== null;
     this.timeline.setPlayhead(live ? Date.now() : (moment ?? Date.now()), live);
     const button = (/** @type {string} */ symbol, /** @type {string} */ name, /** @type {() => void} */ act, /** @type {Record<string, any>} */ more = {}) =>
@@ -305,7 +313,7 @@ export class CameraPage {
       h("button", { class: "to-live", type: "button", "aria-pressed": String(live), "data-testid": "live", onclick: () => this.goLive() }, h("span", { class: "live-dot" }), "Live"),
       button("previous-gap", "Previous gap", () => this.toGap(-1), { disabled: this.gaps.length === 0 }),
       button("next-gap", "Next gap", () => this.toGap(1), { disabled: this.gaps.length === 0 }),
-      h("span", { class: "clock" }, shown ? time(shown) : "–", h("small", {}, shown ? day(shown) : "")),
+      h("span", { class: "clock", "data-testid": "clock" }, shown ? time(shown) : "–", h("small", {}, shown ? day(shown) : "")),
       h("span", { class: "gap" }),
       h(
         "select",
@@ -328,7 +336,11 @@ export class CameraPage {
 
   draw() {
     const camera = store.camera(this.id);
-    if (!camera) return morph(this.into, missing("This camera", "It is not on any recording server, or was just removed."));
+    if (!camera) {
+      // It is asked for no more; the same number never comes back.
+      if (store.ready) this.player?.close();
+      return morph(this.into, missing("This camera", "It is not on any recording server, or was just removed."));
+    }
     if (this.title !== camera.name) {
       this.title = camera.name;
       document.title = `${camera.name} · Homing`;
@@ -394,6 +406,6 @@ export class CameraPage {
       ),
     );
     // Once: a video that is taken out of the page and put back stops playing.
-    if (!place()?.firstChild) place()?.append(this.stage, this.controls, this.timeline.element);
+    if (!place()?.firstChild) place()?.append(this.deck);
   }
 }

@@ -51,7 +51,7 @@ export function servicesPage() {
           h(
             "table",
             { class: "table" },
-            h("thead", {}, h("tr", {}, h("th", {}, "Tunnel server"), h("th", {}, "State"), h("th", { class: "end" }, "Devices"), h("th", { class: "end" }, "Connected"), h("th", { class: "spare" }, "Devices dial"))),
+            h("thead", {}, h("tr", {}, h("th", {}, "Tunnel server"), h("th", {}, "State"), h("th", { class: "end" }, "Devices"), h("th", { class: "end spare" }, "Connected"), h("th", { class: "spare" }, "Devices dial"))),
             h(
               "tbody",
               {},
@@ -62,7 +62,7 @@ export function servicesPage() {
                   h("td", {}, h("a", { class: "row-link", href: `#/tunnel/${encodeURIComponent(server.name)}` }, server.name)),
                   h("td", {}, stateBadge(reach(server))),
                   h("td", { class: "end num" }, server.devices),
-                  h("td", { class: "end num" }, server.connected),
+                  h("td", { class: "end num spare" }, server.connected),
                   h("td", { class: "spare mono" }, server.public.join(", ") || "–"),
                 ),
               ),
