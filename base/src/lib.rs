@@ -10,6 +10,7 @@
 //! | [`tls`] | private CA, leaves that renew themselves, PEM files, fingerprints |
 //! | [`vault`], [`password`] | secrets at rest; passwords of people and accounts |
 //! | [`throttle`], [`crowd`] | who guesses is slowed down; nobody takes all of a listener |
+//! | [`leave`] | whether somebody who was let in may stay |
 //! | [`database`] | SQLite as every role opens it |
 //! | [`ops`] | metrics and health |
 //! | [`workers`] | one single-threaded runtime per core |
@@ -22,6 +23,7 @@ pub mod config;
 pub mod crowd;
 pub mod database;
 pub mod http;
+pub mod leave;
 pub mod listen;
 pub mod logging;
 pub mod onvif;
@@ -33,6 +35,7 @@ pub mod tls;
 pub mod vault;
 pub mod workers;
 
+pub use leave::Leave;
 pub use ops::Ops;
 pub use stop::Stop;
 pub use vault::Vault;

@@ -12,7 +12,8 @@ use homing_protocol::Secret;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use sqlx::SqlitePool;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
 
 /// Characters; length is what makes a password strong.
 pub const SHORTEST_PASSWORD: usize = 10;
@@ -40,6 +41,8 @@ pub struct Lifetimes {
 pub struct Accounts {
     database: SqlitePool,
     lifetimes: Lifetimes,
+    /// Told whenever somebody may have lost a session or a token.
+    withdrawals: Arc<watch::Sender<()>>,
 }
 
 /// Who sends a request, once that is known.
@@ -135,7 +138,12 @@ impl From<sqlx::Error> for AccountError {
 impl Accounts {
     /// On a database with the management schema.
     pub fn new(database: SqlitePool, lifetimes: Lifetimes) -> Self {
-        Accounts { database, lifetimes }
+        Accounts { database, lifetimes, withdrawals: Arc::default() }
+    }
+
+    /// Changes whenever somebody may have lost what let them in.
+    pub fn withdrawals(&self) -> watch::Receiver<()> {
+        self.withdrawals.subscribe()
     }
 
     // Users
@@ -197,6 +205,7 @@ impl Accounts {
         .bind(id)
         .fetch_optional(&self.database)
         .await?;
+        self.withdrawals.send_replace(());
         match removed {
             Some((name,)) => Ok(name),
             None if self.users().await?.iter().any(|user| user.id == id) => Err(AccountError::LastUser),
@@ -230,6 +239,7 @@ impl Accounts {
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
+        self.withdrawals.send_replace(());
         Ok(name)
     }
 
@@ -321,6 +331,7 @@ impl Accounts {
             .bind(user)
             .execute(&self.database)
             .await?;
+        self.withdrawals.send_replace(());
         if ended.rows_affected() == 0 { Err(AccountError::Unknown("session")) } else { Ok(()) }
     }
 
@@ -405,6 +416,7 @@ impl Accounts {
                 .bind(user)
                 .fetch_optional(&self.database)
                 .await?;
+        self.withdrawals.send_replace(());
         removed.map(|(name,)| name).ok_or(AccountError::Unknown("token"))
     }
 }

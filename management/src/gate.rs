@@ -19,13 +19,16 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Redirect, Response},
 };
-use homing_base::http::Failure;
+use homing_base::{Leave, http::Failure};
 use homing_protocol::{Secret, api::Problem};
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 /// For clients that have a session but send neither `Sec-Fetch-Site` nor `Origin`: a header that no
 /// other site can make a browser send without asking us first, and we never allow it.
 pub const OWN_REQUEST_HEADER: &str = "x-homing-request";
+
+/// How often the leave to stay is looked at: sessions end by themselves, too, and by other programs' hands.
+const RECHECK: Duration = Duration::from_secs(5);
 
 /// Scripts, styles, pictures and connections from ourselves alone, nothing inline, in no frame.
 /// Video comes from memory (`blob:`), snapshots are drawn in memory (`data:` is not needed for that).
@@ -157,6 +160,25 @@ async fn admit(app: &App, request: &mut Request) -> Result<(), Failure> {
 /// The address as it is written down: without the port, which means nothing later.
 pub fn peer_of(peer: Option<&ConnectInfo<SocketAddr>>) -> String {
     peer.map_or_else(|| "unknown".to_owned(), |ConnectInfo(peer)| peer.ip().to_canonical().to_string())
+}
+
+/// How long whoever sends these headers may stay, for answers that go on for long. An open page counts as use.
+pub fn leave(app: &App, headers: &HeaderMap) -> Leave {
+    let app_of_watcher = app.clone();
+    let shown: HeaderMap = [header::AUTHORIZATION, header::COOKIE]
+        .into_iter()
+        .flat_map(|name| headers.get_all(&name).iter().map(move |value| (name.clone(), value.clone())))
+        .collect();
+    Leave::until(&app.stop, async move {
+        let mut withdrawals = app_of_watcher.accounts.withdrawals();
+        // A database that does not answer ends it as well: deny by default.
+        while let Ok(Some(_)) = identify(&app_of_watcher, &shown).await {
+            tokio::select! {
+                _ = withdrawals.changed() => (),
+                () = tokio::time::sleep(RECHECK) => (),
+            }
+        }
+    })
 }
 
 async fn identify(app: &App, headers: &HeaderMap) -> Result<Option<Identity>, Failure> {

@@ -12,7 +12,7 @@ use axum::{
     http::{Method, StatusCode, header},
     response::Response,
 };
-use homing_base::{Stop, http::Failure};
+use homing_base::{Leave, Stop, http::Failure};
 use homing_protocol::{
     SerialNumber,
     api::{
@@ -51,13 +51,17 @@ impl Recording {
     /// Passes a request on, and its answer back.
     pub async fn forward(&self, mut request: Request) -> Response {
         // A fresh set of extensions: our router's notes (path parameters before all) would be taken for
-        // the inner router's own. What makes an upgrade possible, and the peer, stay.
+        // the inner router's own. What makes an upgrade possible, the peer,
+        // and how long the caller may stay are passed on.
         let mut extensions = std::mem::take(request.extensions_mut());
         if let Some(upgrade) = extensions.remove::<hyper::upgrade::OnUpgrade>() {
             request.extensions_mut().insert(upgrade);
         }
         if let Some(peer) = extensions.remove::<ConnectInfo<SocketAddr>>() {
             request.extensions_mut().insert(peer);
+        }
+        if let Some(leave) = extensions.remove::<Leave>() {
+            request.extensions_mut().insert(leave);
         }
         // What admitted the caller here is nothing to anybody behind.
         request.headers_mut().remove(header::COOKIE);

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET`, `POST /hardware`, `DELETE /hardware/{id}` | step 8, and what was added |
 //! | `GET /cameras`, `GET`, `PATCH /cameras/{id}` | cameras with their state |
-//! | `GET /cameras/{id}/live` | WebSocket, see `live.rs` |
+//! | `GET /cameras/{id}/live` | WebSocket, see `live.rs`; ends when the [`Leave`] of the request is withdrawn |
 //! | `GET /cameras/{id}/timeline?start=&end=` | what was recorded, and the gaps with their causes |
 //! | `GET /cameras/{id}/init/{init}`, `/fragment?time=` | playback, a group of pictures at a time |
 //! | `GET /cameras/{id}/recording.mp4?start=&end=` | export; ranges |
@@ -18,9 +18,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
+use homing_base::Leave;
 use homing_base::http::Failure;
 use homing_media::time::{Ticks, ticks_from_nanos};
 use homing_protocol::SerialNumber;
@@ -97,6 +98,7 @@ async fn change_camera(
 async fn live(
     State(server): State<Server>,
     Path(id): Path<i64>,
+    leave: Option<Extension<Leave>>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Failure> {
     let camera = server.camera(id)?;
@@ -107,7 +109,8 @@ async fn live(
     };
     let (metrics, stop) = (server.shared.metrics.clone(), server.stop.clone());
     Ok(upgrade.on_upgrade(async move |socket| {
-        let served = stop.spawn(live::serve(socket, camera.hub.clone(), metrics, stop.clone()));
+        let leave = leave.map(|Extension(leave)| leave);
+        let served = stop.spawn(live::serve(socket, camera.hub.clone(), metrics, leave, stop.clone()));
         let _ = served.await;
         drop(permit);
     }))

@@ -22,7 +22,7 @@ use std::time::Duration;
 use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
-use homing_base::Stop;
+use homing_base::{Leave, Stop};
 use homing_media::h264::{ParameterSets, Reordering};
 use homing_media::mp4::{Run, Sample, SampleEntry, fragment_head, init_segment, mime};
 use homing_media::time::{TICKS_PER_SECOND, Ticks, rescale};
@@ -303,8 +303,14 @@ impl Item {
     }
 }
 
-/// Serves one viewer until it leaves, is too slow to be served at all, or the role stops.
-pub(crate) async fn serve(socket: WebSocket, hub: Arc<Hub>, metrics: Arc<Metrics>, stop: Stop) {
+/// Serves one viewer until it goes, is too slow to be served at all, may not watch any more, or the role stops.
+pub(crate) async fn serve(
+    socket: WebSocket,
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    leave: Option<Leave>,
+    stop: Stop,
+) {
     metrics.viewers.inc();
     let (mut sink, mut incoming) = socket.split();
     let is_alive = AtomicBool::new(true);
@@ -348,9 +354,16 @@ pub(crate) async fn serve(socket: WebSocket, hub: Arc<Hub>, metrics: Arc<Metrics
             is_alive.store(true, Ordering::Relaxed);
         }
     };
+    let withdrawn = async {
+        match leave {
+            Some(mut leave) => leave.withdrawn().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         () = watching => {}
         () = listening => {}
+        () = withdrawn => {}
         () = stop.cancelled() => {}
     }
     metrics.viewers.dec();

@@ -1,11 +1,17 @@
 //! Cameras: everything here is the recording role's answer, passed on as it is.
 
 use super::Path;
-use crate::{App, gate::Caller, views};
+use crate::{
+    App,
+    gate::{self, Caller},
+    views,
+};
 use axum::{
+    body::Body,
     extract::{Request, State},
     response::Response,
 };
+use futures_util::StreamExt;
 use homing_base::http::Failure;
 
 /// All cameras
@@ -49,7 +55,9 @@ pub async fn change(
 #[utoipa::path(get, path = "/api/v1/cameras/{id}/live", tag = "cameras",
     params(("id" = i64, Path, description = "Camera")),
     responses((status = 101, description = "WebSocket"), (status = 404, body = views::Problem)))]
-pub async fn live(State(app): State<App>, request: Request) -> Response {
+pub async fn live(State(app): State<App>, mut request: Request) -> Response {
+    let leave = gate::leave(&app, request.headers());
+    request.extensions_mut().insert(leave);
     app.recording.forward(request).await
 }
 
@@ -97,5 +105,9 @@ pub async fn recording(
     // Who took footage out, and which: before it leaves.
     let asked = request.uri().query().unwrap_or_default().to_owned();
     app.record(&caller, "export-recording", &id.to_string(), &asked).await?;
-    Ok(app.recording.forward(request).await)
+    let mut leave = gate::leave(&app, request.headers());
+    let footage = app.recording.forward(request).await;
+    // Cut off, its length is not what was announced: nobody takes it for the whole.
+    let until = async move { leave.withdrawn().await };
+    Ok(footage.map(|body| Body::from_stream(body.into_data_stream().take_until(Box::pin(until)))))
 }

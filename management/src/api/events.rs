@@ -6,8 +6,7 @@
 use crate::{
     App,
     board::{Board, Change},
-    gate::Caller,
-    views,
+    gate, views,
 };
 use axum::{
     extract::State,
@@ -18,8 +17,8 @@ use axum::{
     },
 };
 use futures_util::stream;
-use homing_base::http::Failure;
-use homing_protocol::{Secret, api::Problem};
+use homing_base::{Leave, http::Failure};
+use homing_protocol::api::Problem;
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
 
@@ -29,10 +28,6 @@ pub const STREAMS: usize = 512;
 /// Comments that keep proxies from closing a quiet stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// How often an open stream's session is looked at: signed out elsewhere ends it, an open page counts
-/// as use.
-const RECHECK: Duration = Duration::from_secs(5);
-
 /// State changes as server-sent events
 ///
 /// Begins with `reset` (forget everything), one event for each thing that there is, and `ready`; then
@@ -41,21 +36,13 @@ const RECHECK: Duration = Duration::from_secs(5);
 /// event is the thing's key.
 #[utoipa::path(get, path = "/api/v1/events", tag = "system",
     responses((status = 200, content_type = "text/event-stream"), (status = 503, body = views::Problem)))]
-pub async fn stream(
-    State(app): State<App>,
-    caller: Caller,
-    headers: axum::http::HeaderMap,
-) -> Result<Response, Failure> {
+pub async fn stream(State(app): State<App>, headers: axum::http::HeaderMap) -> Result<Response, Failure> {
     let permit = app.streams.clone().try_acquire_owned().map_err(|_| {
         let message = format!("{STREAMS} pages are open already; try again later.");
         Failure::new(StatusCode::SERVICE_UNAVAILABLE, Problem::new("too-many-streams", message))
     })?;
-    let session = app
-        .cookie
-        .read(&headers)
-        .filter(|_| matches!(caller.identity.by, crate::accounts::Credential::Session(_)))
-        .map(Secret::new);
-    let viewer = Viewer::new(app, session, permit);
+    let leave = gate::leave(&app, &headers);
+    let viewer = Viewer::new(app, leave, permit);
     let events = stream::unfold(viewer, async |mut viewer| {
         let event = viewer.next().await?;
         Some((Ok::<_, Infallible>(event), viewer))
@@ -66,21 +53,19 @@ pub async fn stream(
 /// One browser's place in the stream of changes.
 struct Viewer {
     app: App,
-    session: Option<Secret>,
+    leave: Leave,
     waiting: VecDeque<Event>,
     changes: broadcast::Receiver<Change>,
-    recheck: tokio::time::Interval,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Viewer {
-    fn new(app: App, session: Option<Secret>, permit: OwnedSemaphorePermit) -> Self {
+    fn new(app: App, leave: Leave, permit: OwnedSemaphorePermit) -> Self {
         let (waiting, changes) = snapshot(app.world.board());
-        let recheck = tokio::time::interval_at(tokio::time::Instant::now() + RECHECK, RECHECK);
-        Viewer { app, session, waiting, changes, recheck, _permit: permit }
+        Viewer { app, leave, waiting, changes, _permit: permit }
     }
 
-    /// The next event, or the end: the role stops, or the session has ended.
+    /// The next event, or the end: the role stops, or whoever asked may not stay.
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.waiting.pop_front() {
@@ -94,12 +79,7 @@ impl Viewer {
                     }
                     Err(broadcast::error::RecvError::Closed) => return None,
                 },
-                _ = self.recheck.tick() => {
-                    if let Some(session) = &self.session {
-                        // A database that does not answer ends the stream as well: deny by default.
-                        self.app.accounts.session(session.expose()).await.ok().flatten()?;
-                    }
-                }
+                () = self.leave.withdrawn() => return None,
                 () = self.app.stop.cancelled() => return None,
             }
         }

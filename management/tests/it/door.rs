@@ -1,6 +1,6 @@
 //! Who is let in, and who is not.
 
-use crate::fake::{DEADLINE, PASSWORD, Site};
+use crate::fake::{AT_ONCE, PASSWORD, Site};
 use axum::http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -255,16 +255,25 @@ async fn https_with_a_certificate_from_its_own_ca() {
     site.end().await;
 }
 
-/// An open page of somebody who was signed out elsewhere must not go on telling.
+/// An open page of somebody who was signed out elsewhere must not go on telling, nor a script whose token is gone.
 #[tokio::test]
-async fn an_event_stream_ends_with_its_session() {
+async fn an_event_stream_ends_with_its_session_or_token() {
     let site = Site::start().await;
     let cookie = site.sign_in().await;
-    let mut stream = crate::flow::Events::open(&site, &cookie).await;
+    let mut stream = crate::flow::Events::open(&site, ("cookie", &cookie)).await;
     stream.until("ready", |_| true).await;
     let own = [("cookie", cookie.as_str()), ("sec-fetch-site", "same-origin")];
     assert_eq!(site.raw(Method::DELETE, "/api/v1/session", &own, None).await.0, StatusCode::NO_CONTENT);
-    let ended = tokio::time::timeout(DEADLINE * 2, stream.until_end()).await;
-    assert!(ended.is_ok(), "the stream is still open");
+    let ended = tokio::time::timeout(AT_ONCE, stream.until_end()).await;
+    assert!(ended.is_ok(), "the session's stream is still open");
+
+    let (_, token) = site.call(Method::POST, "/api/v1/tokens", Some(json!({"name": "script"}))).await;
+    let bearer = format!("Bearer {}", token["token"].as_str().unwrap());
+    let mut stream = crate::flow::Events::open(&site, ("authorization", &bearer)).await;
+    stream.until("ready", |_| true).await;
+    let path = format!("/api/v1/tokens/{}", token["id"]);
+    assert_eq!(site.call(Method::DELETE, &path, None).await.0, StatusCode::NO_CONTENT);
+    let ended = tokio::time::timeout(AT_ONCE, stream.until_end()).await;
+    assert!(ended.is_ok(), "the token's stream is still open");
     site.end().await;
 }

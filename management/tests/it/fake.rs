@@ -40,6 +40,9 @@ use tokio::{net::TcpListener, sync::broadcast};
 /// For anything that a test waits for.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
+/// For what must not wait until something is looked at again, which is after 5 s.
+pub const AT_ONCE: Duration = Duration::from_secs(3);
+
 pub const PASSWORD: &str = "correct horse battery";
 
 // A tunnel server
@@ -305,11 +308,19 @@ async fn camera(
     found.cloned().map(Json).ok_or_else(|| Failure::not_found("no such camera"))
 }
 
-async fn live(Path(id): Path<i64>, upgrade: WebSocketUpgrade) -> Response {
+async fn live(
+    Path(id): Path<i64>,
+    axum::Extension(mut leave): axum::Extension<homing_base::Leave>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
     upgrade.on_upgrade(async move |mut socket| {
         let start = json!({"type": "start", "camera": id}).to_string();
         let _ = socket.send(Message::Text(start.into())).await;
         let _ = socket.send(Message::Binary(Bytes::from_static(b"moof"))).await;
+        tokio::select! {
+            () = leave.withdrawn() => (),
+            _ = socket.recv() => (),
+        }
     })
 }
 

@@ -1,6 +1,6 @@
 //! Steps 1 and 8 as a person starts them, and the states between as a browser sees them.
 
-use crate::fake::{DEADLINE, Site, device, serial};
+use crate::fake::{AT_ONCE, DEADLINE, Site, device, serial};
 use axum::http::{Method, Request, StatusCode, header};
 use bytes::Bytes;
 use homing_management::sse::{Event, Parser};
@@ -22,10 +22,10 @@ pub struct Events {
 }
 
 impl Events {
-    pub async fn open(site: &Site, cookie: &str) -> Events {
+    pub async fn open(site: &Site, (name, value): (&str, &str)) -> Events {
         let client: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
         let request = Request::get(format!("http://{}/api/v1/events", site.address))
-            .header(header::COOKIE, cookie)
+            .header(name, value)
             .body(Empty::new())
             .unwrap();
         let response = client.request(request).await.unwrap();
@@ -62,7 +62,7 @@ impl Events {
 async fn register_and_add_from_red_to_green_while_a_browser_watches() {
     let site = Site::start().await;
     let cookie = site.sign_in().await;
-    let mut events = Events::open(&site, &cookie).await;
+    let mut events = Events::open(&site, ("cookie", &cookie)).await;
     events.until("tunnel-server", |server| server["reachable"] == true).await;
 
     // Step 1, as typed from the label.
@@ -228,7 +228,7 @@ async fn a_tunnel_server_that_goes_is_shown_so_and_comes_back_by_itself() {
     site.tunnel.connect(serial(1), true);
     site.until_device("connected", |device| device["connected"] == true).await;
     let cookie = site.sign_in().await;
-    let mut events = Events::open(&site, &cookie).await;
+    let mut events = Events::open(&site, ("cookie", &cookie)).await;
     events.until("ready", |_| true).await;
 
     site.stop_tunnel().await;
@@ -258,7 +258,7 @@ async fn a_tunnel_server_that_goes_is_shown_so_and_comes_back_by_itself() {
 async fn a_tunnel_server_that_knows_us_not_says_what_to_check() {
     let site = Site::start_with(|config| config.tunnel_servers[0].password = "wrong".into()).await;
     let cookie = site.sign_in().await;
-    let mut events = Events::open(&site, &cookie).await;
+    let mut events = Events::open(&site, ("cookie", &cookie)).await;
     let server = events.until("tunnel-server", |server| server["problem"].is_object()).await;
     assert_eq!(server["problem"]["code"], "tunnel-server-refused-log-in");
     assert!(!server.to_string().contains("wrong"));
@@ -313,6 +313,12 @@ async fn live_is_a_websocket_through_the_gate() {
     let text = String::from_utf8_lossy(&answer);
     assert!(text.starts_with("HTTP/1.1 101 "), "{text}");
     assert!(text.contains(r#"{"camera":7,"type":"start"}"#), "{text}");
-    drop(tcp);
+
+    // Who signs out elsewhere, and be it in another tab, does not go on watching here.
+    let own = [("cookie", cookie.as_str()), ("sec-fetch-site", "same-origin")];
+    let (status, _, _) = site.raw(Method::DELETE, "/api/v1/session", &own, None).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let ended = tokio::time::timeout(AT_ONCE, tcp.read_to_end(&mut answer)).await;
+    assert!(ended.is_ok(), "live goes on");
     site.end().await;
 }
