@@ -2,18 +2,24 @@
 //!
 //! All roles of one process share one [`Ops`]. Metrics are in the Prometheus text format, named
 //! `homing_<role>_<what>_<unit>`; labels have few values (never a serial number). A role that has a
-//! listener of its own merges [`Ops::router`] into it; both pages tell nothing that a stranger could
-//! use, but are served only on internal addresses.
+//! listener of its own merges [`Ops::router`] into it.
+//!
+//! Invariant: a stranger learns whether the process is well, and nothing else. The figures, and what is wrong, are for
+//! who sits at this machine and for whom the role lets in.
 
+use crate::http::Failure;
 use axum::{
     Router,
-    http::{StatusCode, header},
-    response::IntoResponse,
+    extract::{ConnectInfo, Request},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
     routing::get,
 };
+use homing_protocol::api::Problem;
 use prometheus_client::registry::Registry;
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -50,8 +56,8 @@ impl Ops {
         text
     }
 
-    /// 200 `ok`, or 503 with one line a part that is not well.
-    pub fn health(&self) -> (StatusCode, String) {
+    /// 200 `ok`, or 503; with one line a part that is not well for whom that is meant.
+    pub fn health(&self, in_detail: bool) -> (StatusCode, String) {
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         let faults: String = health
             .iter()
@@ -60,21 +66,46 @@ impl Ops {
         if faults.is_empty() {
             (StatusCode::OK, "ok\n".to_owned())
         } else {
-            (StatusCode::SERVICE_UNAVAILABLE, faults)
+            (StatusCode::SERVICE_UNAVAILABLE, if in_detail { faults } else { "not well\n".to_owned() })
         }
     }
 
-    /// `GET /healthz` and `GET /metrics`.
-    pub fn router(&self) -> Router {
+    /// `GET /healthz` and `GET /metrics`. Who comes from another machine reads no more than a word, unless `admits`
+    /// knows the request; `challenge` says how to ask (RFC 9110 §11.6.1).
+    pub fn router(
+        &self,
+        challenge: &'static str,
+        admits: impl Fn(&Request) -> bool + Clone + Send + Sync + 'static,
+    ) -> Router {
+        let may_read = move |request: &Request| is_local(request) || admits(request);
         let (health, metrics) = (self.clone(), self.clone());
-        Router::new().route("/healthz", get(async move || health.health())).route(
-            "/metrics",
-            get(async move || {
-                let version = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                ([(header::CONTENT_TYPE, version)], metrics.metrics()).into_response()
-            }),
-        )
+        let knows = may_read.clone();
+        let healthz = async move |request: Request| health.health(knows(&request));
+        let page = async move |request: Request| {
+            if may_read(&request) { metrics.page() } else { refused(challenge) }
+        };
+        Router::new().route("/healthz", get(healthz)).route("/metrics", get(page))
     }
+
+    /// The metrics as an answer.
+    pub fn page(&self) -> Response {
+        let version = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        ([(header::CONTENT_TYPE, version)], self.metrics()).into_response()
+    }
+}
+
+/// Whether a request comes from this machine.
+pub fn is_local(request: &Request) -> bool {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    peer.is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback())
+}
+
+fn refused(challenge: &'static str) -> Response {
+    let message = "The figures are for this machine and for who may ask; see docs/operations.md.";
+    let failure = Failure::new(StatusCode::UNAUTHORIZED, Problem::new("unauthorised", message));
+    let mut response = failure.into_response();
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    response
 }
 
 #[cfg(test)]
@@ -93,8 +124,38 @@ mod tests {
         assert!(ops.metrics().contains("homing_tunnel_uplinks_total 1"), "{}", ops.metrics());
 
         ops.report("recording", Ok(()));
-        assert_eq!(ops.health(), (StatusCode::OK, "ok\n".to_owned()));
+        assert_eq!(ops.health(true), (StatusCode::OK, "ok\n".to_owned()));
         ops.report("recording", Err("disk full".into()));
-        assert_eq!(ops.health(), (StatusCode::SERVICE_UNAVAILABLE, "recording: disk full\n".to_owned()));
+        assert_eq!(ops.health(true), (StatusCode::SERVICE_UNAVAILABLE, "recording: disk full\n".to_owned()));
+    }
+
+    /// Goal: from elsewhere a stranger learns whether it is well, and nothing else.
+    #[tokio::test]
+    async fn figures_and_faults_are_not_for_strangers() {
+        let ops = Ops::new();
+        ops.report("recording", Err("disk full".into()));
+        let router = ops.router("Bearer", |request| request.headers().contains_key("x-known"));
+        let ask = async |path: &str, from: [u8; 4], known: bool| {
+            let mut request = Request::builder().uri(path);
+            if known {
+                request = request.header("x-known", "1");
+            }
+            let mut request = request.body(axum::body::Body::empty()).unwrap();
+            request.extensions_mut().insert(ConnectInfo(SocketAddr::from((from, 4711))));
+            let response = tower::ServiceExt::oneshot(router.clone(), request).await.unwrap();
+            let status = response.status();
+            let body = axum::body::to_bytes(response.into_body(), 65536).await.unwrap();
+            (status, String::from_utf8(body.to_vec()).unwrap())
+        };
+        for (from, known, may_read) in
+            [([127, 0, 0, 1], false, true), ([192, 0, 2, 1], true, true), ([192, 0, 2, 1], false, false)]
+        {
+            let (status, body) = ask("/healthz", from, known).await;
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(body.contains("disk full"), may_read, "{from:?} {known}");
+            let (status, body) = ask("/metrics", from, known).await;
+            assert_eq!(status == StatusCode::OK, may_read, "{from:?} {known}");
+            assert_eq!(body.contains("# EOF"), may_read);
+        }
     }
 }

@@ -50,7 +50,8 @@ pub(crate) fn router(site: Site) -> Router {
         .route("/", get(page))
         .route("/axis-cgi/param.cgi", get(parameters).post(parameters))
         .fallback(async || StatusCode::NOT_FOUND)
-        .merge(site.camera.ops.router().with_state(()))
+        // Behind the password like everything else here.
+        .merge(site.camera.ops.router("Digest", |_| true).with_state(()))
         .layer(middleware::from_fn_with_state(site.clone(), guard))
         .merge(services)
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))

@@ -1,6 +1,7 @@
 //! The `[dispatcher]` table of the configuration file; `dispatcher.toml` is its reference.
 
 use anyhow::ensure;
+use homing_protocol::Secret;
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -23,6 +24,8 @@ pub struct Config {
     pub certificate: PathBuf,
     /// PEM private key of `certificate`.
     pub private_key: PathBuf,
+    /// Bearer token for `/metrics`; empty: only this machine reads them.
+    pub metrics_token: Secret,
     /// Whether devices may speak TLS 1.2.
     pub tls_1_2: bool,
     /// Devices connected at once.
@@ -42,6 +45,7 @@ impl Default for Config {
             data: "/var/lib/homing/dispatcher".into(),
             certificate: PathBuf::new(),
             private_key: PathBuf::new(),
+            metrics_token: Secret::default(),
             tls_1_2: false,
             connections: 10_000,
             connections_per_address: 256,
@@ -77,7 +81,7 @@ mod tests {
     fn the_reference_file_is_the_default() {
         let mut reference = homing_base::config::reference_value(REFERENCE).unwrap();
         let table = reference.remove("dispatcher").unwrap();
-        assert_eq!(table.as_table().unwrap().len(), 10, "every key is documented");
+        assert_eq!(table.as_table().unwrap().len(), 11, "every key is documented");
         assert_eq!(table.try_into::<Config>().unwrap(), Config::default());
         assert!(reference.is_empty());
         Config::default().check().unwrap();

@@ -21,6 +21,7 @@ mod store;
 pub use config::{Config, REFERENCE};
 
 use anyhow::Context;
+use axum::{extract::Request, http::header};
 use devices::{Devices, Room};
 use homing_base::{
     Ops, Stop, Workers,
@@ -29,6 +30,7 @@ use homing_base::{
     tls::{LEAF_LIFE, Leaf, PrivateCa, server_config},
     vault,
 };
+use homing_protocol::Secret;
 use homing_uplink::{AcceptLimits, Acceptor, TlsPolicy, server_tls_config};
 use std::{net::SocketAddr, sync::Arc};
 use store::Store;
@@ -73,6 +75,13 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
         ops: ops.clone(),
         workers: workers.clone(),
     })
+}
+
+/// Whether a request carries the token that the configuration sets; an empty one opens nothing.
+fn is_sent(token: &Secret, request: &Request) -> bool {
+    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let sent = sent.and_then(|value| value.strip_prefix("Bearer "));
+    !token.is_empty() && sent.is_some_and(|sent| token.matches(sent))
 }
 
 fn certificate(config: &Config) -> anyhow::Result<(Option<Arc<PrivateCa>>, Arc<Leaf>)> {
@@ -120,7 +129,8 @@ impl Bound {
         });
         let limit = self.config.registrations_per_account;
         let api = Arc::new(api::Api::new(self.store, devices.clone(), self.metrics, limit));
-        let router = api.router().merge(self.ops.router());
+        let token = self.config.metrics_token;
+        let router = api.router().merge(self.ops.router("Bearer", move |request| is_sent(&token, request)));
         tracing::info!(external = %self.external_addr, api = %self.api_addr, "dispatcher is ready");
         self.ops.report("dispatcher", Ok(()));
         stop.spawn(self.leaf.keep_fresh(stop.clone()));

@@ -229,17 +229,13 @@ fn router(app: App, ops: &Ops) -> Router {
     let document: Arc<str> =
         document.to_json().expect("a document of plain values can be written as JSON").into();
     let document = async move || ([(http::header::CONTENT_TYPE, "application/json")], document.to_string());
-    let (health, metrics) = (ops.clone(), ops.clone());
-    let metrics = async move || {
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        ([(http::header::CONTENT_TYPE, kind)], metrics.metrics())
-    };
+    // The gate lets nobody to the metrics without a token or a session, and everybody to the health.
+    let monitoring = ops.router("Bearer", |request| request.extensions().get::<gate::Caller>().is_some());
     Router::new()
         .merge(web::router())
         .merge(api)
         .route("/api/openapi.json", get(document))
-        .route("/healthz", get(async move || health.health()))
-        .route("/metrics", get(metrics))
+        .merge(monitoring.with_state(()))
         .fallback(async || Failure::not_found("There is nothing at this address."))
         .method_not_allowed_fallback(async || {
             let problem = homing_protocol::api::Problem::new("method-not-allowed", "Not with this method.");

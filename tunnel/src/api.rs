@@ -1,12 +1,13 @@
 //! The internal address: JSON API, event stream, `/healthz` and `/metrics` beside the proxy, on one HTTP/1.1 server.
 //!
-//! The messages are in `protocol/src/api/tunnel.rs`. Everything but `/healthz` and `/metrics` wants user and password.
+//! The messages are in `protocol/src/api/tunnel.rs`. Everything wants user and password, but `/healthz` for a word and,
+//! from this machine, `/metrics`.
 
 use crate::{
     devices::Devices,
     events::{Event, Events},
     guard::{Denied, Guard},
-    proxy::{CHALLENGE, Proxy, too_many},
+    proxy::{CHALLENGE, CHALLENGE_TEXT, Proxy, too_many},
     relay::{Relay, not_registered},
 };
 use axum::{
@@ -68,7 +69,12 @@ pub(crate) fn service(
 + Send
 + Sync
 + 'static {
-    let router = router(api).merge(ops.router());
+    let guard = Arc::clone(&api.guard);
+    let router = router(api).merge(ops.router(CHALLENGE_TEXT, move |request| {
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+        let credentials = request.headers().get(header::AUTHORIZATION);
+        peer.is_some_and(|peer| guard.check(peer.0.ip(), credentials).is_ok())
+    }));
     move |request| {
         let (router, proxy) = (router.clone(), proxy.clone());
         Box::pin(async move {

@@ -36,8 +36,8 @@ const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
 /// How both doors ask for user and password (RFC 7617).
-pub(crate) const CHALLENGE: HeaderValue =
-    HeaderValue::from_static("Basic realm=\"homing tunnel\", charset=\"UTF-8\"");
+pub(crate) const CHALLENGE_TEXT: &str = "Basic realm=\"homing tunnel\", charset=\"UTF-8\"";
+pub(crate) const CHALLENGE: HeaderValue = HeaderValue::from_static(CHALLENGE_TEXT);
 
 /// What concerns one connection (RFC 9110 §7.6.1), and what is the proxy's own.
 const HOP_BY_HOP: [HeaderName; 9] = [

@@ -162,12 +162,13 @@ async fn a_disk_that_takes_nothing() {
     let in_the_way = recorder.folder.path().join("footage/1");
     std::fs::write(&in_the_way, b"").unwrap();
     let camera = recorder.add_camera(&source.url).await;
-    wait_for(|| async { recorder.ops.health().1.contains("footage cannot be written").then_some(()) }).await;
+    wait_for(|| async { recorder.ops.health(true).1.contains("footage cannot be written").then_some(()) })
+        .await;
     assert_eq!(recorder.camera(camera).await.status.state, CameraState::Recording);
     assert!(recorder.metric("homing_recording_write_errors_total") >= 1.0);
     std::fs::remove_file(&in_the_way).unwrap();
     recorder.wait_for_recorded(camera, 3.0).await;
-    assert_eq!(recorder.ops.health().1, "ok\n");
+    assert_eq!(recorder.ops.health(true).1, "ok\n");
     let timeline = recorder.timeline(camera).await;
     let gap = timeline.gaps.iter().find(|gap| gap.code == "disk-failed").expect("the gap's cause");
     assert!(gap.message.contains("could not be written"), "{gap:?}");
