@@ -7,7 +7,10 @@
 //! in between is a keyed hash of user, password and the stored hash together, so that a changed password or
 //! a disabled account counts at once.
 
-use crate::store::{self, AccountId};
+use crate::{
+    audit::{self, Action},
+    store::{self, AccountId},
+};
 use anyhow::{Context, ensure};
 use homing_base::{
     crowd::network,
@@ -77,12 +80,15 @@ pub async fn create(data: &Path, name: &str) -> anyhow::Result<Secret> {
     let pool = store::open_database(data).await?;
     let secret = password::generate(PASSWORD_LENGTH);
     let hash = password::hash(secret.clone()).await?;
+    let mut change = pool.begin_with("BEGIN IMMEDIATE").await?;
     let made = sqlx::query("INSERT INTO account (name, password) VALUES ($1, $2) ON CONFLICT DO NOTHING")
         .bind(name)
         .bind(hash)
-        .execute(&pool)
+        .execute(&mut *change)
         .await?;
     ensure!(made.rows_affected() == 1, "there is an account {name:?} already");
+    audit::write(&mut change, audit::OPERATOR, Action::AccountCreated, None, name).await?;
+    change.commit().await?;
     pool.close().await;
     Ok(secret)
 }
@@ -108,15 +114,19 @@ pub async fn disable(data: &Path, name: &str) -> anyhow::Result<()> {
 
 async fn change(data: &Path, name: &str, hash: Option<String>, disabled: bool) -> anyhow::Result<()> {
     let pool = store::open_database(data).await?;
+    let mut change = pool.begin_with("BEGIN IMMEDIATE").await?;
     let changed =
         sqlx::query("UPDATE account SET password = coalesce($2, password), disabled = $3 WHERE name = $1")
             .bind(name)
             .bind(hash)
             .bind(disabled)
-            .execute(&pool)
+            .execute(&mut *change)
             .await?;
-    pool.close().await;
     ensure!(changed.rows_affected() == 1, "there is no account {name:?}");
+    let action = if disabled { Action::AccountDisabled } else { Action::PasswordSet };
+    audit::write(&mut change, audit::OPERATOR, action, None, name).await?;
+    change.commit().await?;
+    pool.close().await;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use crate::{
     accounts::{Gate, Refused},
     devices::Devices,
     metrics::Metrics,
-    store::{AccountId, Generation, PutError, Store},
+    store::{AccountId, Generation, PutError, Rules, Store},
 };
 use axum::{
     Json, Router,
@@ -60,14 +60,14 @@ pub(crate) struct Api {
     pub devices: Arc<Devices>,
     pub gate: Gate,
     pub metrics: Metrics,
-    pub registration_limit: u32,
+    pub rules: Rules,
     guesses: Guesses,
 }
 
 impl Api {
-    pub fn new(store: Arc<Store>, devices: Arc<Devices>, metrics: Metrics, registration_limit: u32) -> Self {
+    pub fn new(store: Arc<Store>, devices: Arc<Devices>, metrics: Metrics, rules: Rules) -> Self {
         let gate = Gate::new(store.pool().clone());
-        Api { store, devices, gate, metrics, registration_limit, guesses: Guesses::new() }
+        Api { store, devices, gate, metrics, rules, guesses: Guesses::new() }
     }
 
     pub fn router(self: Arc<Self>) -> Router {
@@ -122,7 +122,7 @@ async fn register(
     if let Err(wait) = api.guesses.admit(account, serial, &new.oak) {
         return Err(later(wait, "too many different OAKs for this device"));
     }
-    let generation = match api.store.put(account, serial, &new, api.registration_limit).await {
+    let generation = match api.store.put(account, serial, &new, api.rules).await {
         Ok(generation) => generation,
         Err(error) => return Err(refused(serial, error).into_response()),
     };
@@ -321,6 +321,19 @@ fn refused(serial: SerialNumber, error: PutError) -> Failure {
         PutError::Limit(limit) => {
             let message = format!("the account has {limit} registrations, which is its limit");
             Failure::new(StatusCode::FORBIDDEN, Problem::at(Step::Relay, "too-many-registrations", message))
+        }
+        PutError::WrongOak => {
+            let message =
+                format!("the OAK is not the one that the manufacturer gave {serial}: look at its label");
+            Failure::new(StatusCode::UNPROCESSABLE_ENTITY, Problem::at(Step::Relay, "wrong-oak", message))
+        }
+        PutError::Unlisted => {
+            let message =
+                format!("no manufacturer's list at this dispatcher has {serial}: compare it with the label");
+            Failure::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                Problem::at(Step::Relay, "unknown-serial", message),
+            )
         }
         PutError::Internal(error) => Failure::from(error),
     }

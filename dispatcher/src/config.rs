@@ -34,6 +34,8 @@ pub struct Config {
     pub connections_per_address: usize,
     /// Registrations that one account may have.
     pub registrations_per_account: u32,
+    /// Whether only devices on a manufacturer's list may be registered.
+    pub listed_only: bool,
 }
 
 impl Default for Config {
@@ -50,6 +52,7 @@ impl Default for Config {
             connections: 10_000,
             connections_per_address: 256,
             registrations_per_account: 10_000,
+            listed_only: false,
         }
     }
 }
@@ -81,7 +84,7 @@ mod tests {
     fn the_reference_file_is_the_default() {
         let mut reference = homing_base::config::reference_value(REFERENCE).unwrap();
         let table = reference.remove("dispatcher").unwrap();
-        assert_eq!(table.as_table().unwrap().len(), 11, "every key is documented");
+        assert_eq!(table.as_table().unwrap().len(), 12, "every key is documented");
         assert_eq!(table.try_into::<Config>().unwrap(), Config::default());
         assert!(reference.is_empty());
         Config::default().check().unwrap();

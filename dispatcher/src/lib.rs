@@ -6,15 +6,19 @@
 //! | `api` | what tunnel servers ask | 2 relay |
 //! | `devices` | who has phoned home and waits | 4 phone-home |
 //! | `dispatch` | OAK proof, log-in, trust anchor, address | 5 dispatch |
+//! | [`lists`] | manufacturers' lists: the OAK of every device that left the factory | 2 relay |
+//! | [`audit`] | who did what, in a log that only grows | 2, 5 |
 //! | `store` | registrations, their secrets sealed and then forgotten | 2, 5 |
 //!
 //! Not here: the tunnel. A device is at the dispatcher for seconds, or waits idle for its registration.
 
 pub mod accounts;
 mod api;
+pub mod audit;
 mod config;
 mod devices;
 mod dispatch;
+pub mod lists;
 mod metrics;
 mod store;
 
@@ -127,8 +131,11 @@ impl Bound {
             stop: stop.clone(),
             room: Room::new(),
         });
-        let limit = self.config.registrations_per_account;
-        let api = Arc::new(api::Api::new(self.store, devices.clone(), self.metrics, limit));
+        let rules = store::Rules {
+            limit: self.config.registrations_per_account,
+            listed_only: self.config.listed_only,
+        };
+        let api = Arc::new(api::Api::new(self.store, devices.clone(), self.metrics, rules));
         let token = self.config.metrics_token;
         let router = api.router().merge(self.ops.router("Bearer", move |request| is_sent(&token, request)));
         tracing::info!(external = %self.external_addr, api = %self.api_addr, "dispatcher is ready");

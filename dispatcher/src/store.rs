@@ -8,6 +8,10 @@
 //!   that a tunnel server that asks for what comes after `N` misses nothing;
 //! - a `PUT` makes a new generation: what was begun under an older one can no longer write.
 
+use crate::{
+    audit::{self, Action},
+    lists,
+};
 use anyhow::Context;
 use homing_base::{Vault, database, vault};
 use homing_protocol::{
@@ -28,7 +32,7 @@ use std::{
 };
 use tokio::sync::watch;
 
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql")];
 
 /// Changes told in one answer; what is left comes with the next question.
 const CHANGES_AT_ONCE: u32 = 500;
@@ -78,6 +82,15 @@ pub(crate) struct Entered {
     pub problem: Option<ProblemDetail>,
 }
 
+/// What a registration must keep to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// Registrations that one account may have.
+    pub limit: u32,
+    /// Whether every device must be on a manufacturer's list.
+    pub listed_only: bool,
+}
+
 /// Why a registration is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PutError {
@@ -85,6 +98,10 @@ pub(crate) enum PutError {
     Claimed(Timestamp),
     #[error("the account has {0} registrations, which is its limit")]
     Limit(u32),
+    #[error("the manufacturer's list has another OAK")]
+    WrongOak,
+    #[error("on no manufacturer's list")]
+    Unlisted,
     #[error(transparent)]
     Internal(#[from] anyhow::Error),
 }
@@ -93,6 +110,11 @@ pub(crate) enum PutError {
 pub(crate) async fn open_database(data: &Path) -> anyhow::Result<SqlitePool> {
     vault::private_folder(data)?;
     database::open(&data.join("dispatcher.sqlite"), MIGRATIONS).await
+}
+
+/// Opens the master key in a data folder, or makes it.
+pub(crate) fn open_vault(data: &Path) -> anyhow::Result<Vault> {
+    Vault::open(&data.join("master.key"))
 }
 
 pub(crate) struct Store {
@@ -108,7 +130,7 @@ impl Store {
     /// Opens database and master key. What was being dispatched when the last process ended waits again.
     pub async fn open(data: &Path) -> anyhow::Result<Store> {
         let pool = open_database(data).await?;
-        let vault = Vault::open(&data.join("master.key"))?;
+        let vault = open_vault(data)?;
         let store = Store { pool, vault, progress: Mutex::default() };
         let cut_short: Vec<(i64,)> =
             sqlx::query_as("SELECT generation FROM registration WHERE state = 'dispatching'")
@@ -130,16 +152,17 @@ impl Store {
         &self.pool
     }
 
-    /// Takes a registration, or replaces the account's own earlier one.
+    /// Takes a registration, or replaces the account's own earlier one. A refusal of somebody else's claim is
+    /// in the audit log, too.
     pub async fn put(
         &self,
         account: AccountId,
         serial: SerialNumber,
         new: &NewRegistration,
-        limit: u32,
+        rules: Rules,
     ) -> Result<Generation, PutError> {
         let sealed = self.seal(serial, new).context("sealing").map_err(PutError::Internal)?;
-        let generation = self.put_sealed(account, serial, new, sealed, limit).await?;
+        let generation = self.put_sealed(account, serial, new, sealed, rules).await?;
         self.handle_change(account);
         Ok(generation)
     }
@@ -157,7 +180,7 @@ impl Store {
         serial: SerialNumber,
         new: &NewRegistration,
         sealed: Vec<u8>,
-        limit: u32,
+        rules: Rules,
     ) -> Result<Generation, PutError> {
         let internal = |error: sqlx::Error| PutError::Internal(anyhow::Error::new(error).context("database"));
         let now = Timestamp::now().to_string();
@@ -168,9 +191,14 @@ impl Store {
                 .fetch_optional(&mut *change)
                 .await
                 .map_err(internal)?;
+        let is_new = claim.is_none();
         let (claimed, fingerprint) = match claim {
             Some((owner, claimed, _)) if owner != account.0 => {
                 let claimed = claimed.parse().context("time of a claim").map_err(PutError::Internal)?;
+                audited(&mut change, account, Action::ClaimRefused, serial)
+                    .await
+                    .map_err(PutError::Internal)?;
+                change.commit().await.map_err(internal)?;
                 return Err(PutError::Claimed(claimed));
             }
             Some((_, claimed, fingerprint)) => (claimed, fingerprint),
@@ -180,12 +208,19 @@ impl Store {
                     .fetch_one(&mut *change)
                     .await
                     .map_err(internal)?;
-                if count >= limit {
+                if count >= rules.limit {
                     return Err(PutError::Limit(count));
                 }
                 (now.clone(), None)
             }
         };
+        match lists::listed(&mut change, &self.vault, serial).await.map_err(PutError::Internal)? {
+            Some(oak) if oak != new.oak => return Err(PutError::WrongOak),
+            None if rules.listed_only => return Err(PutError::Unlisted),
+            _ => {}
+        }
+        let action = if is_new { Action::Claimed } else { Action::RegistrationChanged };
+        audited(&mut change, account, action, serial).await.map_err(PutError::Internal)?;
         let seq = next_seq(&mut change, account).await?;
         sqlx::query("DELETE FROM registration WHERE serial = $1")
             .bind(serial.to_string())
@@ -234,15 +269,21 @@ impl Store {
 
     /// Releases the account's claim; `false` if it had none.
     pub async fn delete(&self, account: AccountId, serial: SerialNumber) -> anyhow::Result<bool> {
+        let mut change = self.pool.begin_with("BEGIN IMMEDIATE").await.context("database")?;
         let deleted = sqlx::query("DELETE FROM registration WHERE serial = $1 AND account = $2")
             .bind(serial.to_string())
             .bind(account.0)
-            .execute(&self.pool)
+            .execute(&mut *change)
             .await
             .context("registration")?;
+        if deleted.rows_affected() == 0 {
+            return Ok(false);
+        }
+        audited(&mut change, account, Action::Released, serial).await?;
+        change.commit().await.context("registration")?;
         self.forget_log().await;
         self.handle_change(account);
-        Ok(deleted.rows_affected() == 1)
+        Ok(true)
     }
 
     /// The account's registrations that changed after `after`, in order.
@@ -311,13 +352,14 @@ impl Store {
         entered: Entered,
     ) -> anyhow::Result<Option<u64>> {
         let mut change = self.pool.begin_with("BEGIN IMMEDIATE").await.context("database")?;
-        let now: Option<(i64, String, Option<String>, i64)> =
-            sqlx::query_as("SELECT account, state, problem, seq FROM registration WHERE generation = $1")
-                .bind(generation.0)
-                .fetch_optional(&mut *change)
-                .await
-                .context("registration")?;
-        let Some((account, state, problem, seq)) = now else { return Ok(None) };
+        let now: Option<(i64, String, Option<String>, i64, String)> = sqlx::query_as(
+            "SELECT account, state, problem, seq, serial FROM registration WHERE generation = $1",
+        )
+        .bind(generation.0)
+        .fetch_optional(&mut *change)
+        .await
+        .context("registration")?;
+        let Some((account, state, problem, seq, serial)) = now else { return Ok(None) };
         let state: RegistrationState = from_word(&state)?;
         if !from.contains(&state) {
             return Ok(None);
@@ -345,6 +387,10 @@ impl Store {
         .execute(&mut *change)
         .await
         .context("registration")?;
+        if forget {
+            let serial = serial.parse().context("serial number in the database")?;
+            audited(&mut change, account, Action::Dispatched, serial).await?;
+        }
         change.commit().await.context("registration")?;
         if forget {
             self.forget_log().await;
@@ -381,6 +427,21 @@ impl Store {
             tracing::debug!(%error, "write-ahead log not emptied");
         }
     }
+}
+
+/// Tells the audit log what an account has done.
+async fn audited(
+    change: &mut Transaction<'_, Sqlite>,
+    account: AccountId,
+    action: Action,
+    serial: SerialNumber,
+) -> anyhow::Result<()> {
+    let (name,): (String,) = sqlx::query_as("SELECT name FROM account WHERE id = $1")
+        .bind(account.0)
+        .fetch_one(&mut **change)
+        .await
+        .context("account")?;
+    audit::write(change, &name, action, Some(serial), "").await
 }
 
 async fn next_seq(change: &mut Transaction<'_, Sqlite>, account: AccountId) -> anyhow::Result<i64> {
@@ -445,6 +506,10 @@ mod tests {
         }
     }
 
+    fn limit(limit: u32) -> Rules {
+        Rules { limit, listed_only: false }
+    }
+
     async fn store(data: &Path) -> (Store, AccountId, AccountId) {
         for name in ["a", "b"] {
             create(data, name).await.unwrap();
@@ -465,26 +530,29 @@ mod tests {
     async fn step_2_a_claim_holds_against_other_accounts_until_it_is_released() {
         let folder = tempfile::tempdir().unwrap();
         let (store, a, b) = store(folder.path()).await;
-        let first = store.put(a, SERIAL, &new(), 1).await.unwrap();
-        let refused = store.put(b, SERIAL, &new(), 1).await.unwrap_err();
+        let first = store.put(a, SERIAL, &new(), limit(1)).await.unwrap();
+        let refused = store.put(b, SERIAL, &new(), limit(1)).await.unwrap_err();
         assert!(matches!(refused, PutError::Claimed(_)), "{refused}");
         assert_eq!(store.get(b, SERIAL).await.unwrap(), None);
         assert!(!store.delete(b, SERIAL).await.unwrap());
         let other = SerialNumber::new([0, 1, 2, 3, 4, 5]);
-        assert!(matches!(store.put(a, other, &new(), 1).await, Err(PutError::Limit(1))));
+        assert!(matches!(store.put(a, other, &new(), limit(1)).await, Err(PutError::Limit(1))));
 
-        let second = store.put(a, SERIAL, &new(), 1).await.unwrap();
+        let second = store.put(a, SERIAL, &new(), limit(1)).await.unwrap();
         assert!(second > first);
         assert!(store.enter(first, &[RegistrationState::Waiting], dispatched()).await.unwrap().is_none());
         assert!(store.delete(a, SERIAL).await.unwrap());
-        assert!(store.put(b, SERIAL, &new(), 1).await.unwrap() > second, "generations are never used again");
+        assert!(
+            store.put(b, SERIAL, &new(), limit(1)).await.unwrap() > second,
+            "generations are never used again"
+        );
     }
 
     #[tokio::test]
     async fn step_2_changes_are_told_in_order_and_none_is_missed() {
         let folder = tempfile::tempdir().unwrap();
         let (store, a, b) = store(folder.path()).await;
-        let generation = store.put(a, SERIAL, &new(), 9).await.unwrap();
+        let generation = store.put(a, SERIAL, &new(), limit(9)).await.unwrap();
         let all = store.changes(a, 0).await.unwrap();
         assert_eq!((all.changes.len(), all.last), (1, 1));
         assert_eq!(store.changes(a, all.last).await.unwrap().changes, []);
@@ -501,7 +569,7 @@ mod tests {
     async fn step_5_nothing_of_a_device_s_secrets_is_in_the_files_and_their_sealed_form_goes_with_dispatch() {
         let folder = tempfile::tempdir().unwrap();
         let (store, a, _) = store(folder.path()).await;
-        let generation = store.put(a, SERIAL, &new(), 9).await.unwrap();
+        let generation = store.put(a, SERIAL, &new(), limit(9)).await.unwrap();
         let (sealed,): (Vec<u8>,) =
             sqlx::query_as("SELECT secrets FROM registration").fetch_one(store.pool()).await.unwrap();
         let holds = |needle: &[u8]| {
@@ -536,7 +604,7 @@ mod tests {
     async fn step_5_a_dispatch_that_was_cut_short_by_a_restart_waits_again() {
         let folder = tempfile::tempdir().unwrap();
         let (store, a, _) = store(folder.path()).await;
-        let generation = store.put(a, SERIAL, &new(), 9).await.unwrap();
+        let generation = store.put(a, SERIAL, &new(), limit(9)).await.unwrap();
         let dispatching = Entered { state: RegistrationState::Dispatching, ..dispatched() };
         store.enter(generation, &[RegistrationState::Waiting], dispatching).await.unwrap();
         store.pool().close().await;

@@ -2,7 +2,10 @@
 
 use crate::world::*;
 use homing_base::client::CallError;
-use homing_dispatcher::accounts;
+use homing_dispatcher::{
+    accounts, audit,
+    lists::{self, OnFault},
+};
 use homing_protocol::api::dispatcher::{Changes, Registration, RegistrationState};
 use http::Method;
 use std::time::Duration;
@@ -50,6 +53,37 @@ async fn step_2_relay_a_device_claimed_by_another_account_is_refused_with_the_da
     first.delete().await.unwrap();
     second.put(&new).await.unwrap();
     world.stop().await;
+}
+
+/// Goal: with a manufacturer's list a wrong OAK and a number that nobody made are refused before the device has
+/// ever phoned, nothing is claimed by it, and who tried is in the audit log.
+#[tokio::test]
+async fn step_2_relay_a_listed_device_is_checked_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (account(folder.path(), "alpha").await, account(folder.path(), "beta").await);
+    let list = format!("{SERIAL},{},Dome\n", OAK.label());
+    lists::import(folder.path(), "factory.csv", list.as_bytes(), OnFault::Stop).await.unwrap();
+    let world = World::start_with(folder.path(), |config| config.listed_only = true).await;
+    let (first, second) = (world.sts("alpha", &first), world.sts("beta", &second));
+
+    let (status, code, message) = refusal(first.put(&Sts::registration(OTHER_OAK, "x", &world.trust)).await);
+    assert_eq!((status, code.as_str()), (422, "wrong-oak"), "{message}");
+    assert_eq!(refusal(first.get().await).0, 404, "a wrong OAK claims nothing");
+    let unlisted = "/api/v1/registrations/0040-8C70-0000";
+    let new = Sts::registration(OAK, "x", &world.trust);
+    let refused: Result<Registration, _> = first.api.send(Method::PUT, unlisted, &new).await;
+    let (status, code, message) = refusal(refused);
+    assert_eq!((status, code.as_str()), (422, "unknown-serial"), "{message}");
+    first.put(&new).await.unwrap();
+    assert_eq!(refusal(second.put(&new).await).1, "claimed-by-another-account");
+    first.delete().await.unwrap();
+    world.stop().await;
+
+    let mut told = Vec::new();
+    audit::read(folder.path(), Some(SERIAL), |entry| told.push(format!("{} {}", entry.actor, entry.action)))
+        .await
+        .unwrap();
+    assert_eq!(told, ["alpha claimed", "beta claim-refused", "alpha released"]);
 }
 
 /// Every request needs an account; a disabled one is none, at once.

@@ -23,6 +23,7 @@
 //! | `too-many-registrations` | 403 | the dispatcher's administrator |
 //! | `not-found` | 404 | nobody: not registered by this account |
 //! | `claimed-by-another-account` | 409 | the other owner; the message has the date |
+//! | `wrong-oak`, `unknown-serial` | 422: not what a manufacturer's list says | whoever registered: the label |
 //! | `slow-down` | 429 with `Retry-After` | time: too many wrong passwords or OAKs |
 //! | `wrong-oak`, `wrong-serial`, `wrong-credentials` | problem, `refused` | whoever registered: relay a corrected registration |
 //! | `no-oak-proof`, `device-lacks-service`, `device-key-unknown`, `device-refused` | problem, `refused` | the device's firmware |
