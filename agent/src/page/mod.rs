@@ -36,7 +36,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -46,7 +46,8 @@ const MAX_CONNECTIONS: usize = 256;
 /// For the head of a request, and between two requests.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A wrong password is answered after this time, which is all that guessing needs to be hopeless.
+/// A wrong password is answered after this time, and none is looked at meanwhile: with however many connections,
+/// guessing is no faster.
 const WRONG_DELAY: Duration = Duration::from_millis(500);
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -63,6 +64,8 @@ struct Shared {
     services: Arc<Services>,
     addr: SocketAddr,
     host_names: Vec<String>,
+    /// Held by whose password is being looked at.
+    guessing: Mutex<()>,
 }
 
 impl Page {
@@ -73,7 +76,7 @@ impl Page {
         host_names: Vec<String>,
         services: Arc<Services>,
     ) -> Self {
-        Page { listener, shared: Arc::new(Shared { services, addr, host_names }) }
+        Page { listener, shared: Arc::new(Shared { services, addr, host_names, guessing: Mutex::default() }) }
     }
 
     /// Serves until told to stop; comes back when every connection is closed.
@@ -197,6 +200,10 @@ impl Shared {
         let authorization =
             request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let uri = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        let _turn = match authorization {
+            Some(_) => Some(self.guessing.lock().await),
+            None => None,
+        };
         let checked = services.guard.check(
             request.method().as_str(),
             uri,
