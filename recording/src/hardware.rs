@@ -117,6 +117,11 @@ async fn ask_rtsp(
     Ok(Found { serial: made_up_serial(url), model: "RTSP".to_owned(), channels })
 }
 
+/// An RTSP URL is sent as it was told, in a request's first line: what is no one word would begin another header.
+fn fits_a_line(url: &str) -> bool {
+    !url.chars().any(|c| c.is_control() || c.is_whitespace())
+}
+
 fn parse_rtsp(url: &str) -> Result<url::Url, Failure> {
     let wrong =
         |what: &str| failure(StatusCode::BAD_REQUEST, "bad-address", format!("the RTSP address {what}"));
@@ -126,6 +131,9 @@ fn parse_rtsp(url: &str) -> Result<url::Url, Failure> {
     }
     if !parsed.username().is_empty() || parsed.password().is_some() {
         return Err(wrong("must not hold user and password; give them in their own fields"));
+    }
+    if !fits_a_line(url) {
+        return Err(wrong("holds spaces or control characters; write them as %20 and so on"));
     }
     if parsed.host_str().is_none_or(str::is_empty) {
         return Err(wrong("names no host"));
@@ -193,7 +201,7 @@ fn stream_url(device: &DeviceAddress, told: &str) -> Result<String, Failure> {
         failure(StatusCode::BAD_GATEWAY, "bad-stream-address", message)
     };
     let url = url::Url::parse(told.trim()).map_err(|_| unusable())?;
-    if url.scheme() != "rtsp" || url.host_str().is_none() {
+    if url.scheme() != "rtsp" || url.host_str().is_none() || !fits_a_line(told.trim()) {
         return Err(unusable());
     }
     if url.username().is_empty() && url.password().is_none() {
@@ -308,6 +316,10 @@ mod tests {
         assert_eq!(stream_url(&direct, "http://cam/a").unwrap_err().problem.error.code, "bad-stream-address");
         let refused = parse_rtsp("rtsp://root:secret@cam/a").unwrap_err().problem.error;
         assert!(refused.message.contains("own fields") && !refused.message.contains("secret"));
+        // URL parsers skip line ends; a request's first line does not.
+        let split = "rtsp://cam/a RTSP/1.0\r\nX-Mine: 1";
+        assert!(stream_url(&direct, split).is_err() && parse_rtsp(split).is_err());
+        assert!(stream_url(&direct, "rtsp://cam/a\nb").is_err() && parse_rtsp("rtsp://cam/a\tb").is_err());
         assert!(parse_rtsp("http://cam/").is_err() && parse_rtsp("rtsp:///x").is_err());
     }
 }
