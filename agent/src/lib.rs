@@ -6,6 +6,7 @@
 //!                      ▼
 //!   requests ──▶ service.rs ─┬─▶ OAK proof (dispatchers only)
 //!                            ├─▶ onvif.rs ──▶ store.rs (trust anchors, uplinks)
+//!                            ├─▶ vapix.rs: the OAK, for the camera's administrator
 //!                            ├─▶ rtsp.rs ───▶ camera, RTSP over TCP
 //!                            └─▶ proxy.rs ──▶ camera, HTTP
 //! ```
@@ -33,6 +34,7 @@ mod service;
 mod state;
 pub mod status;
 mod store;
+mod vapix;
 
 pub use config::{CameraConfig, Config, DispatcherConfig};
 pub use homing_protocol::Label;

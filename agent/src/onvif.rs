@@ -20,7 +20,7 @@ use homing_protocol::onvif::{
 };
 use homing_protocol::soap::{Element, Envelope, Fault, SoapVersion, wsse};
 use homing_protocol::{Secret, Step};
-use http::{Method, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, Method, Response, StatusCode, Uri, header, request::Parts};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -82,7 +82,7 @@ impl Services {
     }
 
     /// Seconds for the guard.
-    pub fn now_s(&self) -> u64 {
+    fn now_s(&self) -> u64 {
         self.started.elapsed().as_secs()
     }
 
@@ -92,33 +92,38 @@ impl Services {
         (credentials.user == user).then(|| credentials.password.clone())
     }
 
-    fn authenticate(&self, head: &Parts, envelope: &Envelope) -> Result<(), Refusal> {
-        let authorization = head.headers.get(header::AUTHORIZATION).map(|value| value.to_str());
+    /// Checks HTTP's own credentials.
+    pub fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+        let authorization = headers.get(header::AUTHORIZATION).map(|value| value.to_str());
         let authorization = authorization.transpose().map_err(|_| Refusal::Malformed("not text"))?;
-        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-        let by_http = self.guard.check(
-            head.method.as_str(),
-            path,
-            authorization,
-            |user| self.password(user),
-            self.now_s(),
-        );
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let password = |user: &str| self.password(user);
+        self.guard.check(method.as_str(), path, authorization, password, self.now_s()).map(|_| ())
+    }
+
+    /// Says how credentials are to be sent.
+    pub fn add_challenges(&self, refusal: Refusal, headers: &mut HeaderMap) {
+        for challenge in self.guard.challenges(self.now_s(), refusal == Refusal::Stale) {
+            let value = challenge.parse().expect("a challenge is printable");
+            headers.append(header::WWW_AUTHENTICATE, value);
+        }
+    }
+
+    fn authenticate(&self, head: &Parts, envelope: &Envelope) -> Result<(), Refusal> {
+        let by_http = self.check(&head.method, &head.uri, &head.headers);
         match by_http {
             // TLS is around it: that it can be replayed within minutes helps nobody.
             Err(Refusal::Missing) => {
                 wsse::check(envelope, |user| self.password(user), jiff::Timestamp::now()).map(|_| ())
             }
-            other => other.map(|_| ()),
+            other => other,
         }
     }
 
     fn challenge(&self, version: SoapVersion, refusal: Refusal) -> Response<Bytes> {
         let fault = Fault::not_authorized(refusal.to_string());
         let mut response = soap_fault(version, &fault, StatusCode::UNAUTHORIZED);
-        for challenge in self.guard.challenges(self.now_s(), refusal == Refusal::Stale) {
-            let value = challenge.parse().expect("a challenge is printable");
-            response.headers_mut().append(header::WWW_AUTHENTICATE, value);
-        }
+        self.add_challenges(refusal, response.headers_mut());
         response
     }
 

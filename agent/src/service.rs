@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `POST` [`PROOF_PATH`] | here, and to dispatchers only |
 //! | `/onvif/device_service`, `media2_service`, `uplink_service`, `security_service` | `onvif.rs` |
+//! | `POST` [`OAK_PATH`] | `vapix.rs`, and to tunnel servers only |
 //! | extended CONNECT to [`rtsp::PATH`] | `rtsp.rs`, the camera's RTSP port |
 //! | anything else | `proxy.rs`, the camera's HTTP port |
 
 use crate::onvif::{Services, is_service};
+use crate::vapix::{self, OAK_PATH};
 use crate::{proxy, rtsp};
 use bytes::Bytes;
 use homing_protocol::Step;
@@ -72,6 +74,17 @@ impl Answers {
         builder.body(Bytes::from(json)).expect("constants")
     }
 
+    async fn show_oak(&self, incoming: &mut Incoming) -> Response<Bytes> {
+        if self.peer != Peer::TunnelServer {
+            return text(StatusCode::FORBIDDEN, "dispatchers ask for a proof");
+        }
+        let (head, body) = std::mem::take(&mut incoming.request).into_parts();
+        match body.collect(vapix::REQUEST_MAX).await {
+            Ok(body) => vapix::answer(&self.services, &head, &body),
+            Err(_) => text(StatusCode::BAD_REQUEST, "the request is too long, or broke off"),
+        }
+    }
+
     async fn answer_soap(&self, incoming: &mut Incoming) -> Response<Bytes> {
         let (head, body) = std::mem::take(&mut incoming.request).into_parts();
         match body.collect(MAX_BYTES).await {
@@ -94,6 +107,8 @@ impl Service for Answers {
             text(StatusCode::NOT_IMPLEMENTED, "no WebSocket but RTSP's is passed on")
         } else if path == PROOF_PATH {
             self.prove(&mut incoming).await
+        } else if path == OAK_PATH {
+            self.show_oak(&mut incoming).await
         } else if is_service(path) {
             self.answer_soap(&mut incoming).await
         } else {

@@ -196,31 +196,19 @@ impl Shared {
     }
 
     async fn authenticate(&self, request: &Request<Incoming>) -> Result<(), Response<Full<Bytes>>> {
-        let services = &self.services;
-        let authorization =
-            request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let uri = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        let _turn = match authorization {
+        let headers = request.headers();
+        let _turn = match headers.get(header::AUTHORIZATION) {
             Some(_) => Some(self.guessing.lock().await),
             None => None,
         };
-        let checked = services.guard.check(
-            request.method().as_str(),
-            uri,
-            authorization,
-            |user| services.password(user),
-            services.now_s(),
-        );
+        let checked = self.services.check(request.method(), request.uri(), headers);
         let Err(refusal) = checked else { return Ok(()) };
         if refusal == Refusal::Wrong {
             tracing::info!("page: wrong user or password");
             tokio::time::sleep(WRONG_DELAY).await;
         }
         let mut response = text(StatusCode::UNAUTHORIZED, "the camera's user and password are needed");
-        for challenge in services.guard.challenges(services.now_s(), refusal == Refusal::Stale) {
-            let value = challenge.parse().expect("a challenge is printable");
-            response.headers_mut().append(header::WWW_AUTHENTICATE, value);
-        }
+        self.services.add_challenges(refusal, response.headers_mut());
         Err(response)
     }
 

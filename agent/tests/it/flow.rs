@@ -1,6 +1,8 @@
 //! The device's side of the connection flow: steps 3 to 7, and what must not happen.
 
-use crate::world::{Agent, OAK, SERIAL, Server, camera_credentials, config, good_camera, soon, story};
+use crate::world::{
+    Agent, Device, OAK, SERIAL, Server, camera_credentials, config, good_camera, soon, story,
+};
 use bytes::Bytes;
 use homing_agent::control;
 use homing_agent::status::Colour;
@@ -420,6 +422,47 @@ fn step_4_phone_home_and_6_connect_through_the_sites_proxy() {
         device.send_to_trusting("https://sts.example:8443/", sts.authority.der()).await.unwrap();
         sts.accept().await;
         agent.shows_that("the tunnel", |status| status.step == Some(Step::Tunnel)).await;
+        agent.stop().await;
+    });
+}
+
+/// Goal: who has the camera's password gets the OAK through the tunnel when the label is lost; nobody else does,
+/// and no dispatcher.
+#[test]
+fn the_oak_is_shown_to_the_cameras_administrator_only() {
+    story(|folder| async move {
+        let (dispatcher, sts) = (Server::new().await, Server::new().await);
+        let agent = Agent::start(config(folder.path(), &[&dispatcher])).await;
+        agent.press().await;
+        let at_dispatcher = dispatcher.accept().await;
+        const PATH: &str = "/axis-cgi/oak.cgi";
+        let ask = |method: &str| format!(r#"{{"apiVersion":"1.0","context":"7","method":"{method}"}}"#);
+        let post = async |device: &Device, body: String, credentials: &Credentials| {
+            device.post(PATH, "application/json", body, credentials).await
+        };
+        let (status, body) = post(&at_dispatcher, ask("getOAK"), &camera_credentials()).await.unwrap();
+        assert_eq!((status, body.as_ref()), (StatusCode::FORBIDDEN, &b"dispatchers ask for a proof"[..]));
+
+        at_dispatcher.send_to(&sts).await.unwrap();
+        let at_sts = sts.accept().await;
+        let plain = Request::post(PATH).body(Bytes::from(ask("getOAK"))).unwrap();
+        let (status, body) = at_sts.request(plain).await;
+        assert!(status == StatusCode::UNAUTHORIZED && !body.contains(OAK), "{body}");
+        let wrong = Credentials::new("root", "wrong");
+        assert_eq!(post(&at_sts, ask("getOAK"), &wrong).await.unwrap_err(), "user name or password refused");
+
+        let answer = async |body: String| -> serde_json::Value {
+            let (status, body) = post(&at_sts, body, &camera_credentials()).await.unwrap();
+            assert_eq!(status, StatusCode::OK);
+            serde_json::from_slice(&body).unwrap()
+        };
+        let shown = serde_json::json!(
+            {"apiVersion": "1.0", "context": "7", "method": "getOAK", "data": {"oak": OAK}}
+        );
+        assert_eq!(answer(ask("getOAK")).await, shown);
+        assert_eq!(answer(ask("getSupportedVersions")).await["data"]["apiVersions"][0], "1.0");
+        assert_eq!(answer(ask("setOAK")).await["error"]["code"], 2004);
+        assert_eq!(answer("{}".into()).await["error"]["code"], 4000);
         agent.stop().await;
     });
 }

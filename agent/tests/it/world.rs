@@ -173,22 +173,36 @@ impl Device {
         request: &R,
         credentials: &Credentials,
     ) -> Result<R::Answer, String> {
+        let asked = self.post(path, "application/soap+xml", request.to_xml(), credentials).await;
+        let (_, body) = asked?;
+        R::parse_answer(&body).map_err(|error| error.to_string())
+    }
+
+    /// A request with HTTP Digest where it is asked for; status and body.
+    pub async fn post(
+        &self,
+        path: &str,
+        kind: &str,
+        body: String,
+        credentials: &Credentials,
+    ) -> Result<(StatusCode, Bytes), String> {
         let mut auth = ClientAuth::new(BasicPolicy::Refuse);
         loop {
-            let mut builder = Request::post(path).header(header::CONTENT_TYPE, "application/soap+xml");
+            let mut builder = Request::post(path).header(header::CONTENT_TYPE, kind);
             if let Some(value) = auth.authorize("POST", path, credentials).unwrap() {
                 builder = builder.header(header::AUTHORIZATION, value);
             }
-            let answer = self.uplink.request(builder.body(Bytes::from(request.to_xml())).unwrap());
+            let answer = self.uplink.request(builder.body(Bytes::from(body.clone())).unwrap());
             let answer = soon("an answer", answer).await.map_err(|error| error.to_string())?;
-            if answer.status() == StatusCode::UNAUTHORIZED {
+            let status = answer.status();
+            if status == StatusCode::UNAUTHORIZED {
                 let challenges = answer.headers().get_all(header::WWW_AUTHENTICATE);
                 let challenges: Vec<&str> = challenges.iter().map(|c| c.to_str().unwrap()).collect();
                 auth.handle_challenge(challenges).map_err(|error| error.to_string())?;
                 continue;
             }
             let body = answer.into_body().collect(1 << 20).await.map_err(|error| error.to_string())?;
-            return R::parse_answer(&body).map_err(|error| error.to_string());
+            return Ok((status, body));
         }
     }
 
