@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use homing_protocol::Secret;
 use std::{
+    fs::{File, TryLockError},
     io::Write,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
@@ -129,6 +130,30 @@ pub fn private_folder(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the folder {}", path.display()))
 }
 
+/// Makes a role's data folder where it is missing, and keeps a second process out of it for as long as the
+/// returned file is open: two would repair each other's files.
+///
+/// # Errors
+/// When it cannot be made or written to, or another process has it.
+pub fn claim_folder(path: &Path) -> anyhow::Result<File> {
+    private_folder(path)?;
+    let lock = path.join("lock");
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock);
+    let file = file.with_context(|| format!("cannot write to the folder {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "another process is running on the folder {}; end it first, or give another",
+                path.display()
+            )
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", lock.display()))
+        }
+    }
+}
+
 /// # Errors
 /// When group or others may read the file; says what to do.
 pub fn refuse_readable_by_others(path: &Path) -> anyhow::Result<()> {
@@ -169,6 +194,17 @@ mod tests {
         }
         let other = Vault::open(&folder.path().join("other.key")).unwrap();
         assert!(other.open_sealed("device 1", &sealed).is_err());
+    }
+
+    #[test]
+    fn a_folder_serves_one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("role");
+        let first = claim_folder(&data).unwrap();
+        let error = claim_folder(&data).unwrap_err().to_string();
+        assert!(error.contains("another process") && error.contains(&data.display().to_string()), "{error}");
+        drop(first);
+        claim_folder(&data).unwrap();
     }
 
     #[test]

@@ -53,6 +53,7 @@ pub struct Bound {
     metrics: metrics::Metrics,
     ops: Ops,
     workers: Workers,
+    _lock: std::fs::File,
 }
 
 /// Opens database, keys and sockets. Port 0 takes a free one.
@@ -61,7 +62,7 @@ pub struct Bound {
 /// Names the key of the configuration, the file or the address, and what to check.
 pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Result<Bound> {
     config.check()?;
-    vault::private_folder(&config.data)?;
+    let lock = vault::claim_folder(&config.data)?;
     let (ca, leaf) = certificate(&config).context("certificate of the dispatcher")?;
     let store = Arc::new(Store::open(&config.data).await.context("dispatcher")?);
     let external = listen::bind(config.external, "[dispatcher] external, for devices")?;
@@ -78,6 +79,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
         metrics: metrics::Metrics::register(ops),
         ops: ops.clone(),
         workers: workers.clone(),
+        _lock: lock,
     })
 }
 

@@ -71,6 +71,7 @@ pub struct Bound {
     retention: Retention,
     writer_thread: std::thread::JoinHandle<()>,
     indexer: tokio::task::JoinHandle<()>,
+    lock: std::fs::File,
 }
 
 /// Opens everything, and repairs what a crash left.
@@ -79,7 +80,7 @@ pub struct Bound {
 /// When the configuration is impossible, or a folder, file or the database cannot be opened.
 pub async fn bind(config: Config, deps: Deps) -> anyhow::Result<Bound> {
     config.check()?;
-    vault::private_folder(&config.data)?;
+    let lock = vault::claim_folder(&config.data)?;
     let footage = config.data.join("footage");
     vault::private_folder(&footage)?;
     let store = Store::open(&config.data).await?;
@@ -127,7 +128,7 @@ pub async fn bind(config: Config, deps: Deps) -> anyhow::Result<Bound> {
     let retention = Retention::new(&config, store.clone(), footage, usage, metrics);
     let server = Server::new(store, shared, playback, config.viewers, Stop::new());
     server.load(&ends).await?;
-    Ok(Bound { server, retention, writer_thread, indexer })
+    Ok(Bound { server, retention, writer_thread, indexer, lock })
 }
 
 impl Bound {
@@ -143,7 +144,8 @@ impl Bound {
     /// # Errors
     /// When the database cannot be read, or something could not be ended.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
-        let Bound { server, retention, writer_thread, indexer } = self;
+        // The lock is held until the last file is closed.
+        let Bound { server, retention, writer_thread, indexer, lock: _lock } = self;
         // Everything that this role spawns, on whatever runtime, is counted here.
         let own = server.stop.clone();
         server.start();

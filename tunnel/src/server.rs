@@ -40,6 +40,7 @@ pub struct Bound {
     relay: Arc<Relay>,
     metrics: Arc<Metrics>,
     handle: TunnelHandle,
+    _lock: std::fs::File,
 }
 
 /// Opens a tunnel server.
@@ -48,6 +49,7 @@ pub struct Bound {
 /// What is wrong with the configuration, the data folder or an address, and what to check.
 pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Result<Bound> {
     config.check()?;
+    let lock = vault::claim_folder(&config.data)?;
     let external = homing_base::listen::bind(config.external, "[tunnel] external, for devices")?;
     let internal = homing_base::listen::bind(config.internal, "[tunnel] internal, for the VMS")?;
     // Connections inherit it: a reader that has stopped is dropped by the kernel.
@@ -58,7 +60,6 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let public = config.public_addresses(external_addr)?;
     let authorities: Vec<String> = public.iter().map(UplinkAddress::authority).collect();
 
-    vault::private_folder(&config.data)?;
     let (leaf, trust_anchor) = certificate(&config, &public)?;
     let store = Registrations::open(&config.data, Vault::open(&config.data.join("master.key"))?).await?;
     let devices = Arc::new(Devices::open(store).await?);
@@ -71,7 +72,20 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let facts =
         Arc::new(ServerFacts { name: config.name.clone(), external: external_addr, public: authorities });
     let (ops, workers) = (ops.clone(), workers.clone());
-    Ok(Bound { config, ops, workers, external, internal, facts, leaf, devices, relay, metrics, handle })
+    Ok(Bound {
+        config,
+        ops,
+        workers,
+        external,
+        internal,
+        facts,
+        leaf,
+        devices,
+        relay,
+        metrics,
+        handle,
+        _lock: lock,
+    })
 }
 
 /// The external certificate, and the PEM that devices are told to trust.
