@@ -5,7 +5,10 @@
 //! keys, and (by the caller's test through [`reference_value`]) held equal to `Config::default()`.
 //!
 //! Environment: `HOMING_TUNNEL__EXTERNAL=0.0.0.0:8443` overrides `external` in `[tunnel]`; two
-//! underscores separate tables. A value is read as TOML where that works, else as a string.
+//! underscores separate tables. What the key is by default says how a value is read: digits stay text where
+//! text is wanted.
+//!
+//! Invariant: no error repeats a value or a line of the file; it may be a password.
 
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
@@ -28,19 +31,59 @@ pub fn load<C: DeserializeOwned>(
     prefix: &str,
     environment: impl Iterator<Item = (String, String)>,
 ) -> anyhow::Result<C> {
-    let (mut table, origin) = match path {
-        None => (Table::new(), "environment".to_owned()),
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
-            let table = text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
-            (table, path.display().to_string())
-        }
-    };
     let known = reference_value(reference)?;
-    override_from_environment(&mut table, prefix, environment)?;
-    refuse_unknown_keys(&table, &known, "").with_context(|| origin.clone())?;
-    Value::Table(table).try_into().with_context(|| origin)
+    let mut table = Table::new();
+    if let Some(path) = path {
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!(
+                "cannot read the configuration file {}: give another with --config; \"homing config\" prints \
+                 one to begin with",
+                path.display()
+            )
+        })?;
+        table = text.parse().map_err(|error: toml::de::Error| {
+            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            anyhow::anyhow!("{} is not TOML, line {line}: {}", path.display(), error.message())
+        })?;
+        // By itself first, so that an error names where the mistake is.
+        refuse_unknown_keys(&table, &known, "").with_context(|| path.display().to_string())?;
+        read::<C>(table.clone()).with_context(|| path.display().to_string())?;
+    }
+    override_from_environment(&mut table, &known, prefix, environment)?;
+    refuse_unknown_keys(&table, &known, "").context("environment")?;
+    read(table).context("environment")
+}
+
+fn read<C: DeserializeOwned>(table: Table) -> anyhow::Result<C> {
+    Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+        // Its last line names the key; of a value, only what it is and what is wanted.
+        let text = error.to_string();
+        let key =
+            text.lines().find_map(|line| line.strip_prefix("in `")).map(|key| key.trim_end_matches('`'));
+        let message = error.message();
+        let message =
+            match message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected ")) {
+                Some((_, expected)) => format!("write {}", in_plain_words(expected)),
+                None => message.to_owned(),
+            };
+        match key {
+            Some(key) => anyhow::anyhow!("{key}: {message}"),
+            None => anyhow::anyhow!("{message}"),
+        }
+    })
+}
+
+/// What serde calls a type, as an administrator would.
+fn in_plain_words(expected: &str) -> &str {
+    match expected {
+        "usize" | "u64" | "u32" | "u16" | "u8" => "a whole number, without quotes",
+        "f64" | "f32" => "a number, without quotes",
+        "a boolean" => "true or false, without quotes",
+        "a string" | "path string" => "text in quotes",
+        "socket address" => "an address with its port in quotes, such as \"0.0.0.0:8443\"",
+        "a sequence" => "a list, such as [\"one\", \"two\"]",
+        other => other,
+    }
 }
 
 /// The reference file with every key switched on: its values are the defaults.
@@ -66,6 +109,7 @@ pub fn reference_value(reference: &str) -> anyhow::Result<Table> {
 
 fn override_from_environment(
     table: &mut Table,
+    known: &Table,
     prefix: &str,
     environment: impl Iterator<Item = (String, String)>,
 ) -> anyhow::Result<()> {
@@ -74,18 +118,23 @@ fn override_from_environment(
         let keys: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
         let Some((last, tables)) = keys.split_last() else { continue };
         let mut inside = &mut *table;
+        let mut reference = Some(known);
         for key in tables {
+            reference = reference.and_then(|known| known.get(key)).and_then(Value::as_table);
             let entry = inside.entry(key.clone()).or_insert_with(|| Value::Table(Table::new()));
             let Value::Table(deeper) = entry else {
                 bail!("{name} (environment): {key} is a value, not a table")
             };
             inside = deeper;
         }
-        let value = format!("value = {text}")
-            .parse::<Table>()
-            .ok()
-            .and_then(|mut parsed| parsed.remove("value"))
-            .unwrap_or(Value::String(text));
+        let value = match reference.and_then(|known| known.get(last)) {
+            Some(Value::String(_)) => Value::String(text),
+            _ => format!("value = {text}")
+                .parse::<Table>()
+                .ok()
+                .and_then(|mut parsed| parsed.remove("value"))
+                .unwrap_or(Value::String(text)),
+        };
         inside.insert(last.clone(), value);
     }
     Ok(())
@@ -198,5 +247,26 @@ mod tests {
         assert!(message("zzz = 1", &[]).ends_with("unknown key \"zzz\""));
         assert!(message("", &[("HOMING_NAM", "x")]).contains("did you mean \"name\"?"));
         assert!(message("limit = ", &[]).contains("is not TOML"));
+    }
+
+    #[test]
+    fn an_error_names_the_key_and_what_to_write_and_shows_no_value() {
+        let message = |text, environment: &[_]| format!("{:#}", from_text(text, environment).unwrap_err());
+        let wrong = message("[tunnel]\nlimit = \"geheim\"", &[]);
+        assert!(
+            wrong.ends_with("homing.toml: tunnel.limit: write a whole number, without quotes"),
+            "{wrong}"
+        );
+        for text in ["[tunnel]\nexternal = geheim", "name = \"geheim\" x", "[tunnel]\nlimit = \"geheim\""] {
+            assert!(!message(text, &[]).contains("geheim"), "{}", message(text, &[]));
+        }
+        let number = message("name = 4711", &[]);
+        assert!(number.contains("name: write text in quotes") && !number.contains("4711"), "{number}");
+        assert!(message("\nlimit = ", &[]).contains("line 2"));
+
+        // From the environment, digits are text where text is wanted, and the file is not blamed.
+        assert_eq!(from_text("", &[("HOMING_NAME", "4711")]).unwrap().name, "4711");
+        let wrong = message("", &[("HOMING_TUNNEL__LIMIT", "geheim")]);
+        assert!(wrong.starts_with("environment: tunnel.limit") && !wrong.contains("geheim"), "{wrong}");
     }
 }
