@@ -31,8 +31,13 @@ enum Command {
     },
     /// The secure tunnel server alone.
     Tunnel(File),
-    /// Management and recording server, without the roles that devices reach.
-    Management(File),
+    /// Management and recording server, without the roles that devices reach; or a lost password.
+    Management {
+        #[command(flatten)]
+        file: File,
+        #[command(subcommand)]
+        command: Option<ManagementCommand>,
+    },
     /// A simulated camera, or several that share an encoder: RTSP and ONVIF.
     Camera(Cameras),
     /// Prints the configuration file with every key, its meaning and its default.
@@ -112,6 +117,16 @@ enum AccountCommand {
     List,
 }
 
+#[derive(Subcommand)]
+enum ManagementCommand {
+    /// Gives a user of the page a new password and prints it, once.
+    Password {
+        /// Its name.
+        #[arg(default_value = "admin")]
+        name: String,
+    },
+}
+
 pub(crate) fn run() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Demo(options) => demo::run(options),
@@ -125,9 +140,17 @@ pub(crate) fn run() -> anyhow::Result<()> {
         Command::Tunnel(file) => server::run(&file.config, |config| {
             (config.dispatcher, config.recording, config.management) = (None, None, None);
         }),
-        Command::Management(file) => server::run(&file.config, |config| {
+        Command::Management { file, command: None } => server::run(&file.config, |config| {
             (config.dispatcher, config.tunnel) = (None, None);
         }),
+        Command::Management { file, command: Some(ManagementCommand::Password { name }) } => {
+            let config = config::load(&file.config)?.management;
+            let config =
+                config.with_context(|| format!("{} has no [management] table", file.config.display()))?;
+            let password = runtime()?.block_on(homing_management::reset_password(&config, &name))?;
+            print(&format!("{}\n", password.expose()));
+            Ok(())
+        }
         Command::Camera(options) => cameras(&options),
         Command::Config => {
             print(&config::reference());

@@ -2,8 +2,9 @@
 //! ended together.
 //!
 //! Roles that are both here find each other: the tunnel server gets a dispatcher account, management gets the tunnel
-//! server, and streams go from the tunnel server to the recording server in process ([`Tunnel`]). Where
-//! one is elsewhere, the configuration says how to reach it.
+//! server, and streams go from the tunnel server to the recording server in process ([`Tunnel`]). The page's own
+//! certificate has the names under which devices know this machine. Where one is elsewhere, the configuration says
+//! how to reach it.
 
 use crate::{cli, config, config::Config};
 use anyhow::{Context, bail};
@@ -65,6 +66,8 @@ impl Server {
     pub async fn bind(mut config: Config) -> anyhow::Result<Server> {
         let ops = Ops::new();
         let workers = Workers::start(config.workers).context("cannot start the worker threads")?;
+        let dispatcher_names =
+            config.dispatcher.as_ref().map_or_else(Vec::new, |dispatcher| dispatcher.names.clone());
         let dispatcher = match config.dispatcher.take() {
             Some(mut dispatcher) => {
                 if config.tunnel.is_some() && !dispatcher.names.iter().any(|name| name == LOOPBACK) {
@@ -75,6 +78,15 @@ impl Server {
             }
             None => None,
         };
+        if let Some(management) = &mut config.management {
+            let dispatcher = dispatcher_names.iter().map(String::as_str);
+            let tunnel = config.tunnel.iter().flat_map(|tunnel| &tunnel.public).filter_map(|one| host(one));
+            for name in dispatcher.chain(tunnel) {
+                if !management.names.iter().any(|known| known == name) {
+                    management.names.push(name.to_owned());
+                }
+            }
+        }
         let mut tunnel_server = None;
         let tunnel = match config.tunnel.take() {
             Some(mut tunnel) => {
@@ -198,6 +210,14 @@ pub(crate) fn for_management(
     }
 }
 
+/// The host of a `host:port` or `https://host:port/…`.
+fn host(address: &str) -> Option<&str> {
+    let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let authority = rest.split('/').next()?;
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    Some(host.trim_start_matches('[').trim_end_matches(']')).filter(|host| !host.is_empty())
+}
+
 /// A listening address as one dials it from the same machine.
 fn reachable(address: SocketAddr) -> SocketAddr {
     match address.ip() {
@@ -309,5 +329,46 @@ impl DeviceConnector for Tunnel {
 
     fn runtime(&self, device: &DeviceAddress) -> Option<Handle> {
         self.0.worker(self.serial(device).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The minimal file of docs/operations.md, on free ports: what is printed can be opened in a browser.
+    #[tokio::test]
+    async fn the_page_is_known_under_the_names_that_devices_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config: Config = toml::from_str(
+            "dispatcher.names = ['203.0.113.5']\ntunnel.public = ['203.0.113.5:8443', '[2001:db8::1]:8443']\n\
+             recording.retention_gb = 500\nmanagement = { listen = '0.0.0.0:0', tls = 'own' }",
+        )
+        .unwrap();
+        let free: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let dispatcher = config.dispatcher.as_mut().unwrap();
+        (dispatcher.external, dispatcher.api) = (free, free);
+        dispatcher.data = folder.path().join("dispatcher");
+        let tunnel = config.tunnel.as_mut().unwrap();
+        (tunnel.external, tunnel.internal) = (free, free);
+        tunnel.data = folder.path().join("tunnel");
+        config.recording.as_mut().unwrap().data = folder.path().join("recording");
+        config.management.as_mut().unwrap().data = folder.path().join("management");
+        let server = Server::bind(config).await.unwrap();
+        let url = server.url().unwrap();
+        assert!(url.starts_with("https://203.0.113.5:"), "{url}");
+    }
+
+    #[test]
+    fn hosts_of_addresses_as_they_are_written_in_the_configuration() {
+        for (address, expected) in [
+            ("203.0.113.5:8443", Some("203.0.113.5")),
+            ("[2001:db8::1]:8443", Some("2001:db8::1")),
+            ("wss://sts.example:443/uplink", Some("sts.example")),
+            ("https://sts.example/", Some("sts.example")),
+            ("", None),
+        ] {
+            assert_eq!(host(address), expected, "{address}");
+        }
     }
 }

@@ -47,7 +47,7 @@ use homing_base::{
 use homing_protocol::{Secret, secret::Credentials};
 use prometheus_client::metrics::counter::Counter;
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -71,9 +71,11 @@ pub struct Bound {
     app: App,
     listener: TcpListener,
     address: SocketAddr,
+    page: String,
     leaf: Option<Arc<tls::Leaf>>,
     audit_days: u32,
     first_start: Option<Credentials>,
+    lock: std::fs::File,
 }
 
 /// What every handler has. Cheap to clone.
@@ -101,7 +103,14 @@ pub struct App {
 /// Names what cannot be opened, and what to check.
 pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Result<Bound> {
     config.check()?;
-    vault::private_folder(&config.data)?;
+    let lock = vault::claim_folder(&config.data)?;
+    // Before the first user is made: a start that fails here must not use up the password that is shown once.
+    let listener = listen::bind(config.listen, "[management] listen, for browsers")?;
+    let address = listener.local_addr().context("address of the web page")?;
+    let page = page_host(&config, address);
+    let leaf = config.leaf()?;
+    let tunnels =
+        config.tunnel_servers.iter().map(tunnels::TunnelServer::new).collect::<anyhow::Result<_>>()?;
     let database = open_database(&config.data).await?;
     let lifetimes = Lifetimes {
         idle: Duration::from_secs(u64::from(config.session_idle_min) * 60),
@@ -109,12 +118,6 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
     };
     let accounts = Accounts::new(database.clone(), lifetimes);
     let first_start = first_user(&accounts, &config.first_password).await?;
-
-    let leaf = config.leaf()?;
-    let tunnels =
-        config.tunnel_servers.iter().map(tunnels::TunnelServer::new).collect::<anyhow::Result<_>>()?;
-    let listener = listen::bind(config.listen, "management: web page and API")?;
-    let address = listener.local_addr().context("address of the web page")?;
     let app = App {
         accounts,
         audit: audit::Audit::new(database),
@@ -129,7 +132,7 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
         metrics: Metrics::register(ops),
         stop: Stop::new(),
     };
-    Ok(Bound { app, listener, address, leaf, audit_days: config.audit_days, first_start })
+    Ok(Bound { app, listener, address, page, leaf, audit_days: config.audit_days, first_start, lock })
 }
 
 impl Bound {
@@ -140,7 +143,7 @@ impl Bound {
 
     /// The page's address for a person.
     pub fn url(&self) -> String {
-        format!("{}://{}", if self.leaf.is_some() { "https" } else { "http" }, self.address)
+        format!("{}://{}", if self.leaf.is_some() { "https" } else { "http" }, self.page)
     }
 
     /// At the first start: the user that was made, for whoever started the program. It is in no log.
@@ -168,7 +171,8 @@ impl Bound {
     /// # Errors
     /// When TLS cannot be set up.
     pub async fn run(self, stop: Stop, ops: Ops) -> anyhow::Result<()> {
-        let Bound { mut app, listener, leaf, audit_days, .. } = self;
+        // The lock is held until the role has ended.
+        let Bound { mut app, listener, leaf, audit_days, lock: _lock, .. } = self;
         app.stop = stop.clone();
         for tunnel in app.tunnels.iter() {
             stop.spawn(tunnel.clone().watch(app.world.clone(), app.recording.clone(), stop.clone()));
@@ -193,6 +197,8 @@ impl Bound {
 /// # Errors
 /// When there is no such user, or the database cannot be opened.
 pub async fn reset_password(config: &Config, user: &str) -> anyhow::Result<Secret> {
+    let file = config.data.join("management.sqlite");
+    anyhow::ensure!(file.is_file(), "there is no {}: the server has not run yet", file.display());
     let database = open_database(&config.data).await?;
     let nothing = Lifetimes { idle: Duration::ZERO, absolute: Duration::ZERO };
     let accounts = Accounts::new(database.clone(), nothing);
@@ -207,6 +213,22 @@ pub async fn reset_password(config: &Config, user: &str) -> anyhow::Result<Secre
         .record(&found.name, "this machine", "reset-password", &found.name, "")
         .await?;
     Ok(password)
+}
+
+/// Host and port under which a person reaches the page: behind 0.0.0.0, a name of the certificate that means
+/// something on other machines.
+fn page_host(config: &Config, address: SocketAddr) -> String {
+    if !address.ip().is_unspecified() {
+        return address.to_string();
+    }
+    let beyond = |name: &&String| {
+        *name != "localhost" && !name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    };
+    let name = config.names.iter().find(beyond).map_or("localhost", String::as_str);
+    match name.parse::<Ipv6Addr>() {
+        Ok(ip) => format!("[{ip}]:{}", address.port()),
+        Err(_) => format!("{name}:{}", address.port()),
+    }
 }
 
 async fn open_database(folder: &Path) -> anyhow::Result<sqlx::SqlitePool> {
@@ -344,5 +366,22 @@ impl Metrics {
             );
         });
         metrics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn behind_every_address_the_page_has_one_that_a_browser_can_open() {
+        let host = |names: &[&str], address: &str| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            page_host(&Config { names, ..Config::default() }, address.parse().unwrap())
+        };
+        assert_eq!(host(&["localhost", "127.0.0.1", "203.0.113.5"], "0.0.0.0:8080"), "203.0.113.5:8080");
+        assert_eq!(host(&["localhost", "2001:db8::1"], "[::]:80"), "[2001:db8::1]:80");
+        assert_eq!(host(&["localhost", "127.0.0.1"], "0.0.0.0:8080"), "localhost:8080");
+        assert_eq!(host(&["vms.example"], "10.0.0.1:443"), "10.0.0.1:443");
     }
 }

@@ -110,6 +110,7 @@ impl TunnelServer {
     /// Keeps the event stream open until the role stops.
     pub async fn watch(self, world: World, recording: Recording, stop: Stop) {
         let mut retry = FIRST_RETRY;
+        let mut told = String::new();
         loop {
             let began = tokio::time::Instant::now();
             let ended = tokio::select! {
@@ -122,7 +123,10 @@ impl TunnelServer {
                     ProblemDetail { code: error.code().into(), message: error.to_string(), step: None }
                 }
             };
-            tracing::warn!(tunnel = self.name, problem = problem.message, "tunnel server unreachable");
+            if began.elapsed() >= STABLE || told != problem.message {
+                told.clone_from(&problem.message);
+                tracing::warn!(tunnel = self.name, problem = problem.message, "tunnel server unreachable");
+            }
             world.tunnel_lost(&self.name, problem);
             if began.elapsed() >= STABLE {
                 retry = FIRST_RETRY;

@@ -2,6 +2,8 @@
 
 use crate::fake::{AT_ONCE, PASSWORD, Site};
 use axum::http::{Method, StatusCode, header};
+use homing_base::Ops;
+use homing_management::Config;
 use serde_json::{Value, json};
 
 /// Every operation that the document names, with numbers for its parameters.
@@ -276,4 +278,27 @@ async fn an_event_stream_ends_with_its_session_or_token() {
     let ended = tokio::time::timeout(AT_ONCE, stream.until_end()).await;
     assert!(ended.is_ok(), "the token's stream is still open");
     site.end().await;
+}
+
+/// The password of the first user is shown once: a start that comes to nothing must not use it up.
+#[tokio::test]
+async fn a_first_start_on_a_port_that_is_taken_leaves_the_next_one_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = Config {
+        listen: taken.local_addr().unwrap(),
+        data: folder.path().join("management"),
+        ..Config::default()
+    };
+    let bind = async || homing_management::bind(config.clone(), axum::Router::new(), &Ops::new()).await;
+    let error = format!("{:#}", bind().await.err().unwrap());
+    assert!(error.contains(&config.listen.to_string()) && error.contains("[management] listen"), "{error}");
+    drop(taken);
+    let bound = bind().await.unwrap();
+    assert!(bound.first_start().is_some(), "nobody has seen the password");
+
+    // And who has lost it gets another where the data folder is, beside a server that runs.
+    let password = homing_management::reset_password(&config, "Admin").await.unwrap();
+    assert!(!password.matches(bound.first_start().unwrap().password.expose()));
+    assert!(homing_management::reset_password(&config, "nobody").await.is_err());
 }
