@@ -27,7 +27,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run until stopped.
+    /// Run until stopped; prints the label first if a person watches.
     Run,
     /// Print serial number, OAK and QR code: the device's label.
     Label,
@@ -60,6 +60,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Run => {
             start_log(&config.log)?;
+            Config::warn_if_open_to_others(&arguments.config);
+            // For the person who starts it by hand. A log or a journal must not get it: it claims the device.
+            if std::io::stdout().is_terminal() {
+                print(&control::label(&config)?.to_terminal())?;
+            }
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 // Only for name look-ups and short writes to disk.

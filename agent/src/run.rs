@@ -365,7 +365,7 @@ impl Runner {
                     tracing::info!(step = %Step::PhoneHome, address, "waiting at the dispatcher");
                     tell(None, Event::DispatcherConnected).await;
                     let reason = dialed.serve(service, ServeSettings::default(), leave.clone()).await;
-                    tracing::info!(step = %Step::PhoneHome, address, %reason, "left the dispatcher");
+                    tracing::info!(step = %Step::Connect, address, %reason, "left the dispatcher");
                     let error = (!leave.is_cancelled()).then(|| format!("{address}: {reason}"));
                     tell(error, Event::DispatcherEnded).await;
                 }

@@ -243,7 +243,7 @@ impl Relay {
         }
         for told in &changes.changes {
             let code = told.problem.as_ref().map(|problem| problem.code.as_str());
-            tracing::info!(step = %told.step, serial = %told.serial, state = ?told.state, code, "dispatcher");
+            tracing::info!(step = %told.step, serial = %told.serial, state = ?told.state, code, "told by the dispatcher");
         }
         self.devices.hear_changes(&changes).await?;
         if changes.changes.iter().any(|told| told.state == RegistrationState::Returned) {

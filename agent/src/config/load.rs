@@ -22,13 +22,21 @@ pub(super) fn load(
     let text = std::fs::read_to_string(path).with_context(|| {
         format!("cannot read {}; \"homing-agent config\" prints one to begin with", path.display())
     })?;
-    warn_if_open_to_others(path);
     // A syntax error of the parser shows the line, which may be the one with the password.
     let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
         let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
         anyhow::anyhow!("{}, line {line}: {}", path.display(), error.message())
     })?;
-    from_table(&mut table, environment).with_context(|| path.display().to_string())
+    let mut config = from_table(&mut table, environment).with_context(|| path.display().to_string())?;
+    for dispatcher in &mut config.dispatchers {
+        let anchor = &mut dispatcher.trust_anchor;
+        if !anchor.is_empty() && !anchor.contains("-----BEGIN") {
+            // Beside the configuration, from wherever the agent is started.
+            let beside = path.parent().unwrap_or(Path::new("")).join(&*anchor);
+            *anchor = beside.display().to_string();
+        }
+    }
+    Ok(config)
 }
 
 fn from_table(
@@ -127,7 +135,8 @@ fn refuse_unknown_keys(given: &Table, known: &Table, place: &str) -> anyhow::Res
     Ok(())
 }
 
-fn warn_if_open_to_others(path: &Path) {
+/// For whoever has started the log, which needs the configuration.
+pub(super) fn warn_if_open_to_others(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
     if mode & 0o044 != 0 {
@@ -208,6 +217,19 @@ mod tests {
         assert!(config.cameras[0].rtsp.matches("rtsp://a:b@c/"));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.serial.unwrap().to_string(), "00408C702009");
+    }
+
+    #[test]
+    fn a_trust_anchor_is_looked_for_beside_the_configuration() {
+        let anchor = |given: &str| {
+            let config = from_text(&format!("[[dispatchers]]\ntrust_anchor = {given:?}"), &[]).unwrap();
+            config.dispatchers[0].trust_anchor.clone()
+        };
+        let beside = anchor("ca.pem");
+        assert!(beside.starts_with('/') && beside.ends_with("/ca.pem"), "{beside}");
+        for as_it_is in ["", "/etc/ca.pem", "-----BEGIN CERTIFICATE-----"] {
+            assert_eq!(anchor(as_it_is), as_it_is);
+        }
     }
 
     #[test]

@@ -187,6 +187,11 @@ impl Config {
         load::load(path, environment)
     }
 
+    /// Warns in the log when others can read the file at `path`, which holds the cameras' password.
+    pub fn warn_if_open_to_others(path: &Path) {
+        load::warn_if_open_to_others(path);
+    }
+
     /// Checks everything that can be checked without a network.
     ///
     /// # Errors
@@ -356,8 +361,12 @@ impl Dispatcher {
                 let text = if given.contains("-----BEGIN") {
                     given.to_owned()
                 } else {
-                    std::fs::read_to_string(given)
-                        .with_context(|| format!("trust_anchor: cannot read {given}"))?
+                    std::fs::read_to_string(given).with_context(|| {
+                        format!(
+                            "trust_anchor: cannot read {given}; copy it from the dispatcher, where it is \
+                                 dispatcher-ca.pem in its data folder"
+                        )
+                    })?
                 };
                 for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
                     let certificate = certificate.context("trust_anchor: not PEM")?;
