@@ -42,7 +42,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             external: SocketAddr::from(([0, 0, 0, 0], 7443)),
-            api: SocketAddr::from(([0, 0, 0, 0], 7444)),
+            api: SocketAddr::from(([127, 0, 0, 1], 7444)),
             names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             data: "/var/lib/homing/dispatcher".into(),
             certificate: PathBuf::new(),
