@@ -13,11 +13,12 @@ mod story;
 use crate::{cli, server, server::Server};
 use anyhow::{Context, ensure};
 use clap::Args;
-use homing_base::{Ops, Stop, Workers, logging, password, vault};
+use homing_base::{Ops, Stop, Workers, listen, logging, password, stop, vault};
 use homing_protocol::{Oak, Secret, SerialNumber, secret::Credentials};
 use serde::{Deserialize, Serialize};
 use std::{
     net::SocketAddr,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -41,7 +42,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=i64::from(CAMERAS_MAX)))]
     cameras: u8,
     /// What is logged: a level, or target=level pairs.
-    #[arg(long, value_name = "FILTER", default_value = "warn")]
+    // A slow disk, of which the database warns, is nothing that a newcomer can mend.
+    #[arg(long, value_name = "FILTER", default_value = "warn,sqlx=error")]
     log: String,
 }
 
@@ -93,22 +95,37 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     // Removed when it is dropped, also after an error.
     let temporary = match &options.data {
         Some(_) => None,
-        None => Some(tempfile::Builder::new().prefix("homing-demo-").tempdir().context("temporary folder")?),
+        None => {
+            let mode = std::fs::Permissions::from_mode(0o700);
+            let folder = tempfile::Builder::new().prefix("homing-demo-").permissions(mode).tempdir();
+            Some(folder.context("cannot make a temporary folder")?)
+        }
     };
     let folder = match (&options.data, &temporary) {
         (Some(folder), _) => folder.clone(),
         (None, Some(temporary)) => temporary.path().to_owned(),
         (None, None) => unreachable!("one of the two is there"),
     };
-    vault::private_folder(&folder)?;
-    let ended = cli::runtime()?.block_on(demo(&options, &folder));
+    let lock = vault::claim_folder(&folder)?;
+    let stop = Stop::new();
+    let ended = cli::runtime()?.block_on(async {
+        tokio::select! {
+            started = demo(&options, &folder, &stop) => started?,
+            // Not ready yet, but the temporary folder is there.
+            signal = stop::signal() => return Ok(signal?),
+        }
+        server::end_at_signal(stop.clone()).await
+    });
+    drop(lock);
     if let Some(temporary) = temporary {
         temporary.close().with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     ended
 }
 
-async fn demo(options: &Options, folder: &Path) -> anyhow::Result<()> {
+async fn demo(options: &Options, folder: &Path, stop: &Stop) -> anyhow::Result<()> {
+    // What is most likely to be in the way, before anything is made; the page itself comes last.
+    drop(listen::bind(loopback(options.port), "the page; --port takes another")?);
     let earlier = read_description(folder)?;
     let workers = Workers::start(0).context("cannot start the worker threads")?;
     let ops = Ops::new();
@@ -210,7 +227,6 @@ async fn demo(options: &Options, folder: &Path) -> anyhow::Result<()> {
         cameras: descriptions,
     };
 
-    let stop = Stop::new();
     for camera in cameras {
         stop.spawn(camera.run(stop.clone()));
     }
@@ -229,13 +245,13 @@ async fn demo(options: &Options, folder: &Path) -> anyhow::Result<()> {
         management: Some(management),
         ops,
     };
-    server.start(&stop);
+    server.start(stop);
 
     // Last: a script that finds the file finds everything listening.
     vault::write_private(&folder.join("demo.json"), &serde_json::to_vec_pretty(&description)?)?;
     cli::print(&welcome(&description, folder, options.data.is_some()));
     stop.spawn(story::tell(description, stop.clone()));
-    server::end_at_signal(stop).await
+    Ok(())
 }
 
 fn camera_config(index: u8, earlier: Option<&CameraDescription>) -> homing_camera::Config {
@@ -336,21 +352,26 @@ fn read_description(folder: &Path) -> anyhow::Result<Option<Description>> {
 
 fn welcome(demo: &Description, folder: &Path, kept: bool) -> String {
     let spare = demo.cameras.last().expect("at least one camera");
+    let others = match demo.cameras.len() - 1 {
+        0 => String::new(),
+        1 => "One camera presses its own button now: watch it find its tunnel server.\n  ".to_owned(),
+        many => {
+            format!("{many} cameras press their own buttons now: watch them find their tunnel server.\n  ")
+        }
+    };
     let kept = if kept { "kept" } else { "removed at the end" };
     format!(
         "\n  Homing demo\n\n  \
          Page       {}\n  \
          Sign in    {}   {}\n  \
          Folder     {} ({kept}); demo.json in it is for scripts\n\n  \
-         {} cameras press their own buttons now: watch them find their tunnel server.\n  \
-         {:?} is yours: register it with what stands on its label (page, Simulated cameras),\n  \
+         {others}{:?} is yours: register it with what stands on its label (page, Simulated cameras),\n  \
          press its button, and add it by the wizard.\n\n  \
          Ctrl-C ends everything.\n\n",
         demo.url,
         demo.user,
         demo.password.expose(),
         folder.display(),
-        demo.cameras.len() - 1,
         spare.name,
     )
 }

@@ -21,6 +21,30 @@ const UNDELAYED: Duration = Duration::from_millis(1500);
 /// What a flood on one port may leave behind in memory, in kB (allocators keep some).
 const MEMORY_KB: u64 = 12_000;
 
+/// The goal: whatever is in the way of a demo is named at once, with what to do, and nothing is left behind.
+#[test]
+fn a_demo_that_cannot_start_says_why_and_leaves_nothing() {
+    let folder = Folder::new();
+    let temporary = folder.join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    let refused = |arguments: &[&str]| {
+        let output = Command::new(homing()).arg("demo").args(arguments).env("TMPDIR", &temporary).output();
+        let output = output.unwrap();
+        assert!(!output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let said = refused(&["--port", &port]);
+    assert!(said.contains(&port) && said.contains("--port"), "{said}");
+    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "the temporary folder is left");
+
+    let data = folder.join("data");
+    let _demo = Demo::start(&data, &["--cameras", "1"]);
+    let said = refused(&["--port", "0", "--data", data.to_str().unwrap()]);
+    assert!(said.contains("another process") && said.contains(data.to_str().unwrap()), "{said}");
+}
+
 /// The goal, scenario C: the device phones home and waits, then it is registered; every mistake on the
 /// way is refused with its reason where it is made, and the right entry works within a moment.
 #[test]
