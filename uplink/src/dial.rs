@@ -77,6 +77,14 @@ pub enum DialError {
         /// What rustls says.
         error: String,
     },
+    /// A certificate of a time to come: this machine's clock has stopped, or never knew the time.
+    #[error(
+        "the certificate of {server} begins later than this machine's clock says: the clock is slow; set it, by NTP"
+    )]
+    SlowClock {
+        /// Its address.
+        server: String,
+    },
     /// The server is trusted, but under another name.
     #[error("the certificate of {server} is for another name: {error}")]
     WrongName {
@@ -285,6 +293,9 @@ impl Dialer {
             HandshakeError::Tls(Tls::InvalidCertificate(
                 error @ (Bad::NotValidForName | Bad::NotValidForNameContext { .. }),
             )) => DialError::WrongName { server, error: error.to_string() },
+            HandshakeError::Tls(Tls::InvalidCertificate(
+                Bad::NotValidYet | Bad::NotValidYetContext { .. },
+            )) => DialError::SlowClock { server },
             HandshakeError::Tls(Tls::InvalidCertificate(error)) => {
                 DialError::Untrusted { server, error: error.to_string() }
             }

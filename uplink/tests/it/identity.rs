@@ -85,6 +85,16 @@ async fn the_reason_of_a_refusal_reaches_the_device() {
     server.end().await;
 }
 
+/// What a clock says that has never been set.
+#[derive(Debug)]
+struct Year1970;
+
+impl rustls::time_provider::TimeProvider for Year1970 {
+    fn current_time(&self) -> Option<rustls::pki_types::UnixTime> {
+        Some(rustls::pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(86_400)))
+    }
+}
+
 /// Goal: a device tells an impostor, and says what to check.
 #[tokio::test]
 async fn a_server_that_is_not_trusted_is_refused_with_a_clear_error() {
@@ -98,6 +108,15 @@ async fn a_server_that_is_not_trusted_is_refused_with_a_clear_error() {
     let at_server =
         within("the error", server.arrivals.recv()).await.expect("the loop runs").expect_err("TLS failed");
     assert!(matches!(at_server, AcceptError::Tls { .. }), "{at_server}");
+
+    // A machine without a battery for its clock.
+    let mut dialer = server.dialer(Carrier::Native, &device);
+    let mut tls = (*dialer.tls).clone();
+    tls.time_provider = Arc::new(Year1970);
+    dialer.tls = Arc::new(tls);
+    let error = dialer.dial().await.expect_err("not valid yet");
+    assert!(matches!(error, DialError::SlowClock { .. }) && error.to_string().contains("clock"), "{error}");
+    let _ = within("the error", server.arrivals.recv()).await;
 
     let mut dialer = server.dialer(Carrier::Native, &device);
     dialer.address = UplinkAddress::new("127.0.0.2", server.address.port()).expect("an address");
