@@ -88,6 +88,7 @@ function navigate() {
 
 function draw() {
   byId("offline").hidden = store.online;
+  document.body.classList.toggle("stale", !store.online);
   drawTree(byId("tree"), place());
   drawSummary();
   page?.draw();

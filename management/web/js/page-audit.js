@@ -45,8 +45,8 @@ export class AuditPage {
           { class: "card scroll-x" },
           h(
             "table",
-            { class: "table" },
-            h("thead", {}, h("tr", {}, h("th", {}, "When"), h("th", {}, "Who"), h("th", {}, "What"), h("th", {}, "To what"), h("th", { class: "spare" }, "From"), h("th", { class: "spare" }, "How it went"))),
+            { class: "table stack" },
+            h("thead", {}, h("tr", {}, h("th", {}, "When"), h("th", {}, "Who"), h("th", {}, "What"), h("th", {}, "To what"), h("th", {}, "From"), h("th", {}, "How it went"))),
             h(
               "tbody",
               {},
@@ -54,12 +54,12 @@ export class AuditPage {
                 h(
                   "tr",
                   { "data-key": String(entry.id) },
-                  h("td", { class: "num" }, full(entry.at)),
+                  h("td", { class: "num nowrap" }, full(entry.at)),
                   h("td", {}, h("b", {}, entry.user)),
                   h("td", {}, entry.action.replaceAll("-", " ")),
                   h("td", { class: "mono" }, entry.object),
-                  h("td", { class: "spare mono" }, entry.peer),
-                  h("td", { class: "spare muted" }, entry.detail),
+                  h("td", { class: "mono", "data-head": "from" }, entry.peer),
+                  h("td", { class: "muted" }, entry.detail),
                 ),
               ),
             ),

@@ -47,7 +47,7 @@ export class LabelsPage {
         "div",
         { class: "sticker" },
         h("div", { class: "sticker-head" }, h("b", {}, label.name), h("small", {}, "Network camera")),
-        h("img", { class: "sticker-code", src: `/api/v1/simulated-cameras/${label.serial}/label.svg`, width: 104, height: 104, alt: "QR code: serial number and OAK" }),
+        h("img", { class: "sticker-code", src: `/api/v1/simulated-cameras/${label.serial}/label.svg`, width: 88, height: 88, alt: "QR code: serial number and OAK" }),
         h(
           "dl",
           {},

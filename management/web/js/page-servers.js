@@ -132,7 +132,7 @@ function deviceTable(devices) {
             h("td", {}, badge(device)),
             h("td", {}, h("span", { class: "with-mark" }, pips(device), `${device.step_number} ${stepTitle(device.step)}`)),
             h("td", { class: "spare mono" }, device.serial),
-            h("td", { class: "spare num", title: full(device.since) }, device.since ? sinceThen(device.since) : "–"),
+            h("td", { class: "spare num nowrap", title: full(device.since) }, device.since ? sinceThen(device.since) : "–"),
           ),
         ),
       ),
@@ -151,7 +151,7 @@ export function serversPage() {
       h(
         "table",
         { class: "table" },
-        h("thead", {}, h("tr", {}, h("th", {}, "Recording server"), h("th", {}, "State"), h("th", { class: "end" }, "Hardware"), h("th", { class: "end" }, "Cameras"))),
+        h("thead", {}, h("tr", {}, h("th", {}, "Recording server"), h("th", {}, "State"), h("th", { class: "end spare" }, "Hardware"), h("th", { class: "end" }, "Cameras"))),
         h(
           "tbody",
           {},
@@ -161,7 +161,7 @@ export function serversPage() {
               { "data-key": server.name },
               h("td", {}, h("a", { class: "row-link", href: `#/recording/${encodeURIComponent(server.name)}` }, server.name)),
               h("td", {}, stateBadge(server.reachable ? { mark: "green", word: "Running" } : { mark: "red", word: "Does not answer" })),
-              h("td", { class: "end num" }, server.hardware),
+              h("td", { class: "end num spare" }, server.hardware),
               h("td", { class: "end num" }, server.cameras),
             ),
           ),

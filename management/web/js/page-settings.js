@@ -196,9 +196,9 @@ function section(title, action, heads, rows, empty) {
           { class: "scroll-x" },
           h(
             "table",
-            { class: "table" },
+            { class: "table stack" },
             h("thead", {}, h("tr", {}, heads.map((head) => h("th", {}, head || h("span", { class: "sr" }, "What can be done"))))),
-            h("tbody", {}, rows.map((row) => h("tr", { "data-key": String(row.key) }, row.cells.map((cell, index) => h("td", { class: index === row.cells.length - 1 ? "end" : "" }, cell))))),
+            h("tbody", {}, rows.map((row) => h("tr", { "data-key": String(row.key) }, row.cells.map((cell, index) => h("td", { class: index === row.cells.length - 1 ? "end" : index === 0 ? "first" : "", "data-head": index > 0 && heads[index] ? heads[index] : null }, cell))))),
           ),
         ),
   );

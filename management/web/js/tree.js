@@ -1,7 +1,7 @@
 // The administrator's tree: Remote connect services → tunnel servers → devices; Servers → recording
 // servers → hardware → cameras. Keyboard as in the WAI-ARIA tree pattern: one stop for Tab, arrows inside.
 
-import { h, icon, morphNode, s } from "./dom.js";
+import { announce, byId, h, icon, morphNode, s } from "./dom.js";
 import { cameraMark, deviceMark, STEPS, stepNumber, stepTitle } from "./steps.js";
 import { store } from "./store.js";
 
@@ -29,6 +29,12 @@ const folded = new Set();
 
 /** The node that Tab leads to. @type {string | null} */
 let focusKey = null;
+
+/** What the user looks for, in small letters; empty: everything is shown. */
+let wanted = "";
+
+/** From so many devices on, looking for one by eye takes too long. */
+const FIND_FROM = 8;
 
 let typed = "";
 let typedAt = 0;
@@ -141,10 +147,26 @@ function visible(nodes) {
   return nodes.flatMap((node) => [node, ...(node.children && !folded.has(node.key) ? visible(node.children) : [])]);
 }
 
+/**
+ * What is looked for, with what stands above and below it.
+ * @param {Node[]} nodes
+ * @returns {Node[]}
+ */
+function matching(nodes) {
+  if (!wanted) return nodes;
+  return nodes.flatMap((node) => {
+    if (node.level > 2 && `${node.name} ${node.key} ${node.spoken}`.toLowerCase().includes(wanted)) return node;
+    const children = matching(node.children ?? []);
+    return children.length > 0 ? { ...node, children } : [];
+  });
+}
+
 /** Draws the tree. @param {HTMLElement} tree @param {string} place the present address */
 export function drawTree(tree, place) {
-  const roots = model();
+  const found = matching(model());
+  const roots = found.length > 0 ? found : model().map((root) => ({ ...root, children: [], empty: "Nothing found." }));
   const shown = visible(roots);
+  byId("find").hidden = store.devices.length < FIND_FROM && !wanted;
   if (!shown.some((node) => node.key === focusKey)) {
     focusKey = (shown.find((node) => node.href === place) ?? shown[0]).key;
   }
@@ -240,6 +262,21 @@ export function startTree(tree, place) {
     if (!folded.delete(key)) folded.add(key);
     redraw();
   };
+  const find = /** @type {HTMLInputElement} */ (byId("find-text"));
+  find.addEventListener("input", () => {
+    wanted = find.value.trim().toLowerCase();
+    redraw();
+    const found = visible(matching(model())).filter((node) => !node.children).length;
+    if (wanted) announce(`${found} found`);
+  });
+  find.addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowDown" && event.key !== "Enter") return;
+    event.preventDefault();
+    const first = visible(matching(model())).find((node) => node.level > 2);
+    focusKey = first?.key ?? focusKey;
+    redraw();
+    focusNode(tree);
+  });
   tree.addEventListener("click", (event) => {
     const target = /** @type {Element} */ (event.target);
     const li = /** @type {HTMLElement | null} */ (target.closest("[role=treeitem]"));
@@ -251,7 +288,7 @@ export function startTree(tree, place) {
   });
   tree.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const shown = visible(model());
+    const shown = visible(matching(model()));
     const at = shown.findIndex((node) => node.key === focusKey);
     if (at < 0) return;
     const present = shown[at];
@@ -293,9 +330,9 @@ export function startTree(tree, place) {
         if (event.key.length !== 1) return;
         typed = event.timeStamp - typedAt < 700 ? typed + event.key : event.key;
         typedAt = event.timeStamp;
-        const wanted = typed.toLowerCase();
+        const start = typed.toLowerCase();
         const from = typed.length === 1 ? at + 1 : at;
-        go([...shown.slice(from), ...shown.slice(0, from)].find((node) => node.name.toLowerCase().startsWith(wanted)));
+        go([...shown.slice(from), ...shown.slice(0, from)].find((node) => node.name.toLowerCase().startsWith(start)));
       }
     }
     event.preventDefault();
