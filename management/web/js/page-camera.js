@@ -114,7 +114,7 @@ export class CameraPage {
       },
       failed: (problem) => {
         if (this.player !== player) return;
-        this.over = { symbol: "alert", text: problem };
+        this.over = problem === null ? null : { symbol: "alert", text: problem };
         this.drawPlayer();
       },
     });
@@ -301,16 +301,18 @@ export class CameraPage {
     this.overlay.hidden = !this.over && !loading;
     if (this.over) morph(this.overlay, this.over.symbol ? icon(this.over.symbol) : h("span", { class: "spinner" }), h("span", { role: "status" }, this.over.text));
     else if (loading) morph(this.overlay, h("span", { class: "spinner" }));
+    this.overlay.classList.toggle("dim", this.over !== null);
     morph(this.mode, live ? [h("span", { class: "live-dot" }), "Live"] : "Recorded");
     this.mode.hidden = live && this.over !== null;
     this.timeline.setPlayhead(live ? Date.now() : (moment ?? Date.now()), live);
     const button = (/** @type {string} */ symbol, /** @type {string} */ name, /** @type {() => void} */ act, /** @type {Record<string, any>} */ more = {}) =>
       h("button", { class: "icon-button", type: "button", "aria-label": name, title: name, onclick: act, ...more }, icon(symbol));
-    const shown = live ? Date.now() : moment;
+    // What does not move has no time of now.
+    const shown = !live ? moment : this.over ? undefined : Date.now();
     morph(
       this.controls,
       button(playing ? "pause" : "play", playing ? "Pause" : "Play", () => this.togglePlay(), { "data-testid": "play" }),
-      h("button", { class: "to-live", type: "button", "aria-pressed": String(live), "data-testid": "live", onclick: () => this.goLive() }, h("span", { class: "live-dot" }), "Live"),
+      h("button", { class: `to-live ${live && this.over ? "waiting" : ""}`, type: "button", "aria-pressed": String(live), "data-testid": "live", onclick: () => this.goLive() }, h("span", { class: "live-dot" }), "Live"),
       button("previous-gap", "Previous gap", () => this.toGap(-1), { disabled: this.gaps.length === 0 }),
       button("next-gap", "Next gap", () => this.toGap(1), { disabled: this.gaps.length === 0 }),
       h("span", { class: "clock", "data-testid": "clock" }, shown ? time(shown) : "–", h("small", {}, shown ? day(shown) : "")),

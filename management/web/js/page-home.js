@@ -95,6 +95,7 @@ export class HomePage {
       id,
       new LivePlayer(video, id, (state) => {
         /** @type {HTMLElement} */ (over).hidden = state.kind === "playing";
+        over.classList.toggle("dim", state.kind !== "connecting");
         if (state.kind === "connecting") over.replaceChildren(h("span", { class: "spinner" }));
         else over.replaceChildren(icon(state.kind === "unsupported" ? "alert" : "camera"), h("span", {}, state.reason ?? ""));
       }),

@@ -17,12 +17,16 @@ const NEWEST_AHEAD_S = 5;
 /** What has just happened is not on the disk yet; so long it is waited for. */
 const UNSECURED_MS = 20_000;
 
+/** Between attempts after a failure; doubled up to the last, with jitter. */
+const FIRST_RETRY_MS = 1000;
+const LONGEST_RETRY_MS = 10_000;
+
 /**
  * @typedef {object} PlaybackEvents
  * @property {() => void} changed state or picture
  * @property {(from: number, to: number) => void} gap jumped over; milliseconds since 1970
  * @property {() => void} newest everything that is stored was shown
- * @property {(problem: string) => void} failed
+ * @property {(problem: string | null) => void} failed nothing to show, and why; `null`: it goes on
  */
 
 export class PlaybackPlayer {
@@ -58,6 +62,12 @@ export class PlaybackPlayer {
     this.gaps = [];
     this.placed = false;
     this.busy = false;
+    /** Why the last request failed, and when it is sent again. @type {string | null} */
+    this.problem = null;
+    this.retryAt = 0;
+    this.retry = FIRST_RETRY_MS;
+    /** What the page was told. @type {string | null} */
+    this.told = null;
     /** @type {number | undefined} */
     this.askAgain = undefined;
     this.abort = new AbortController();
@@ -70,14 +80,20 @@ export class PlaybackPlayer {
 
   /** Loads until enough is buffered; called again by `follow`. */
   async load() {
-    if (this.busy) return;
+    if (this.busy || Date.now() < this.retryAt) return;
     this.busy = true;
     try {
       while (!this.closed && this.wantsMore) {
-        if (!(await this.loadGroup())) break;
+        const moved = await this.loadGroup();
+        this.problem = null;
+        this.retry = FIRST_RETRY_MS;
+        if (!moved) break;
       }
     } catch (error) {
-      if (!this.closed) this.events.failed(error instanceof Error ? error.message : String(error));
+      // A browser says no more of a network that failed than "Failed to fetch".
+      this.problem = error instanceof TypeError ? "The management server cannot be reached; trying again." : error instanceof Error ? error.message : String(error);
+      this.retryAt = Date.now() + this.retry * (0.75 + Math.random() / 2);
+      this.retry = Math.min(this.retry * 2, LONGEST_RETRY_MS);
     } finally {
       this.busy = false;
     }
@@ -167,6 +183,7 @@ export class PlaybackPlayer {
   follow() {
     const { feed, video } = this;
     if (this.closed) return;
+    this.tell();
     if (!this.placed) return void this.load();
     const gap = this.gaps.find(({ from, to }) => video.currentTime >= from - 0.15 && video.currentTime < to);
     if (gap && feed.end >= gap.to) {
@@ -182,6 +199,15 @@ export class PlaybackPlayer {
     feed.forget(BEHIND_S);
     this.load();
     this.events.changed();
+  }
+
+  /** A request that failed is told when there is nothing left to show without it. */
+  tell() {
+    const { feed, video } = this;
+    const problem = !this.placed || feed.end - video.currentTime < 0.3 ? this.problem : null;
+    if (problem === this.told) return;
+    this.told = problem;
+    this.events.failed(problem);
   }
 
   /** @param {boolean} playing */
