@@ -2,7 +2,7 @@
 
 import { ApiError, call, words } from "./api.js";
 import { field, openDialog, passwordField } from "./dialog.js";
-import { h, icon, morph, toast } from "./dom.js";
+import { announce, h, icon, morph, toast } from "./dom.js";
 import { hexDigits, oakLabel, plural } from "./format.js";
 import { deviceMark, stepTitle } from "./steps.js";
 import { store } from "./store.js";
@@ -285,6 +285,9 @@ export function addHardware(preselected = []) {
         for (let device = waiting.shift(); device; device = waiting.shift()) await addOne(device);
       };
       await Promise.all([worker(), worker(), worker(), worker()]);
+      const failed = [...results.values()].filter((result) => result.problem).length;
+      announce(failed > 0 ? `${plural(failed, "device")} could not be added` : `${plural(devices.length, "device")} added`);
+      /** @type {HTMLElement | null} */ (foot.querySelector("button"))?.focus();
     } else {
       dialog.close();
       const added = [...results.values()].flatMap((result) => result.hardware ?? []);
@@ -423,6 +426,8 @@ export function addHardware(preselected = []) {
   }
 
   draw();
+  // Only now is there something to have the focus: until here it is on Close, and Enter would end it all.
+  /** @type {HTMLElement | null} */ (body.querySelector("input") ?? foot.querySelector("button"))?.focus();
 }
 
 /** `checked` is the attribute only; what is ticked now is a property, which morphing does not see. @param {Record<string, any>} attributes */

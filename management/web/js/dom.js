@@ -169,6 +169,9 @@ export function announce(text) {
   requestAnimationFrame(() => (region.textContent = text));
 }
 
+/** Where messages stand. @type {HTMLElement | null} */
+let toasts = null;
+
 /**
  * Shows a message for a moment.
  * @param {string} text
@@ -179,7 +182,11 @@ export function toast(text, kind = "info") {
   const close = h("button", { class: "icon-button", type: "button", "aria-label": "Dismiss" }, icon("x"));
   const box = h("div", { class: `toast toast-${kind}`, role: kind === "bad" ? "alert" : "status" }, icon(symbol), h("span", {}, text), close);
   close.onclick = () => box.remove();
-  byId("toasts").append(box);
+  toasts ??= byId("toasts");
+  toasts.append(box);
+  // What is in full screen hides everything else.
+  const ground = document.fullscreenElement ?? document.body;
+  if (toasts.parentElement !== ground) ground.append(toasts);
   // What went wrong stays until it was read.
   if (kind === "bad") return;
   setTimeout(() => box.classList.add("leaving"), 5200);
