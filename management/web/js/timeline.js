@@ -126,10 +126,6 @@ export class Timeline {
     if (!live && this.following && moment < this.start) this.following = false;
     // Playing on out of the view turns the page.
     if (!live && !this.pointers.size && moment > this.end) this.end = moment + this.span * 0.7;
-    this.scale.setAttribute("aria-valuemin", String(Math.round(this.start / 1000)));
-    this.scale.setAttribute("aria-valuemax", String(Math.round(this.end / 1000)));
-    this.scale.setAttribute("aria-valuenow", String(Math.round(moment / 1000)));
-    this.scale.setAttribute("aria-valuetext", live ? "Live" : full(moment));
     this.draw();
   }
 
@@ -225,7 +221,12 @@ export class Timeline {
     return this.scale.clientWidth || 1;
   }
 
+  /** Tells the scale in words at once, draws it with the next frame. */
   draw() {
+    this.scale.setAttribute("aria-valuemin", String(Math.round(this.start / 1000)));
+    this.scale.setAttribute("aria-valuemax", String(Math.round(this.end / 1000)));
+    this.scale.setAttribute("aria-valuenow", String(Math.round(this.playhead / 1000)));
+    this.scale.setAttribute("aria-valuetext", this.live ? "Live" : full(this.playhead));
     if (this.drawing) return;
     this.drawing = requestAnimationFrame(() => {
       this.drawing = 0;
