@@ -17,7 +17,7 @@ use homing_tunnel::{ReachError, TunnelHandle};
 use http::{Request, Response};
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 use tokio::runtime::Handle;
@@ -206,7 +206,6 @@ pub(crate) fn for_management(
         url: format!("http://{}", reachable(tunnel.internal_addr())),
         user: credentials.user,
         password: credentials.password,
-        trust_anchor: PathBuf::new(),
     }
 }
 

@@ -9,7 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long a role may take to end after it was asked to; then its tasks are abandoned with the
 /// process.
-pub const DRAIN_DEADLINE: Duration = Duration::from_millis(1500);
+pub const DRAIN_DEADLINE: Duration = Duration::from_millis(1000);
 
 /// Cheap to clone; all clones are the same role.
 #[derive(Clone, Debug, Default)]

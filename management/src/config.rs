@@ -67,9 +67,6 @@ pub struct TunnelServer {
     pub user: String,
     /// That user's password.
     pub password: Secret,
-    /// PEM file of the only trust anchor for HTTPS; the public web's where empty.
-    #[serde(default)]
-    pub trust_anchor: PathBuf,
 }
 
 impl TunnelServer {
@@ -205,7 +202,6 @@ mod tests {
                 url: "http://127.0.0.1:1".into(),
                 user: "vms".into(),
                 password: "sesame-sts".into(),
-                trust_anchor: PathBuf::new(),
             }],
             ..Config::default()
         };

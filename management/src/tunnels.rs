@@ -5,7 +5,6 @@
 //! The stream is opened before the devices are listed, so that no change falls between the two.
 
 use crate::{config, recording::Recording, sse, world::World};
-use anyhow::Context;
 use homing_base::{
     Stop,
     client::{ApiClient, Auth, CallError},
@@ -48,17 +47,10 @@ impl TunnelServer {
     /// As configured.
     ///
     /// # Errors
-    /// When its address or trust anchor cannot be read.
+    /// When its address cannot be read.
     pub fn new(config: &config::TunnelServer) -> anyhow::Result<Self> {
-        let trust = if config.trust_anchor.as_os_str().is_empty() {
-            None
-        } else {
-            let path = &config.trust_anchor;
-            Some(std::fs::read_to_string(path).with_context(|| format!("trust anchor {}", path.display()))?)
-        };
         let role = format!("tunnel server {:?}", config.name);
-        let client =
-            ApiClient::new(&role, &config.url, &Auth::Basic(config.credentials()), trust.as_deref())?;
+        let client = ApiClient::new(&role, &config.url, &Auth::Basic(config.credentials()), None)?;
         Ok(TunnelServer { name: config.name.clone(), client })
     }
 

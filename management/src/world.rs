@@ -314,7 +314,6 @@ mod tests {
             url: "http://127.0.0.1:1".into(),
             user: "vms".into(),
             password: "sesame".into(),
-            trust_anchor: Default::default(),
         };
         Config { tunnel_servers: vec![server], ..Config::default() }
     }

@@ -166,7 +166,7 @@ impl Bound {
 }
 
 /// For cameras and viewers to end. What they leave still has to be secured after that.
-const DRAIN_DEADLINE: Duration = Duration::from_millis(1000);
+const DRAIN_DEADLINE: Duration = Duration::from_millis(700);
 
 /// The wall clock.
 pub(crate) fn now() -> Ticks {

@@ -380,7 +380,6 @@ impl Site {
                 url: format!("http://127.0.0.1:{tunnel_port}"),
                 user: "vms".into(),
                 password: "sesame".into(),
-                trust_anchor: Default::default(),
             }],
             simulated_cameras: vec![config::SimulatedCamera {
                 name: "Spare".into(),
