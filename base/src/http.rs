@@ -57,7 +57,7 @@ pub async fn serve(
     serve_with(listener, move |request| by_router(router.clone(), request), tls, stop).await;
 }
 
-/// A router's answer to a request, whose body has to arrive within [`BODY_DEADLINE`].
+/// A router's answer to a request, whose body has to arrive within `BODY_DEADLINE`.
 pub async fn by_router(router: Router, request: Request<Incoming>) -> Response {
     let Ok(response) = router.oneshot(request.map(in_time)).await;
     response
