@@ -1,7 +1,9 @@
 //! The audit log: who did what to which device, in the order in which it was done (steps 2 and 5).
 //!
 //! Invariants:
-//! - an entry is written in the transaction of the change that it tells of: neither is there without the other;
+//! - an entry is written in the transaction of the change that it tells of: neither is there without the other.
+//!   A list is taken in parts, so it has two: one before the first part, one with what came of it;
+//! - what one account is refused again and again is told once, so that nobody fills the log by asking;
 //! - entries are never changed or deleted (triggers of the schema refuse it), and are numbered without a gap;
 //! - each holds the hash of itself and of the one before. Whoever alters the file with other means must alter
 //!   every later hash too; a hash that was noted elsewhere (the log of the process tells each, and
@@ -30,6 +32,7 @@ pub(crate) enum Action {
     AccountCreated,
     AccountDisabled,
     PasswordSet,
+    ListOpened,
     ListImported,
     OakShown,
     Claimed,
@@ -45,6 +48,7 @@ impl Action {
             Action::AccountCreated => "account-created",
             Action::AccountDisabled => "account-disabled",
             Action::PasswordSet => "password-set",
+            Action::ListOpened => "list-opened",
             Action::ListImported => "list-imported",
             Action::OakShown => "oak-shown",
             Action::Claimed => "claimed",
@@ -151,6 +155,22 @@ pub(crate) async fn write(
         "audit"
     );
     Ok(())
+}
+
+/// Whether the last entry about a device is that this actor did just this.
+pub(crate) async fn was_last(
+    change: &mut Transaction<'_, Sqlite>,
+    actor: &str,
+    action: Action,
+    serial: SerialNumber,
+) -> anyhow::Result<bool> {
+    let last: Option<(String, String)> =
+        sqlx::query_as("SELECT actor, action FROM audit WHERE serial = $1 ORDER BY id DESC LIMIT 1")
+            .bind(serial.to_string())
+            .fetch_optional(&mut **change)
+            .await
+            .context("audit log")?;
+    Ok(last.is_some_and(|(who, what)| who == actor && what == action.word()))
 }
 
 /// Reads the whole log, checks every hash, and passes on the entries of that device, or all; gives the number

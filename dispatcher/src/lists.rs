@@ -72,7 +72,7 @@ pub async fn import(data: &Path, name: &str, list: impl Read, on_fault: OnFault)
     let pool = store::open_database(data).await?;
     let vault = store::open_vault(data)?;
     let mut list = BufReader::new(list);
-    let delimiter = delimiter(list.fill_buf().context("the list")?);
+    let delimiter = delimiter(list.fill_buf().with_context(|| format!("cannot read {name}"))?);
     // A carriage return is trimmed: as a part of the line's end it would make the numbers of lines wrong.
     let mut reader = ReaderBuilder::new()
         .has_headers(false)
@@ -81,6 +81,10 @@ pub async fn import(data: &Path, name: &str, list: impl Read, on_fault: OnFault)
         .terminator(Terminator::Any(b'\n'))
         .delimiter(delimiter)
         .from_reader(list);
+
+    let mut change = pool.begin_with("BEGIN IMMEDIATE").await?;
+    audit::write(&mut change, audit::OPERATOR, Action::ListOpened, None, name).await?;
+    change.commit().await?;
 
     let mut imported = Imported::default();
     let mut chunk = Vec::with_capacity(LINES_AT_ONCE);
@@ -91,7 +95,9 @@ pub async fn import(data: &Path, name: &str, list: impl Read, on_fault: OnFault)
             Ok(false) => break,
             Ok(true) => (record.position().map_or(0, csv::Position::line), parse(&record)),
             Err(error) => match error.kind() {
-                csv::ErrorKind::Io(_) => return Err(error).context("the list"),
+                csv::ErrorKind::Io(_) => {
+                    return Err(error).with_context(|| format!("cannot read {name} to its end"));
+                }
                 _ => (
                     error.position().map_or(0, csv::Position::line),
                     Err("it is not text in UTF-8".to_owned()),
@@ -301,7 +307,9 @@ mod tests {
         assert_eq!(
             told,
             [
+                "list-opened test.csv",
                 "list-imported test.csv: 2 new, 0 changed, 0 the same, 3 faulty",
+                "list-opened test.csv",
                 "list-imported test.csv: 0 new, 1 changed, 1 the same, 0 faulty",
                 "oak-shown lost label",
             ]

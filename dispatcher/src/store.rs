@@ -441,6 +441,9 @@ async fn audited(
         .fetch_one(&mut **change)
         .await
         .context("account")?;
+    if action == Action::ClaimRefused && audit::was_last(change, &name, action, serial).await? {
+        return Ok(());
+    }
     audit::write(change, &name, action, Some(serial), "").await
 }
 
