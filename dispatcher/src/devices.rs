@@ -291,7 +291,7 @@ impl Devices {
                 self.store.enter(job.generation, &[State::Dispatched], returned).await?;
             }
             // Who sat here while another connection was dispatched has not come back.
-            State::Dispatched | State::Waiting | State::Refused | State::Returned => {}
+            State::Dispatched | State::Waiting | State::Refused | State::Returned | State::Transferred => {}
         }
         seat.tried.store(job.generation.0, Ordering::Release);
         self.store.handle_change(job.account);

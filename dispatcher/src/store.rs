@@ -466,6 +466,8 @@ fn registration(row: Row) -> anyhow::Result<Registration> {
         step: step.parse().context("step in the database")?,
         since: since.parse().context("time in the database")?,
         seq: u64::try_from(seq).context("sequence in the database")?,
+        next: None,
+        contested: None,
     })
 }
 

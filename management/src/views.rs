@@ -361,6 +361,9 @@ mod tests {
             bytes_in: 0,
             bytes_out: 0,
             problem: None,
+            moving: None,
+            contested: None,
+            own_password: false,
         }
     }
 

@@ -325,6 +325,9 @@ mod tests {
             public: vec!["sts.example:8443".into()],
             dispatcher: "https://dispatcher.example".into(),
             dispatcher_problem: None,
+            account: String::new(),
+            trust_anchor: String::new(),
+            certificates: Vec::new(),
         }
     }
 
@@ -343,6 +346,9 @@ mod tests {
             bytes_in: 0,
             bytes_out: 0,
             problem: None,
+            moving: None,
+            contested: None,
+            own_password: false,
         }
     }
 

@@ -126,6 +126,9 @@ async fn server(State(api): State<Api>) -> Json<Server> {
         public: api.server.public.clone(),
         dispatcher: dispatcher.address().to_owned(),
         dispatcher_problem: dispatcher.problem(),
+        account: String::new(),
+        trust_anchor: String::new(),
+        certificates: Vec::new(),
     })
 }
 
@@ -152,6 +155,7 @@ async fn register(
         password: new.password,
         name: new.name,
         description: new.description,
+        fingerprint: None,
     };
     let stop = api.stop.clone();
     let (device, relayed) =

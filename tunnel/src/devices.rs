@@ -401,6 +401,9 @@ impl Entry {
             bytes_in: stats.map_or(0, |stats| stats.bytes_in),
             bytes_out: stats.map_or(0, |stats| stats.bytes_out),
             problem: problem.filter(|_| !connected),
+            moving: None,
+            contested: None,
+            own_password: false,
         }
     }
 }

@@ -70,7 +70,7 @@ impl Standing {
             RegistrationState::Waiting => RelayState::Waiting,
             RegistrationState::Dispatching => RelayState::Dispatching,
             RegistrationState::Dispatched => RelayState::Dispatched,
-            RegistrationState::Refused => RelayState::Refused,
+            RegistrationState::Refused | RegistrationState::Transferred => RelayState::Refused,
             // The dispatcher has forgotten the credentials, as it should: they are sent again.
             RegistrationState::Returned => RelayState::Pending,
         };
@@ -123,6 +123,8 @@ mod tests {
             step,
             since: jiff::Timestamp::UNIX_EPOCH,
             seq,
+            next: None,
+            contested: None,
         }
     }
 

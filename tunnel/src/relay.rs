@@ -78,7 +78,7 @@ impl Relay {
     /// # Errors
     /// What cannot be registered; what the dispatcher refused, with its code and message. Nothing is kept then.
     pub async fn register(&self, new: NewDevice, stop: &Stop) -> Result<(Device, bool), Failure> {
-        let NewDevice { serial, oak, user, password, name, description } = new;
+        let NewDevice { serial, oak, user, password, name, description, fingerprint: _ } = new;
         let secrets = Secrets { oak, credentials: Credentials::new(user.clone(), password) };
         let standing = Standing::registered();
         let record = Record { serial, name: tidy(&name), description: tidy(&description), user, standing };

@@ -117,6 +117,8 @@ async fn register(
         step: Step::Dispatch,
         since: jiff::Timestamp::now(),
         seq: 1,
+        next: None,
+        contested: None,
     })
 }
 

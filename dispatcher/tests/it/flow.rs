@@ -115,8 +115,15 @@ impl Tunnel {
     /// Step 1, and step 2 with it.
     async fn register(&self, serial: SerialNumber, oak: Oak, password: &str) -> Result<Device, CallError> {
         let (name, description) = ("Front door".to_owned(), String::new());
-        let new =
-            NewDevice { serial, oak, user: "root".into(), password: password.into(), name, description };
+        let new = NewDevice {
+            serial,
+            oak,
+            user: "root".into(),
+            password: password.into(),
+            name,
+            description,
+            fingerprint: None,
+        };
         self.api.send(Method::POST, "/api/v1/devices", &new).await
     }
 

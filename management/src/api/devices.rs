@@ -113,6 +113,7 @@ pub async fn register(
         password: asked.password,
         name: asked.name,
         description: asked.description,
+        fingerprint: None,
     };
     let answered = server.register(&device).await;
     let detail = match &answered {

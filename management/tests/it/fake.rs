@@ -117,6 +117,9 @@ fn server() -> Server {
         public: vec!["sts.example:8443".into()],
         dispatcher: "https://dispatcher.example".into(),
         dispatcher_problem: None,
+        account: String::new(),
+        trust_anchor: String::new(),
+        certificates: Vec::new(),
     }
 }
 
@@ -210,6 +213,9 @@ pub fn device(serial: SerialNumber, name: &str) -> Device {
         bytes_in: 0,
         bytes_out: 0,
         problem: None,
+        moving: None,
+        contested: None,
+        own_password: false,
     }
 }
 

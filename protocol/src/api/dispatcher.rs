@@ -7,6 +7,9 @@
 //! | `PUT /api/v1/registrations/{serial}` [`NewRegistration`] | [`Registration`]; waits a few seconds for a device that is already there, so that a wrong OAK is told at once |
 //! | `GET /api/v1/registrations/{serial}` | [`Registration`] |
 //! | `DELETE /api/v1/registrations/{serial}` | nothing; the claim is released |
+//! | `PUT /api/v1/registrations/{serial}/offer` [`Offer`] | nothing; that account may take the device over, by registering it |
+//! | `DELETE /api/v1/registrations/{serial}/offer` | nothing; the offer is withdrawn |
+//! | `POST /api/v1/registrations/{serial}/arrived` [`Arrived`] | [`Registration`], dispatched: the device came by another way, and its secrets are forgotten |
 //! | `GET /api/v1/changes?after=SEQ&wait_s=25` | [`Changes`]; held back until there is one |
 //!
 //! A tunnel server always has one `changes` request open. Asking `after=N` acknowledges everything up
@@ -29,6 +32,7 @@
 //! | `no-oak-proof`, `device-lacks-service`, `device-key-unknown`, `device-refused` | problem, `refused` | the device's firmware |
 //! | `device-gone`, `timeout` | problem, `waiting` | time: tried again when the device comes back |
 
+use super::Target;
 use crate::{Oak, Secret, SerialNumber, Step};
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +69,9 @@ pub enum RegistrationState {
     /// The device came back after it had been dispatched (factory reset, or it could not reach its
     /// tunnel server): relay the registration again, for the credentials.
     Returned,
+    /// The account that it was offered to has taken it over: send the device there (`next`), then forget it. The
+    /// registration is no longer this account's, and is told for 30 days at most.
+    Transferred,
 }
 
 /// What the dispatcher knows of one registration.
@@ -86,6 +93,38 @@ pub struct Registration {
     pub since: jiff::Timestamp,
     /// Its place in the account's sequence of changes.
     pub seq: u64,
+    /// Where the device belongs now; with [`RegistrationState::Transferred`] alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Target>,
+    /// Other accounts have tried to register this device, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contested: Option<Contested>,
+}
+
+/// What a registration's owner is told of others who tried to register its device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contested {
+    /// How often, since this account registered it.
+    pub attempts: u32,
+    /// When last.
+    pub last: jiff::Timestamp,
+}
+
+/// Offers a device to another account, which takes it over when it registers the device with the right OAK.
+/// Until then nothing changes. An offer ends after seven days.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// Name of the other account.
+    pub to: String,
+}
+
+/// The device has its tunnel to this account's tunnel server, whichever way it came (a move).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arrived {
+    /// Hex SHA-256 of the key that it came with: the one that the claim is bound to.
+    pub fingerprint: String,
 }
 
 /// What has changed for an account since it last asked.

@@ -33,6 +33,27 @@ pub struct ProblemDetail {
     pub step: Option<Step>,
 }
 
+/// A certificate that somebody relies on, and when it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expiry {
+    /// Whose, for people: `certificate of the external address`.
+    pub what: String,
+    /// When it ends.
+    pub expires: jiff::Timestamp,
+    /// Whether Homing renews it by itself. What somebody else issued is warned about for 30 days.
+    pub renews: bool,
+}
+
+/// Where a device shall dial, and whom it shall trust there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// Public addresses of one tunnel server, `host:port`, best first; 1 to 4.
+    pub servers: Vec<String>,
+    /// PEM of the trust anchors for them; empty: the public web's, for addresses that are DNS names.
+    pub trust_anchor: String,
+}
+
 impl Problem {
     /// A problem outside the connection flow.
     pub fn new(code: &str, message: impl Into<String>) -> Self {

@@ -10,6 +10,10 @@
 //! | `POST /api/v1/devices` [`NewDevice`] | [`Device`]: 201 relayed, 202 kept because the dispatcher cannot be reached; a problem when the dispatcher refused, and then nothing is kept |
 //! | `PATCH /api/v1/devices/{serial}` [`ChangeDevice`] | [`Device`] |
 //! | `DELETE /api/v1/devices/{serial}` | nothing; the claim is released |
+//! | `PUT /api/v1/devices/{serial}/move` [`Move`] | [`Device`]: it is told to dial there as soon as it is connected, and let go once it is there |
+//! | `DELETE /api/v1/devices/{serial}/move` | [`Device`]: stays here, or comes back |
+//! | `PUT /api/v1/devices/{serial}/offer` [`super::dispatcher::Offer`], `DELETE` | nothing; another account may take the device over, at the dispatcher |
+//! | `GET /api/v1/devices/{serial}/handover` | [`NewDevice`] with its secrets, for another tunnel server; in the log |
 //! | `GET /api/v1/devices/{serial}/credentials` | [`crate::secret::Credentials`] for Add Hardware |
 //! | `GET /api/v1/events` | server-sent events: `device` with a [`Device`], `removed` with `{"serial": …}`; begins with one `device` each; a reader that falls behind is dropped, and opens it anew |
 //!
@@ -41,6 +45,48 @@ pub struct NewDevice {
     /// Anything worth knowing. At most 256 characters.
     #[serde(default)]
     pub description: String,
+    /// Hex SHA-256 of the device's key, where another tunnel server of the same owner vouches for it: the device is
+    /// then admitted without having been dispatched here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+}
+
+/// Sends a device to another tunnel server, which must know it already (a registration with its `fingerprint`).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// Where to.
+    pub target: super::Target,
+    /// The other server's dispatcher account, to which the claim is offered; none if that is this one's, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+}
+
+/// How far a move is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MoveState {
+    /// The device is offline; it is told when it comes back.
+    Queued,
+    /// It was told, and tries the other server; its tunnel here stands until it is there.
+    Trying,
+    /// It is there, and was told to forget this server. The registration here is kept until it is deleted, so that
+    /// the move can be undone.
+    Moved,
+}
+
+/// A move, as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// How far.
+    pub state: MoveState,
+    /// Where to, `host:port`.
+    pub servers: Vec<String>,
+    /// When the state was entered.
+    pub since: Timestamp,
+    /// Why it does not go on, as the device says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<ProblemDetail>,
 }
 
 /// What can be changed on a registration. A corrected OAK, user or password of a device that has not been dispatched
@@ -114,6 +160,15 @@ pub struct Device {
     /// What went wrong last, until it goes right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<ProblemDetail>,
+    /// On its way to another tunnel server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
+    /// Others have tried to register it, at the dispatcher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contested: Option<super::dispatcher::Contested>,
+    /// Whether its factory default password was replaced by one of its own, which `credentials` shows.
+    #[serde(default)]
+    pub own_password: bool,
 }
 
 /// The tunnel server itself.
@@ -130,4 +185,13 @@ pub struct Server {
     /// What is wrong between it and the dispatcher (unreachable, unknown account), if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dispatcher_problem: Option<ProblemDetail>,
+    /// Its account at the dispatcher.
+    #[serde(default)]
+    pub account: String,
+    /// PEM that devices are told to trust here.
+    #[serde(default)]
+    pub trust_anchor: String,
+    /// Certificates of it and of what it relies on.
+    #[serde(default)]
+    pub certificates: Vec<super::Expiry>,
 }

@@ -170,7 +170,17 @@ impl Dispatcher {
         let seq = *self.seq.borrow() + 1;
         let fingerprint = fingerprint.map(|fingerprint| fingerprint.to_string());
         let since = jiff::Timestamp::now();
-        let told = Registration { serial, state, fingerprint, problem, step, since, seq };
+        let told = Registration {
+            serial,
+            state,
+            fingerprint,
+            problem,
+            step,
+            since,
+            seq,
+            next: None,
+            contested: None,
+        };
         inner.known.insert(serial, told.clone());
         drop(inner);
         self.seq.send_replace(seq);

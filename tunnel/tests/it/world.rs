@@ -251,6 +251,7 @@ pub fn new_device(device: &Device) -> NewDevice {
         password: device::PASSWORD.into(),
         name: "Entrance".into(),
         description: String::new(),
+        fingerprint: None,
     }
 }
 
