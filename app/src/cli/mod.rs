@@ -1,12 +1,17 @@
 //! The command line.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`dispatcher`] | `homing dispatcher …`: accounts, manufacturers' lists, the audit log, on the data folder itself |
+
+mod dispatcher;
 
 use crate::{config, demo, server};
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use dispatcher::DispatcherCommand;
 use homing_base::logging;
-use homing_dispatcher::accounts;
-use homing_protocol::SerialNumber;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Cameras that phone home: dispatcher, secure tunnel server, recording and management server.
 #[derive(Parser)]
@@ -65,59 +70,6 @@ struct Cameras {
 }
 
 #[derive(Subcommand)]
-enum DispatcherCommand {
-    /// The accounts with which tunnel servers register devices.
-    #[command(subcommand)]
-    Account(AccountCommand),
-    /// Takes a manufacturer's list: serial number, OAK, model; as a spreadsheet exports it.
-    Import {
-        /// The list, or `-` for standard input.
-        list: PathBuf,
-        /// Stops at the first faulty line instead of leaving it out.
-        #[arg(long)]
-        strict: bool,
-    },
-    /// Shows the OAK of a listed device whose label is lost; that it was shown is in the audit log.
-    Oak {
-        /// Its serial number.
-        serial: SerialNumber,
-        /// Why, for the audit log.
-        #[arg(long, default_value = "")]
-        reason: String,
-    },
-    /// Prints the audit log, and checks that nobody has altered it.
-    Audit {
-        /// Of one device only.
-        #[arg(long)]
-        serial: Option<SerialNumber>,
-        /// One JSON object a line.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-#[derive(Subcommand)]
-enum AccountCommand {
-    /// Makes an account and prints its password, once.
-    Add {
-        /// Its name.
-        name: String,
-    },
-    /// Gives an account a new password and prints it, once.
-    Password {
-        /// Its name.
-        name: String,
-    },
-    /// Refuses an account from now on; its devices stay claimed.
-    Disable {
-        /// Its name.
-        name: String,
-    },
-    /// Lists accounts.
-    List,
-}
-
-#[derive(Subcommand)]
 enum ManagementCommand {
     /// Gives a user of the page a new password and prints it, once.
     Password {
@@ -134,9 +86,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         Command::Dispatcher { file, command: None } => server::run(&file.config, |config| {
             (config.tunnel, config.recording, config.management) = (None, None, None);
         }),
-        Command::Dispatcher { file, command: Some(command) } => {
-            runtime()?.block_on(dispatcher(&dispatcher_data(&file.config)?, command))
-        }
+        Command::Dispatcher { file, command: Some(command) } => dispatcher::run(&file.config, command),
         Command::Tunnel(file) => server::run(&file.config, |config| {
             (config.dispatcher, config.recording, config.management) = (None, None, None);
         }),
@@ -186,84 +136,6 @@ fn cameras(options: &Cameras) -> anyhow::Result<()> {
         }
         server::end_at_signal(stop).await
     })
-}
-
-fn dispatcher_data(file: &Path) -> anyhow::Result<PathBuf> {
-    let config = config::load(file)?;
-    Ok(config.dispatcher.with_context(|| format!("{} has no [dispatcher] table", file.display()))?.data)
-}
-
-async fn dispatcher(data: &Path, command: DispatcherCommand) -> anyhow::Result<()> {
-    match command {
-        DispatcherCommand::Account(command) => account(data, command).await,
-        DispatcherCommand::Import { list, strict } => import(data, &list, strict).await,
-        DispatcherCommand::Oak { serial, reason } => {
-            let oak = homing_dispatcher::lists::show(data, serial, &reason).await?;
-            print(&format!("{}\n", oak.label()));
-            Ok(())
-        }
-        DispatcherCommand::Audit { serial, json } => {
-            let shown = |entry: &homing_dispatcher::audit::Entry| {
-                print(&match json {
-                    true => format!("{}\n", serde_json::to_string(entry).expect("plain values are JSON")),
-                    false => format!("{entry}\n"),
-                });
-            };
-            let (count, hash) = homing_dispatcher::audit::read(data, serial, shown).await?;
-            if !json {
-                print(&format!("{count} entries, none altered; the last hash is {hash}\n"));
-            }
-            Ok(())
-        }
-    }
-}
-
-async fn account(data: &Path, command: AccountCommand) -> anyhow::Result<()> {
-    match command {
-        AccountCommand::Add { name } => {
-            let password = accounts::create(data, &name).await?;
-            print(&format!("{}\n", password.expose()));
-        }
-        AccountCommand::Password { name } => {
-            let password = accounts::set_password(data, &name).await?;
-            print(&format!("{}\n", password.expose()));
-        }
-        AccountCommand::Disable { name } => accounts::disable(data, &name).await?,
-        AccountCommand::List => {
-            for account in accounts::list(data).await? {
-                print(&format!("{account}\n"));
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn import(data: &Path, list: &Path, strict: bool) -> anyhow::Result<()> {
-    use homing_dispatcher::lists::{self, OnFault};
-    let on_fault = if strict { OnFault::Stop } else { OnFault::Skip };
-    let name = list.display().to_string();
-    let imported = match list == Path::new("-") {
-        true => lists::import(data, &name, std::io::stdin(), on_fault).await,
-        false => {
-            let file = std::fs::File::open(list).with_context(|| format!("cannot open {name}"))?;
-            lists::import(data, &name, file, on_fault).await
-        }
-    }?;
-    for (line, fault) in &imported.faults {
-        print(&format!("line {line}: {fault}\n"));
-    }
-    let more = imported.faulty - imported.faults.len() as u64;
-    if more > 0 {
-        print(&format!("and {more} faulty lines more\n"));
-    }
-    let lists::Imported { new, changed, same, faulty, .. } = imported;
-    print(&format!("{new} new, {changed} changed, {same} the same, {faulty} faulty\n"));
-    ensure!(
-        faulty == 0,
-        "{name} has faulty lines{}",
-        if strict { ": stopped at the first" } else { "; all others were taken" }
-    );
-    Ok(())
 }
 
 /// The runtime of a process's main thread; devices live on [`homing_base::Workers`].
