@@ -33,6 +33,7 @@ const ARGON2_PASSES: u32 = 3;
 /// Whoever knows it may claim the device, so it is a secret: no `Display`, an empty `Debug`, and
 /// comparison in constant time. [`Oak::label`] is the one way to its digits.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, example = "0123-4567-89AB"))]
 pub struct Oak([u8; 6]);
 
 impl Oak {

@@ -11,6 +11,7 @@ use zeroize::Zeroize;
 /// serialised in clear, because that is how it reaches the peer that needs it: put it into messages
 /// that travel over TLS, never into anything that is logged or stored unencrypted.
 #[derive(Clone, Default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, format = Password))]
 pub struct Secret(String);
 
 impl Secret {
@@ -81,6 +82,7 @@ impl<'de> Deserialize<'de> for Secret {
 
 /// User name and password of a device, an account or a person.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Credentials {
     /// The user's name; not secret.

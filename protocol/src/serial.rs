@@ -9,6 +9,7 @@ use std::{fmt, str::FromStr};
 /// host names (the tunnel server's proxy) it is written in lower case by custom; see
 /// [`SerialNumber::host`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, example = "00408C702009"))]
 pub struct SerialNumber([u8; 6]);
 
 impl SerialNumber {

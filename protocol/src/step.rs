@@ -11,6 +11,7 @@ use std::{fmt, str::FromStr};
 /// Ordered: a later step is greater. What a step means, who carries it out and what can go wrong is
 /// in `docs/connection-flow.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(rename_all = "kebab-case"))]
 #[repr(u8)]
 pub enum Step {
     /// 1, administrator → STS: serial number, OAK and credentials are entered.

@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 
 /// A registration as a tunnel server relays it. Repeating it replaces the earlier one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewRegistration {
     /// The OAK on the device's label.
@@ -54,6 +55,7 @@ pub struct NewRegistration {
 
 /// How far a registration has come at the dispatcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RegistrationState {
     /// Nobody has pressed the device's button since.
@@ -76,6 +78,7 @@ pub enum RegistrationState {
 
 /// What the dispatcher knows of one registration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Registration {
     /// Whose.
     pub serial: SerialNumber,
@@ -90,6 +93,7 @@ pub struct Registration {
     /// The last step that was carried out.
     pub step: Step,
     /// When the state was entered.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
     pub since: jiff::Timestamp,
     /// Its place in the account's sequence of changes.
     pub seq: u64,
@@ -103,16 +107,19 @@ pub struct Registration {
 
 /// What a registration's owner is told of others who tried to register its device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Contested {
     /// How often, since this account registered it.
     pub attempts: u32,
     /// When last.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
     pub last: jiff::Timestamp,
 }
 
 /// Offers a device to another account, which takes it over when it registers the device with the right OAK.
 /// Until then nothing changes. An offer ends after seven days.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Offer {
     /// Name of the other account.
@@ -121,6 +128,7 @@ pub struct Offer {
 
 /// The device has its tunnel to this account's tunnel server, whichever way it came (a move).
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Arrived {
     /// Hex SHA-256 of the key that it came with: the one that the claim is bound to.
@@ -129,6 +137,7 @@ pub struct Arrived {
 
 /// What has changed for an account since it last asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Changes {
     /// The latest state of every registration that changed, in order.
     pub changes: Vec<Registration>,

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 /// The message is for the person who can act on it and never holds a secret; programs decide by the
 /// code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Problem {
     /// What is wrong.
     pub error: ProblemDetail,
@@ -23,6 +24,7 @@ pub struct Problem {
 
 /// The inside of a [`Problem`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProblemDetail {
     /// A word for programs, in kebab case: `wrong-oak`, `claimed-by-another-account`.
     pub code: String,
@@ -35,10 +37,12 @@ pub struct ProblemDetail {
 
 /// A certificate that somebody relies on, and when it ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Expiry {
     /// Whose, for people: `certificate of the external address`.
     pub what: String,
     /// When it ends.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
     pub expires: jiff::Timestamp,
     /// Whether Homing renews it by itself. What somebody else issued is warned about for 30 days.
     pub renews: bool,
@@ -46,6 +50,7 @@ pub struct Expiry {
 
 /// Where a device shall dial, and whom it shall trust there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// Public addresses of one tunnel server, `host:port`, best first; 1 to 4.

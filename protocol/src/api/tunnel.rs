@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 /// A registration, step 1.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewDevice {
     /// Serial number on the label.
@@ -53,6 +54,7 @@ pub struct NewDevice {
 
 /// Sends a device to another tunnel server, which must know it already (a registration with its `fingerprint`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Move {
     /// Where to.
@@ -64,6 +66,7 @@ pub struct Move {
 
 /// How far a move is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum MoveState {
     /// The device is offline; it is told when it comes back.
@@ -77,12 +80,14 @@ pub enum MoveState {
 
 /// A move, as it stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Moving {
     /// How far.
     pub state: MoveState,
     /// Where to, `host:port`.
     pub servers: Vec<String>,
     /// When the state was entered.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
     pub since: Timestamp,
     /// Why it does not go on, as the device says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,6 +97,7 @@ pub struct Moving {
 /// What can be changed on a registration. A corrected OAK, user or password of a device that has not been dispatched
 /// is relayed again.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChangeDevice {
     /// The OAK, where it was mistyped.
@@ -113,6 +119,7 @@ pub struct ChangeDevice {
 
 /// How the registration stands with the dispatcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RelayState {
     /// The dispatcher could not be reached yet; it is tried again.
@@ -129,6 +136,7 @@ pub enum RelayState {
 
 /// A registered device as its tunnel server sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Device {
     /// Serial number.
     pub serial: SerialNumber,
@@ -146,6 +154,7 @@ pub struct Device {
     pub connected: bool,
     /// Since when it is connected, or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
     pub since: Option<Timestamp>,
     /// The address that the uplink came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -173,6 +182,7 @@ pub struct Device {
 
 /// The tunnel server itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Server {
     /// Its name.
     pub name: String,
