@@ -3,7 +3,10 @@
 //! What carries it (an uplink, a tunnel server's proxy, the LAN) implements [`Carrier`]. Here is what they
 //! all need: the challenge answered, the answer bounded and in time, and errors that say what to check.
 //!
-//! Not here: which calls make up a step.
+//! Which calls tell a device where to dial is in [`uplinks`], for the two roles that do; what else makes up a step is
+//! in the roles.
+
+pub mod uplinks;
 
 use bytes::Bytes;
 use homing_protocol::{

@@ -9,16 +9,18 @@ use crate::{
     store::{DeviceSecrets, Entered, Job, Store},
 };
 use bytes::Bytes;
-use homing_base::onvif::{ANSWER_LIMIT_BYTES, Carrier, Device, DeviceError};
+use homing_base::onvif::{
+    ANSWER_LIMIT_BYTES, Carrier, Device, DeviceError,
+    uplinks::{TellError, Uplinks},
+};
 use homing_protocol::{
     SerialNumber, Step,
     api::{ProblemDetail, dispatcher::RegistrationState as State},
     oak::{Challenge, EXPORTER_LABEL, PROOF_PATH, ProofAnswer, ProofRequest},
-    onvif::{self, device::GetDeviceInformation, device::path_of, security, uplink},
+    onvif::{self, device::GetDeviceInformation},
 };
 use homing_uplink::{Fingerprint, Uplink};
 use http::{Request, Response, StatusCode, header};
-use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::{net::IpAddr, time::Duration};
 use tokio::{sync::Semaphore, time::timeout};
 
@@ -37,12 +39,6 @@ const PROOF_LIMIT_BYTES: usize = 1024;
 
 /// Proof keys being derived at once: 8 MiB and tens of milliseconds each.
 static DERIVATIONS: Semaphore = Semaphore::const_new(4);
-
-/// What requests through the new uplink may do without a log-in of their own: view, not administer.
-const USER_LEVEL: &str = "Operator";
-
-/// The name of what is stored in the device.
-const ALIAS: &str = "Homing tunnel server";
 
 /// Why a device was not dispatched; the text names device and step, and says what to check.
 #[derive(Debug, thiserror::Error)]
@@ -148,10 +144,7 @@ impl<'a> Attempt<'a> {
         self.begin().await?;
         let mut session = self.log_in().await?;
         self.announce_key().await?;
-        let services = self.find_services(&mut session).await?;
-        let certificate = self.find_own_certificate(&mut session, &services).await?;
-        let policy = self.upload_trust_anchor(&mut session, &services).await?;
-        self.set_uplinks(&mut session, &services, &certificate, &policy).await?;
+        self.send_on(&mut session).await?;
         self.forget_secrets().await
     }
 
@@ -248,96 +241,23 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn find_services(&self, session: &mut Device<Through<'a>>) -> Result<Services, DispatchError> {
-        let services = session.services().await;
-        let services = services.map_err(|error| self.failed("telling its services", error))?;
-        let path = |namespace, service| match services.find(namespace) {
-            Some(found) => Ok(path_of(&found.xaddr).to_owned()),
-            None => {
-                let (serial, peer) = (self.job.serial, self.device.address());
-                Err(DispatchError::Lacks { serial, peer, service })
-            }
+    /// 5.4 and 5.5: the device can trust the tunnel server, and that one alone, and knows where to dial.
+    async fn send_on(&self, session: &mut Device<Through<'a>>) -> Result<(), DispatchError> {
+        let is_own =
+            |certificate: &[u8]| Fingerprint::of_certificate(certificate) == Ok(self.device.fingerprint);
+        let telling = async {
+            let mut uplinks = Uplinks::find(session).await?;
+            uplinks.send_to(&self.job.servers, &self.job.trust_anchor, is_own).await
         };
-        Ok(Services {
-            security: path(onvif::SECURITY_NS, "Security")?,
-            uplink: path(onvif::UPLINK_NS, "Uplink")?,
-        })
-    }
-
-    /// What the device calls the certificate that it has shown here and shall show there.
-    async fn find_own_certificate(
-        &self,
-        session: &mut Device<Through<'a>>,
-        services: &Services,
-    ) -> Result<String, DispatchError> {
-        let stored = session.call(&services.security, &security::GetAllCertificates).await;
-        let stored = stored.map_err(|error| self.failed("listing its certificates", error))?;
-        let own = stored.0.into_iter().find(|certificate| {
-            Fingerprint::of_certificate(&certificate.content) == Ok(self.device.fingerprint)
-        });
         let (serial, peer) = (self.job.serial, self.device.address());
-        own.map(|own| own.certificate_id).ok_or(DispatchError::UnknownKey { serial, peer })
-    }
-
-    /// 5.4: the device can trust the tunnel server, and that one alone. What is stored there already is
-    /// used again, so that a device that is dispatched often does not fill up.
-    async fn upload_trust_anchor(
-        &self,
-        session: &mut Device<Through<'a>>,
-        services: &Services,
-    ) -> Result<String, DispatchError> {
-        let doing = "taking the trust anchor";
-        let path = services.security.as_str();
-        let stored = session.call(path, &security::GetAllCertificates).await;
-        let stored = stored.map_err(|error| self.failed(doing, error))?.0;
-        let mut anchors = Vec::new();
-        for anchor in CertificateDer::pem_slice_iter(self.job.trust_anchor.as_bytes()) {
-            let anchor = anchor.map_err(|error| anyhow::anyhow!("registered trust anchor: {error}"))?;
-            if let Some(known) = stored.iter().find(|known| known.content == anchor.as_ref()) {
-                anchors.push(known.certificate_id.clone());
-                continue;
+        telling.await.map_err(|error| match error {
+            TellError::Lacks(service) => DispatchError::Lacks { serial, peer, service },
+            TellError::UnknownKey => DispatchError::UnknownKey { serial, peer },
+            TellError::TrustAnchor(error) => {
+                DispatchError::Internal(anyhow::anyhow!("registered trust anchor: {error}"))
             }
-            let upload = security::UploadCertificate {
-                certificate: anchor.to_vec(),
-                alias: Some(ALIAS.to_owned()),
-                private_key_required: false,
-            };
-            let uploaded = session.call(path, &upload).await.map_err(|error| self.failed(doing, error))?;
-            anchors.push(uploaded.certificate_id);
-        }
-        let policies = session.call(path, &security::GetAllCertPathValidationPolicies).await;
-        let policies = policies.map_err(|error| self.failed(doing, error))?.0;
-        if let Some(known) = policies.into_iter().find(|known| known.trust_anchors == anchors) {
-            return Ok(known.policy_id);
-        }
-        let policy = security::CreateCertPathValidationPolicy {
-            alias: Some(ALIAS.to_owned()),
-            trust_anchors: anchors,
-        };
-        let created = session.call(path, &policy).await.map_err(|error| self.failed(doing, error))?;
-        Ok(created.policy_id)
-    }
-
-    /// 5.5: the device knows where to dial.
-    async fn set_uplinks(
-        &self,
-        session: &mut Device<Through<'a>>,
-        services: &Services,
-        certificate: &str,
-        policy: &str,
-    ) -> Result<(), DispatchError> {
-        for server in &self.job.servers {
-            let configuration = uplink::Configuration {
-                remote_address: format!("https://{server}/"),
-                certificate_id: Some(certificate.to_owned()),
-                user_level: vec![USER_LEVEL.to_owned()],
-                cert_path_validation_policy_id: Some(policy.to_owned()),
-                ..uplink::Configuration::default()
-            };
-            let set = session.call(&services.uplink, &uplink::SetUplink(configuration)).await;
-            set.map_err(|error| self.failed("taking its tunnel server's address", error))?;
-        }
-        Ok(())
+            TellError::Call { doing, error } => self.failed(doing, error),
+        })
     }
 
     /// 5.6: nothing secret of the device is kept here.
@@ -374,12 +294,6 @@ impl<'a> Attempt<'a> {
 /// What a device says, as far as it goes into a message: short, and without line breaks for a log.
 fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(SHOWN).collect()
-}
-
-/// Paths of the services that step 5 calls.
-struct Services {
-    security: String,
-    uplink: String,
 }
 
 /// Carries requests through a device's uplink.
