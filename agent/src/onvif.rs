@@ -137,7 +137,7 @@ impl Services {
         Ok(match request {
             Ask::GetDeviceInformation(_) => self.device_information().to_element(),
             Ask::GetSystemDateAndTime(_) => {
-                device::SystemDateAndTime { utc: Some(jiff::Timestamp::now()) }.to_element()
+                device::SystemDateAndTime::kept_by_ntp(jiff::Timestamp::now()).to_element()
             }
             Ask::GetServices(ask) => self.services(authority, ask.include_capability).to_element(),
             Ask::GetCapabilities(_) => {

@@ -86,6 +86,11 @@ impl<C: Carrier> Device<C> {
         self
     }
 
+    /// Whether the device has asked for user and password: one that never does is open to anybody.
+    pub fn is_guarded(&self) -> bool {
+        self.auth.is_challenged()
+    }
+
     /// An ONVIF call to the service at `path`.
     ///
     /// # Errors
@@ -101,7 +106,11 @@ impl<C: Carrier> Device<C> {
         match Q::parse_answer(response.body()) {
             // A fault explains more than its status does.
             Err(onvif::CallError::Fault(fault)) if fault.has_subcode("NotAuthorized") => {
-                Err(DeviceError::WrongCredentials)
+                Err(match self.is_guarded() {
+                    true => DeviceError::WrongCredentials,
+                    // WS-Security's own way, say.
+                    false => DeviceError::Challenge(ClientError::NoScheme { offered: "nothing".to_owned() }),
+                })
             }
             Err(onvif::CallError::Soap(_)) if !status.is_success() => Err(DeviceError::Status(status)),
             answer => answer.map_err(DeviceError::Answer),

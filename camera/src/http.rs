@@ -145,7 +145,7 @@ impl Site {
             }
             .to_element(),
             DeviceRequest::GetSystemDateAndTime(_) => {
-                device::SystemDateAndTime { utc: Some(Timestamp::now()) }.to_element()
+                device::SystemDateAndTime::kept_by_ntp(Timestamp::now()).to_element()
             }
             DeviceRequest::GetServices(asked) => services(host, asked.include_capability).to_element(),
             DeviceRequest::GetCapabilities(_) => device::Capabilities {

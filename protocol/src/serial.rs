@@ -23,6 +23,19 @@ impl SerialNumber {
         self.0
     }
 
+    /// The one serial number in a longer text: in the subject of its certificate a manufacturer writes it as he likes
+    /// (`axis-b8a44f17aafa-eccp256-1`, `Camera 00:09:18:AA:BB:CC`). None where there are two, or none.
+    pub fn find_in(text: &str) -> Option<SerialNumber> {
+        if let Ok(serial) = text.parse() {
+            return Some(serial);
+        }
+        let words = text.split(|c: char| c.is_whitespace() || "/,;=()".contains(c));
+        let parts = text.split(|c: char| !c.is_ascii_alphanumeric());
+        let mut found = words.chain(parts).filter_map(|word| word.parse().ok());
+        let first = found.next()?;
+        found.all(|other| other == first).then_some(first)
+    }
+
     /// The serial number as a host name, lower case: what a URL parser makes of it anyway.
     pub fn host(self) -> String {
         self.to_string().to_ascii_lowercase()
@@ -148,10 +161,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn manufacturers_write_it_in_more_ways() {
+        let serial = "B8A44F17AAFA".parse::<SerialNumber>().unwrap();
+        for text in [
+            "b8:a4:4f:17:aa:fa",
+            "axis-b8a44f17aafa-eccp256-1",
+            "Camera B8-A4-4F-17-AA-FA",
+            "urn:dev:mac:b8a44f17aafa",
+            "P3245 (b8a4.4f17.aafa), b8a44f17aafa",
+        ] {
+            assert_eq!(SerialNumber::find_in(text), Some(serial), "{text}");
+        }
+        for text in ["", "camera", "00408C702009 B8A44F17AAFA", "SN20160101AAWR123456789", "b8a44f17aaf"] {
+            assert_eq!(SerialNumber::find_in(text), None, "{text}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in ".{0,200}") {
+            let found = SerialNumber::find_in(&text);
             if let Ok(serial) = text.parse::<SerialNumber>() {
+                prop_assert_eq!(found, Some(serial));
                 prop_assert_eq!(serial.to_string().parse::<SerialNumber>().unwrap(), serial);
                 prop_assert_eq!(serial.host().parse::<SerialNumber>().unwrap(), serial);
             }

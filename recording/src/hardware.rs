@@ -77,7 +77,7 @@ pub(crate) async fn ask(connectors: &Connectors, new: &NewHardware) -> Result<Fo
     let information = device.call(DEVICE_PATH, &GetDeviceInformation).await.map_err(failed)?;
     let serial = serial(&new.device, &information.serial_number)?;
     let services = device.services().await.map_err(failed)?;
-    let media = media2_path(&services).unwrap_or(MEDIA2_PATH).to_owned();
+    let media = media2_path(&services).unwrap_or_else(|| MEDIA2_PATH.to_owned());
     let profiles = device.call(&media, &GetProfiles::all()).await.map_err(failed)?;
     let best = best_profiles(&profiles.0);
     if best.is_empty() {

@@ -100,15 +100,15 @@ pub(crate) async fn websocket_path(
         let capabilities = named.and_then(|service| service.capabilities.as_ref());
         let told = capabilities.map(media2::ServiceCapabilities::from_capabilities);
         if let Some(uri) = told.and_then(|told| told.rtsp_web_socket_uri) {
-            return Ok(device::path_of(&uri).to_owned());
+            return Ok(device::path_of(&uri));
         }
         if let Some(path) = device::media2_path(services) {
-            path.clone_into(&mut media2_path);
+            media2_path = path;
         }
     }
     let capabilities = device.call(&media2_path, &media2::GetServiceCapabilities).await;
     match capabilities.map(|told| told.rtsp_web_socket_uri) {
-        Ok(Some(uri)) => Ok(device::path_of(&uri).to_owned()),
+        Ok(Some(uri)) => Ok(device::path_of(&uri)),
         Ok(None) => {
             Err("it does not offer RTSP over WebSocket (Media2 names no RTSPWebSocketUri)".to_owned().into())
         }

@@ -144,7 +144,7 @@ fn step_8_add_finds_a_profile_per_camera_and_no_password() {
         let user = camera_credentials();
         let services =
             device.call(DEVICE_PATH, &device::GetServices { include_capability: true }, &user).await.unwrap();
-        let path = device::media2_path(&services).unwrap().to_owned();
+        let path = device::media2_path(&services).unwrap();
         let capabilities = device.call(&path, &media2::GetServiceCapabilities, &user).await.unwrap();
         assert_eq!(capabilities.rtsp_web_socket_uri.as_deref(), Some("/rtsp"));
         let profiles = device.call(&path, &media2::GetProfiles::all(), &user).await.unwrap().0;

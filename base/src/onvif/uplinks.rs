@@ -54,7 +54,7 @@ impl<'d, C: Carrier> Uplinks<'d, C> {
         let doing = "telling its services";
         let services = device.services().await.map_err(|error| TellError::Call { doing, error })?;
         let path = |namespace, service| match services.find(namespace) {
-            Some(found) => Ok(path_of(&found.xaddr).to_owned()),
+            Some(found) => Ok(path_of(&found.xaddr)),
             None => Err(TellError::Lacks(service)),
         };
         let (security, uplink) = (path(onvif::SECURITY_NS, "Security")?, path(onvif::UPLINK_NS, "Uplink")?);

@@ -45,7 +45,7 @@ async fn onvif_from_serial_number_to_stream() {
     assert_eq!(information.serial_number, "020000C0FFEE");
 
     let services = call(&camera, DEVICE_PATH, None, GetServices { include_capability: true }).await;
-    assert_eq!(media2_path(&services), Some(MEDIA2_PATH));
+    assert_eq!(media2_path(&services).as_deref(), Some(MEDIA2_PATH));
     assert!(services.find(MEDIA2_NS).unwrap().capabilities.is_some());
     assert!(call(&camera, MEDIA2_PATH, None, GetServiceCapabilities).await.rtp_rtsp_tcp);
 

@@ -48,6 +48,11 @@ impl ClientAuth {
         ClientAuth { basic, ..ClientAuth::default() }
     }
 
+    /// Whether the peer has asked for credentials at all.
+    pub fn is_challenged(&self) -> bool {
+        self.scheme.is_some()
+    }
+
     /// The `Authorization` value for one request, or `None` before the first challenge.
     ///
     /// `uri` is what stands in the request line. Counts the nonce up.
@@ -58,7 +63,7 @@ impl ClientAuth {
         credentials: &Credentials,
     ) -> Result<Option<String>, ClientError> {
         let Some(scheme) = &mut self.scheme else { return Ok(None) };
-        let header = scheme
+        let mut header = scheme
             .respond(&PasswordParams {
                 username: &credentials.user,
                 password: credentials.password.expose(),
@@ -68,6 +73,13 @@ impl ClientAuth {
                 body: None,
             })
             .map_err(ClientError::Unanswerable)?;
+        if let PasswordClient::Digest(digest) = scheme
+            && digest.rfc2069_compat()
+            && digest.algorithm() == http_auth::digest::Algorithm::Sha256
+        {
+            // A challenge without `qop` for something newer than MD5: the answer must say so.
+            header.push_str(", algorithm=SHA-256");
+        }
         self.answered = true;
         Ok(Some(header))
     }

@@ -17,11 +17,14 @@ empty_message! {
     /// Asks for the addresses of services in the way of clients older than GetServices. Its list of
     /// categories is ignored: everything is answered.
     GetCapabilities, NS, "GetCapabilities";
+    /// The answer to [`SetSystemDateAndTime`].
+    SystemDateAndTimeSet, NS, "SetSystemDateAndTimeResponse";
 }
 
 requests! {
     GetDeviceInformation => DeviceInformation, ReadSystem;
     GetSystemDateAndTime => SystemDateAndTime, PreAuth;
+    SetSystemDateAndTime => SystemDateAndTimeSet, WriteSystem;
     GetServices => Services, PreAuth;
     GetCapabilities => Capabilities, PreAuth;
     GetServiceCapabilities => ServiceCapabilities, PreAuth;
@@ -73,6 +76,52 @@ impl Message for DeviceInformation {
 pub struct SystemDateAndTime {
     /// The device's clock; `None` where it gives local time alone.
     pub utc: Option<Timestamp>,
+    /// Whether NTP sets it; by hand otherwise.
+    pub by_ntp: bool,
+    /// Whether its local time has a summer time.
+    pub daylight_savings: bool,
+}
+
+impl SystemDateAndTime {
+    /// A clock that NTP keeps, and that knows UTC alone.
+    pub fn kept_by_ntp(utc: Timestamp) -> Self {
+        SystemDateAndTime { utc: Some(utc), by_ntp: true, daylight_savings: false }
+    }
+}
+
+/// `DateTimeType`
+fn kept_by(by_ntp: bool) -> &'static str {
+    if by_ntp { "NTP" } else { "Manual" }
+}
+
+/// `tt:DateTime`
+fn time_to_element(namespace: &str, time: Timestamp) -> Element {
+    let number = |name, value: i64| Element::with_text(TT, name, value.to_string());
+    let time = time.to_zoned(TimeZone::UTC).datetime();
+    Element::new(namespace, "UTCDateTime")
+        .child(
+            Element::new(TT, "Time")
+                .child(number("Hour", time.hour().into()))
+                .child(number("Minute", time.minute().into()))
+                .child(number("Second", time.second().into())),
+        )
+        .child(
+            Element::new(TT, "Date")
+                .child(number("Year", time.year().into()))
+                .child(number("Month", time.month().into()))
+                .child(number("Day", time.day().into())),
+        )
+}
+
+fn time_from_element(utc: &Element) -> Option<Timestamp> {
+    fn number<T: std::str::FromStr>(of: &Element, name: &str) -> Option<T> {
+        of.text_of(TT, name)?.parse().ok()
+    }
+    let (time, date) = (utc.find(TT, "Time")?, utc.find(TT, "Date")?);
+    let (hour, minute) = (number(time, "Hour")?, number(time, "Minute")?);
+    let (year, month, day) = (number(date, "Year")?, number(date, "Month")?, number(date, "Day")?);
+    let told = civil::DateTime::new(year, month, day, hour, minute, number(time, "Second")?, 0).ok()?;
+    told.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
 }
 
 impl Message for SystemDateAndTime {
@@ -80,28 +129,11 @@ impl Message for SystemDateAndTime {
     const NAME: &'static str = "GetSystemDateAndTimeResponse";
 
     fn to_element(&self) -> Element {
-        let number = |name, value: i64| Element::with_text(TT, name, value.to_string());
-        let utc = self.utc.map(|time| {
-            let time = time.to_zoned(TimeZone::UTC).datetime();
-            Element::new(TT, "UTCDateTime")
-                .child(
-                    Element::new(TT, "Time")
-                        .child(number("Hour", time.hour().into()))
-                        .child(number("Minute", time.minute().into()))
-                        .child(number("Second", time.second().into())),
-                )
-                .child(
-                    Element::new(TT, "Date")
-                        .child(number("Year", time.year().into()))
-                        .child(number("Month", time.month().into()))
-                        .child(number("Day", time.day().into())),
-                )
-        });
         Element::new(NS, Self::NAME).child(
             Element::new(NS, "SystemDateAndTime")
-                .child(Element::with_text(TT, "DateTimeType", "NTP"))
-                .child(Element::with_text(TT, "DaylightSavings", "false"))
-                .with_children(utc),
+                .child(Element::with_text(TT, "DateTimeType", kept_by(self.by_ntp)))
+                .child(Element::with_text(TT, "DaylightSavings", self.daylight_savings.to_string()))
+                .with_children(self.utc.map(|utc| time_to_element(TT, utc))),
         )
     }
 
@@ -109,26 +141,40 @@ impl Message for SystemDateAndTime {
         let clock = element
             .find(NS, "SystemDateAndTime")
             .ok_or_else(|| Invalid::new::<Self>("no SystemDateAndTime"))?;
-        let utc = clock.find(TT, "UTCDateTime").and_then(|utc| {
-            let (time, date) = (utc.find(TT, "Time")?, utc.find(TT, "Date")?);
-            fn number<T: std::str::FromStr>(of: &Element, name: &str) -> Option<T> {
-                of.text_of(TT, name)?.parse().ok()
-            }
-            civil::DateTime::new(
-                number(date, "Year")?,
-                number(date, "Month")?,
-                number(date, "Day")?,
-                number(time, "Hour")?,
-                number(time, "Minute")?,
-                number(time, "Second")?,
-                0,
-            )
-            .ok()?
-            .to_zoned(TimeZone::UTC)
-            .ok()
-            .map(|zoned| zoned.timestamp())
-        });
-        Ok(SystemDateAndTime { utc })
+        Ok(SystemDateAndTime {
+            utc: clock.find(TT, "UTCDateTime").and_then(time_from_element),
+            by_ntp: clock.text_of(TT, "DateTimeType") == Some(kept_by(true)),
+            daylight_savings: clock.text_of(TT, "DaylightSavings").and_then(boolean).unwrap_or(false),
+        })
+    }
+}
+
+/// Sets the device's clock by hand (Core §8.3.9); its time zone stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetSystemDateAndTime {
+    /// What it shall be.
+    pub utc: Timestamp,
+    /// As [`SystemDateAndTime::daylight_savings`].
+    pub daylight_savings: bool,
+}
+
+impl Message for SetSystemDateAndTime {
+    const NAMESPACE: &'static str = NS;
+    const NAME: &'static str = "SetSystemDateAndTime";
+
+    fn to_element(&self) -> Element {
+        Element::new(NS, Self::NAME)
+            .child(Element::with_text(NS, "DateTimeType", kept_by(false)))
+            .child(Element::with_text(NS, "DaylightSavings", self.daylight_savings.to_string()))
+            .child(time_to_element(NS, self.utc))
+    }
+
+    fn from_element(element: &Element) -> Result<Self, Invalid> {
+        let utc = element.find(NS, "UTCDateTime").and_then(time_from_element);
+        Ok(SetSystemDateAndTime {
+            utc: utc.ok_or_else(|| Invalid::new::<Self>("no UTCDateTime"))?,
+            daylight_savings: element.text_of(NS, "DaylightSavings").and_then(boolean).unwrap_or(false),
+        })
     }
 }
 
@@ -301,16 +347,21 @@ impl Message for ServiceCapabilities {
 }
 
 /// The path of the Media2 service that a device names, from its [`Services`].
-pub fn media2_path(services: &Services) -> Option<&str> {
+pub fn media2_path(services: &Services) -> Option<String> {
     Some(path_of(&services.find(MEDIA2_NS)?.xaddr))
 }
 
 /// The path and query of an address that a device gave, `/` for an address without one.
 ///
-/// A device gives the address that it has at its site; through an uplink only the path counts.
-pub fn path_of(xaddr: &str) -> &str {
-    match xaddr.split_once("://") {
-        Some((_, rest)) => rest.find('/').map_or("/", |start| &rest[start..]),
-        None => xaddr,
-    }
+/// A device gives the address that it has at its site, or a path alone, with or without the slash it begins with;
+/// through an uplink only the path counts.
+pub fn path_of(xaddr: &str) -> String {
+    let xaddr = xaddr.trim();
+    let path = match xaddr.split_once("//") {
+        Some((scheme, rest)) if scheme.is_empty() || scheme.ends_with(':') => {
+            &rest[rest.find(['/', '?']).unwrap_or(rest.len())..]
+        }
+        _ => xaddr,
+    };
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
 }

@@ -37,8 +37,10 @@ fn every_message_there_and_back() {
         serial_number: "00408C702009".into(),
         hardware_id: "7".into(),
     });
-    there_and_back(SystemDateAndTime { utc: Some("2026-02-28T23:59:58Z".parse().unwrap()) });
-    there_and_back(SystemDateAndTime { utc: None });
+    let utc = "2026-02-28T23:59:58Z".parse().unwrap();
+    there_and_back(SystemDateAndTime::kept_by_ntp(utc));
+    there_and_back(SystemDateAndTime { utc: None, by_ntp: false, daylight_savings: true });
+    there_and_back(SetSystemDateAndTime { utc, daylight_savings: true });
     there_and_back(GetServices { include_capability: true });
     let media = media2::ServiceCapabilities {
         rtsp_streaming: true,
@@ -266,6 +268,11 @@ fn of_an_address_behind_a_nat_only_the_path_counts() {
         ("ws://192.168.0.90:80/rtsp", "/rtsp"),
         ("http://192.168.0.90", "/"),
         ("/rtsp-over-websocket", "/rtsp-over-websocket"),
+        (" onvif/uplink ", "/onvif/uplink"),
+        ("//192.168.0.90/onvif/a//b", "/onvif/a//b"),
+        ("/onvif//media", "/onvif//media"),
+        ("http://192.168.0.90?media", "/?media"),
+        ("", "/"),
     ] {
         assert_eq!(path_of(address), path);
     }

@@ -264,11 +264,13 @@ impl Fault {
             })
         } else if body.is(SOAP_11, "Fault") {
             let text = |name: &'static str| body.text_of("", name).or_else(|| body.text_of(SOAP_11, name));
-            let mut codes = local(text("faultcode").unwrap_or_default()).split('.').map(str::to_owned);
-            let code = code_of(&codes.next().unwrap_or_default());
+            let mut codes = local(text("faultcode").unwrap_or_default()).split('.').peekable();
+            let code = codes.peek().map_or(FaultCode::Other, |code| code_of(code));
+            // Devices write `ter:NotAuthorized` there, too.
+            codes.next_if(|first| code != FaultCode::Other || first.is_empty());
             Some(Fault {
                 code,
-                subcodes: codes.take(MAX_SUBCODES).collect(),
+                subcodes: codes.take(MAX_SUBCODES).map(str::to_owned).collect(),
                 reason: text("faultstring").unwrap_or_default().to_owned(),
             })
         } else {
@@ -336,6 +338,14 @@ mod tests {
             </SOAP-ENV:Fault></SOAP-ENV:Body></SOAP-ENV:Envelope>"#;
         let fault = Envelope::parse(xml.as_bytes()).unwrap().into_result().unwrap_err();
         assert_eq!(fault, Fault::not_authorized("Sender not Authorized"));
+    }
+
+    #[test]
+    fn a_fault_of_soap_11_with_onvif_s_code_in_its_place() {
+        let xml = r#"<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><s:Fault>
+            <faultcode>ter:NotAuthorized</faultcode><faultstring>no</faultstring></s:Fault></s:Body></s:Envelope>"#;
+        let fault = Envelope::parse(xml.as_bytes()).unwrap().into_result().unwrap_err();
+        assert!(fault.has_subcode("NotAuthorized"), "{fault:?}");
     }
 
     proptest! {
