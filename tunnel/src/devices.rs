@@ -1,7 +1,8 @@
 //! Every registered device: how it is now, in memory, and what must survive, on disk.
 //!
 //! Invariant: an event is sent for every change that the API would show, in order, and within the same lock, so that a
-//! follower and a reader never disagree. What the dispatcher is told we have stored is stored.
+//! follower and a reader never disagree. What the dispatcher is told we have stored is stored. A device has one uplink
+//! for each of our public addresses at most, so that two addresses that lead here do not push each other off.
 //! The lock is never held across an await; `writing` is, but only on the disk.
 //!
 //! Not here: talking to the dispatcher (`relay.rs`) or to devices (`uplinks.rs`, `reach.rs`).
@@ -51,7 +52,8 @@ struct Entry {
     record: Record,
     /// Step 2 of a new registration is under way; it is not shown, but its key is welcome.
     provisional: bool,
-    uplink: Option<Arc<Connected>>,
+    /// The best first; one for each [`Connected::via`].
+    uplinks: Vec<Arc<Connected>>,
     /// Since when it is connected, or not.
     since: Option<Timestamp>,
     /// Why it is not connected, as far as it was seen here.
@@ -66,6 +68,8 @@ pub(crate) struct Connected {
     pub worker: Handle,
     /// Where it comes from.
     pub peer: SocketAddr,
+    /// Which of our public addresses that is, best first; none: another one, all of which are alike.
+    pub via: Option<usize>,
     /// Path of its RTSP over WebSocket, once asked for.
     pub rtsp_path: OnceCell<String>,
 }
@@ -175,7 +179,7 @@ impl Devices {
         if !entry.provisional {
             let _ = self.events.send(Event::Removed(serial));
         }
-        if let Some(connected) = entry.uplink {
+        for connected in entry.uplinks {
             connected.uplink.close(EndReason::Closed("the device's registration was deleted".to_owned()));
         }
         Ok(true)
@@ -253,13 +257,12 @@ impl Devices {
             let old = inner.entries.get(&serial).and_then(|entry| entry.record.standing.fingerprint);
             inner.index_key(serial, old, standing.fingerprint);
             let Some(entry) = inner.entries.get_mut(&serial) else { continue };
-            if old != standing.fingerprint
-                && let Some(connected) = &entry.uplink
-            {
+            if old != standing.fingerprint {
                 // The old key is no longer this device's.
-                connected
-                    .uplink
-                    .close(EndReason::Closed("the dispatcher vouched for another key".to_owned()));
+                for connected in &entry.uplinks {
+                    let reason = EndReason::Closed("the dispatcher vouched for another key".to_owned());
+                    connected.uplink.close(reason);
+                }
             }
             entry.record.standing = standing;
             self.tell(entry);
@@ -282,7 +285,7 @@ impl Devices {
             None => {
                 // Whoever looks at the device it says it is should know: most likely it was reset.
                 let entry = claimed.and_then(|claimed| inner.entries.get_mut(&claimed));
-                if let Some(entry) = entry.filter(|entry| entry.uplink.is_none() && !entry.provisional) {
+                if let Some(entry) = entry.filter(|entry| entry.uplinks.is_empty() && !entry.provisional) {
                     let message = "A device that says it is this one came with a key that the dispatcher has not \
                                    vouched for. If it was reset, press its button.";
                     entry.problem_seen_here("unknown-key", message.to_owned(), |entry| self.tell(entry));
@@ -292,46 +295,55 @@ impl Devices {
         }
     }
 
-    /// Its uplink stands: shown as connected at once, and the older uplink of this device ends. `false` if its key has
-    /// lost its welcome meanwhile.
+    /// Its uplink stands: shown as connected at once, and the older uplink by the same address ends. `false` if its key
+    /// has lost its welcome meanwhile.
     pub fn connect(&self, fingerprint: Fingerprint, connected: Connected) -> bool {
         let mut inner = self.lock();
         let Some(serial) = inner.keys.get(&fingerprint).copied() else { return false };
         let Some(entry) = inner.entries.get_mut(&serial) else { return false };
-        if let Some(older) = entry.uplink.replace(Arc::new(connected)) {
-            older.uplink.close(EndReason::Replaced);
+        if entry.uplinks.is_empty() {
+            entry.since = Some(Timestamp::now());
         }
-        entry.since = Some(Timestamp::now());
+        let connected = Arc::new(connected);
+        match entry.uplinks.iter_mut().find(|older| older.via == connected.via) {
+            Some(older) => std::mem::replace(older, connected).uplink.close(EndReason::Replaced),
+            None => entry.uplinks.push(connected),
+        }
+        entry.uplinks.sort_by_key(|connected| connected.via.unwrap_or(usize::MAX));
         entry.lost = None;
         self.tell(entry);
         true
     }
 
-    /// An uplink has ended. Nothing changes if a newer one has taken its place.
+    /// An uplink has ended. The device is connected for as long as another stands; nothing changes if a newer one has
+    /// taken its place.
     pub fn disconnect(&self, serial: SerialNumber, ended: &Uplink, reason: &EndReason) {
         let mut inner = self.lock();
         let Some(entry) = inner.entries.get_mut(&serial) else { return };
-        if !entry.uplink.as_ref().is_some_and(|connected| connected.uplink.is_same(ended)) {
+        let before = entry.uplinks.len();
+        entry.uplinks.retain(|connected| !connected.uplink.is_same(ended));
+        if entry.uplinks.len() == before {
             return;
         }
-        entry.uplink = None;
-        entry.since = Some(Timestamp::now());
-        if *reason != EndReason::Stopped {
-            let message = format!("The uplink ended: {reason}. The device dials again by itself.");
-            entry.lost = Some(Problem::at(Step::Tunnel, "uplink-lost", message).error);
+        if entry.uplinks.is_empty() {
+            entry.since = Some(Timestamp::now());
+            if *reason != EndReason::Stopped {
+                let message = format!("The uplink ended: {reason}. The device dials again by itself.");
+                entry.lost = Some(Problem::at(Step::Tunnel, "uplink-lost", message).error);
+            }
         }
         self.tell(entry);
     }
 
-    /// The uplink of a connected device.
+    /// The best uplink of a connected device.
     pub fn connected(&self, serial: SerialNumber) -> Option<Arc<Connected>> {
-        self.lock().entries.get(&serial)?.uplink.clone()
+        self.lock().entries.get(&serial)?.uplinks.first().cloned()
     }
 
     /// Calls `each` for every uplink that stands.
     pub fn for_each_connected(&self, mut each: impl FnMut(&Connected)) {
         let inner = self.lock();
-        inner.entries.values().filter_map(|entry| entry.uplink.as_deref()).for_each(&mut each);
+        inner.entries.values().flat_map(|entry| &entry.uplinks).for_each(|connected| each(connected));
     }
 
     /// Numbers of registrations, and of those still to be relayed.
@@ -369,7 +381,7 @@ impl Inner {
 
 impl Entry {
     fn new(record: Record, provisional: bool) -> Self {
-        Entry { record, provisional, uplink: None, since: None, lost: None }
+        Entry { record, provisional, uplinks: Vec::new(), since: None, lost: None }
     }
 
     /// Notes a problem once: repeating it is no event.
@@ -382,8 +394,8 @@ impl Entry {
 
     fn view(&self) -> Device {
         let Record { serial, name, description, user, standing } = &self.record;
-        let stats = self.uplink.as_ref().map(|connected| connected.uplink.stats());
-        let connected = stats.is_some();
+        let stats: Vec<_> = self.uplinks.iter().map(|connected| connected.uplink.stats()).collect();
+        let connected = !stats.is_empty();
         let problem = standing.problem.clone().or_else(|| self.lost.clone());
         Device {
             serial: *serial,
@@ -394,12 +406,13 @@ impl Entry {
             relay: if connected { RelayState::Dispatched } else { standing.relay },
             connected,
             since: self.since,
-            peer: self.uplink.as_ref().map(|connected| connected.peer.to_string()),
+            peer: self.uplinks.first().map(|connected| connected.peer.to_string()),
             rtt_ms: stats
+                .first()
                 .and_then(|stats| stats.rtt)
                 .map(|rtt| rtt.as_millis().try_into().unwrap_or(u32::MAX)),
-            bytes_in: stats.map_or(0, |stats| stats.bytes_in),
-            bytes_out: stats.map_or(0, |stats| stats.bytes_out),
+            bytes_in: stats.iter().map(|stats| stats.bytes_in).sum(),
+            bytes_out: stats.iter().map(|stats| stats.bytes_out).sum(),
             problem: problem.filter(|_| !connected),
             moving: None,
             contested: None,

@@ -138,6 +138,7 @@ impl Bound {
             Arc::clone(&self.metrics),
             self.workers.clone(),
             &self.config.limits,
+            self.facts.public.clone(),
         ));
         let guard = Arc::new(Guard::new(self.config.credentials()));
         let api = Api {

@@ -14,8 +14,8 @@ use crate::{
 use homing_base::{Stop, Workers, crowd::Crowd};
 use homing_protocol::{SerialNumber, Step};
 use homing_uplink::{
-    AcceptError, AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, Uplink, UplinkDriver,
-    UplinkSettings,
+    AcceptError, AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, Uplink, UplinkAddress,
+    UplinkDriver, UplinkSettings,
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -50,6 +50,8 @@ pub(crate) struct Uplinks {
     crowd: Arc<Crowd>,
     /// Uplinks that stand.
     standing: Arc<Semaphore>,
+    /// Our public addresses, `host:port`, best first.
+    public: Vec<String>,
 }
 
 impl Uplinks {
@@ -59,6 +61,7 @@ impl Uplinks {
         metrics: Arc<Metrics>,
         workers: Workers,
         limits: &Limits,
+        public: Vec<String>,
     ) -> Self {
         Uplinks {
             devices,
@@ -69,6 +72,7 @@ impl Uplinks {
             arriving: Arc::new(Semaphore::new(limits.arriving)),
             crowd: Crowd::new(limits.arriving.div_ceil(2)),
             standing: Arc::new(Semaphore::new(limits.uplinks)),
+            public,
         }
     }
 
@@ -134,6 +138,8 @@ impl Uplinks {
             arrival.refuse(503, reason).await;
             return None;
         };
+        let dialled = dialled(&arrival);
+        let via = dialled.and_then(|dialled| self.public.iter().position(|ours| *ours == dialled));
         let (uplink, driver) = match arrival.accept(self.settings.clone()).await {
             Ok(accepted) => accepted,
             Err(reason) => {
@@ -142,7 +148,7 @@ impl Uplinks {
                 return None;
             }
         };
-        let connected = Connected { uplink: uplink.clone(), worker, peer, rtsp_path: OnceCell::new() };
+        let connected = Connected { uplink: uplink.clone(), worker, peer, via, rtsp_path: OnceCell::new() };
         if !self.devices.connect(fingerprint, connected) {
             tracing::info!(step = %Step::Tunnel, %serial, %peer, "no longer welcome");
             return None;
@@ -228,6 +234,11 @@ impl Uplinks {
             }
         }
     }
+}
+
+/// What the device dialled, as we write addresses.
+fn dialled(arrival: &Arrival) -> Option<String> {
+    Some(arrival.host()?.parse::<UplinkAddress>().ok()?.authority())
 }
 
 /// The serial number that the certificate claims, where it has one of ours.

@@ -19,14 +19,18 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// An agent that runs, in front of a camera that is away: up to step 7 the agent alone is asked.
-struct Agent {
+pub struct Agent {
     config: Config,
     stop: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Agent {
-    async fn start(data: &Path, world: &World, oak: Oak) -> Agent {
+    pub async fn start(data: &Path, world: &World, oak: Oak) -> Agent {
+        Agent::start_with(data, world, oak, |_| ()).await
+    }
+
+    pub async fn start_with(data: &Path, world: &World, oak: Oak, change: impl FnOnce(&mut Config)) -> Agent {
         let mut config = Config {
             data: data.to_owned(),
             serial: Some(SERIAL),
@@ -46,6 +50,7 @@ impl Agent {
             ..Config::default()
         };
         config.page.listen = "127.0.0.1:0".parse().unwrap();
+        change(&mut config);
         let (bound, stop) = (homing_agent::bind(config.clone()).await.unwrap(), CancellationToken::new());
         #[expect(clippy::disallowed_methods, reason = "awaited in Agent::stop")]
         let running = tokio::spawn(bound.run(stop.clone()));
@@ -53,40 +58,41 @@ impl Agent {
     }
 
     /// Step 3.
-    async fn press(&self) {
+    pub async fn press(&self) {
         let config = self.config.clone();
         tokio::task::spawn_blocking(move || control::press(&config)).await.unwrap().unwrap();
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.cancel();
         tokio::time::timeout(DEADLINE, self.running).await.unwrap().unwrap().unwrap();
     }
 }
 
 /// A tunnel server that runs.
-struct Tunnel {
-    external: SocketAddr,
-    handle: TunnelHandle,
-    api: ApiClient,
+pub struct Tunnel {
+    pub external: SocketAddr,
+    pub handle: TunnelHandle,
+    pub api: ApiClient,
+    pub ops: Ops,
     stop: Stop,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Tunnel {
-    async fn start(data: &Path, world: &World, account: &str, password: &Secret) -> Tunnel {
-        Tunnel::start_at("127.0.0.1:0".parse().unwrap(), data, world, account, password).await
+    pub async fn start(data: &Path, world: &World, account: &str, password: &Secret) -> Tunnel {
+        Tunnel::start_with(data, world, account, password, |_| ()).await
     }
 
-    async fn start_at(
-        at: SocketAddr,
+    pub async fn start_with(
         data: &Path,
         world: &World,
         account: &str,
         password: &Secret,
+        change: impl FnOnce(&mut homing_tunnel::Config),
     ) -> Tunnel {
         let mut config = homing_tunnel::Config {
-            external: at,
+            external: "127.0.0.1:0".parse().unwrap(),
             internal: "127.0.0.1:0".parse().unwrap(),
             user: "vms".into(),
             password: "the password of the vms".into(),
@@ -101,19 +107,26 @@ impl Tunnel {
         };
         config.limits.retry_first_ms = 50;
         config.limits.retry_longest_ms = 400;
+        change(&mut config);
         let credentials = Credentials::new(config.user.clone(), config.password.clone());
-        let bound = homing_tunnel::bind(config, &Ops::new(), &Workers::current()).await.unwrap();
+        let ops = Ops::new();
+        let bound = homing_tunnel::bind(config, &ops, &Workers::current()).await.unwrap();
         let (external, handle) = (bound.external_addr(), bound.handle());
         let base = format!("http://{}", bound.internal_addr());
         let api = ApiClient::new("tunnel server", &base, &Auth::Basic(credentials), None).unwrap();
         let stop = Stop::new();
         #[expect(clippy::disallowed_methods, reason = "awaited in Tunnel::stop")]
         let running = tokio::spawn(bound.run(stop.clone()));
-        Tunnel { external, handle, api, stop, running }
+        Tunnel { external, handle, api, ops, stop, running }
     }
 
     /// Step 1, and step 2 with it.
-    async fn register(&self, serial: SerialNumber, oak: Oak, password: &str) -> Result<Device, CallError> {
+    pub async fn register(
+        &self,
+        serial: SerialNumber,
+        oak: Oak,
+        password: &str,
+    ) -> Result<Device, CallError> {
         let (name, description) = ("Front door".to_owned(), String::new());
         let new = NewDevice {
             serial,
@@ -127,12 +140,12 @@ impl Tunnel {
         self.api.send(Method::POST, "/api/v1/devices", &new).await
     }
 
-    async fn correct(&self, change: serde_json::Value) -> Result<Device, CallError> {
+    pub async fn correct(&self, change: serde_json::Value) -> Result<Device, CallError> {
         self.api.send(Method::PATCH, &format!("/api/v1/devices/{SERIAL}"), &change).await
     }
 
     /// Waits until the device is as wanted.
-    async fn until(&self, what: &str, wanted: impl Fn(&Device) -> bool) -> Device {
+    pub async fn until(&self, what: &str, wanted: impl Fn(&Device) -> bool) -> Device {
         let watching = async {
             loop {
                 if let Some(device) = self.handle.device(SERIAL).filter(&wanted) {
@@ -146,7 +159,7 @@ impl Tunnel {
     }
 
     /// Step 7: it is there, and a request through the tunnel reaches it.
-    async fn until_ready(&self) {
+    pub async fn until_ready(&self) {
         let device = self.until("ready", |device| device.connected && device.step == Step::Tunnel).await;
         assert_eq!((device.relay, device.problem), (RelayState::Dispatched, None));
         let request = Request::get("/nothing-here").body(bytes::Bytes::new()).unwrap();
@@ -154,7 +167,7 @@ impl Tunnel {
         answer.expect("an answer of the agent");
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         assert!(self.stop.drain(DRAIN_DEADLINE).await, "{} tasks left", self.stop.running());
         self.running.await.unwrap().unwrap();
     }
@@ -294,6 +307,7 @@ async fn steps_1_register_to_7_tunnel_with_a_restart_of_either_server_between_an
     let (external, api) = (world.external, world.api);
     let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
     let at = tunnel.external;
+    let again = |config: &mut homing_tunnel::Config| config.external = at;
     let agent = Agent::start(&folder.path().join("agent"), &world, OAK).await;
     let same = |config: &mut homing_dispatcher::Config| (config.external, config.api) = (external, api);
 
@@ -307,14 +321,14 @@ async fn steps_1_register_to_7_tunnel_with_a_restart_of_either_server_between_an
     world.stop().await;
     let world = World::start_with(folder.path(), same).await;
     tunnel.stop().await;
-    let tunnel = Tunnel::start_at(at, folder.path(), &world, "shop", &password).await;
+    let tunnel = Tunnel::start_with(folder.path(), &world, "shop", &password, again).await;
     agent.press().await;
     tunnel.until_ready().await;
 
     tunnel.stop().await;
     world.stop().await;
     let world = World::start_with(folder.path(), same).await;
-    let tunnel = Tunnel::start_at(at, folder.path(), &world, "shop", &password).await;
+    let tunnel = Tunnel::start_with(folder.path(), &world, "shop", &password, again).await;
     tunnel.until_ready().await;
     agent.stop().await;
     tunnel.stop().await;

@@ -8,4 +8,5 @@ mod flow;
 mod hostile;
 mod step_2_relay;
 mod step_5_dispatch;
+mod stranded;
 mod world;

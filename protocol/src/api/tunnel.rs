@@ -150,21 +150,21 @@ pub struct Device {
     pub step: Step,
     /// How the registration stands with the dispatcher.
     pub relay: RelayState,
-    /// Whether there is an uplink now.
+    /// Whether there is an uplink now; a device has one for each public address of its tunnel server that it reaches.
     pub connected: bool,
     /// Since when it is connected, or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
     pub since: Option<Timestamp>,
-    /// The address that the uplink came from.
+    /// The address that the uplink came from; of several, the one by the best public address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// Round-trip time of the last PING, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<u32>,
-    /// Bytes received from the device over the present uplink.
+    /// Bytes received from the device over the present uplinks.
     pub bytes_in: u64,
-    /// Bytes sent to the device over the present uplink.
+    /// Bytes sent to the device over the present uplinks.
     pub bytes_out: u64,
     /// What went wrong last, until it goes right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
