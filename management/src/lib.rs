@@ -10,6 +10,7 @@
 //! | [`config`] | what it can be told |
 //! | [`gate`] | who is let in: default deny |
 //! | [`accounts`], [`audit`] | users, sessions, tokens; who did what |
+//! | [`certificates`] | which end, and when somebody has to do something |
 //! | [`world`], [`board`] | what is known of the others, and how browsers see it change |
 //! | [`tunnels`], [`sse`], [`recording`] | where that is known from |
 //! | [`api`], [`views`] | the JSON API and its OpenAPI document |
@@ -21,6 +22,7 @@ pub mod accounts;
 pub mod api;
 pub mod audit;
 pub mod board;
+pub mod certificates;
 pub mod config;
 pub mod gate;
 pub mod recording;
@@ -84,6 +86,7 @@ pub struct App {
     accounts: Accounts,
     audit: audit::Audit,
     world: world::World,
+    certificates: certificates::Certificates,
     recording: recording::Recording,
     tunnels: Arc<Vec<tunnels::TunnelServer>>,
     simulated: Arc<Vec<config::SimulatedCamera>>,
@@ -118,10 +121,13 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
     };
     let accounts = Accounts::new(database.clone(), lifetimes);
     let first_start = first_user(&accounts, &config.first_password).await?;
+    let world = world::World::new(&config);
+    let certificates = certificates::Certificates::new(world.clone(), own_certificates(leaf.clone()));
     let app = App {
         accounts,
         audit: audit::Audit::new(database),
-        world: world::World::new(&config),
+        world,
+        certificates: certificates.clone(),
         recording: recording::Recording::new(recording),
         tunnels: Arc::new(tunnels),
         simulated: Arc::new(config.simulated_cameras),
@@ -129,7 +135,7 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
         hashing: Arc::new(Semaphore::new(HASHES_AT_ONCE)),
         streams: Arc::new(Semaphore::new(api::events::STREAMS)),
         cookie: Arc::new(gate::SessionCookie::new(leaf.is_some(), address)),
-        metrics: Metrics::register(ops),
+        metrics: Metrics::register(ops, certificates),
         stop: Stop::new(),
     };
     Ok(Bound { app, listener, address, page, leaf, audit_days: config.audit_days, first_start, lock })
@@ -245,6 +251,11 @@ async fn first_user(accounts: &Accounts, given: &Secret) -> anyhow::Result<Optio
     Ok(Some(Credentials::new("admin", password)))
 }
 
+/// What the page itself is served with.
+fn own_certificates(_leaf: Option<Arc<tls::Leaf>>) -> certificates::Own {
+    Arc::new(Vec::new)
+}
+
 /// Everything that is served, behind the gate.
 fn router(app: App, ops: &Ops) -> Router {
     let (api, document) = api::routes();
@@ -351,7 +362,7 @@ struct Metrics {
 }
 
 impl Metrics {
-    fn register(ops: &Ops) -> Self {
+    fn register(ops: &Ops, certificates: certificates::Certificates) -> Self {
         let metrics = Metrics::default();
         ops.register("management", |registry| {
             registry.register(
@@ -364,6 +375,7 @@ impl Metrics {
                 "Requests with a session that came from another site",
                 metrics.cross_site.clone(),
             );
+            registry.register_collector(Box::new(certificates));
         });
         metrics
     }

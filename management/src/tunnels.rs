@@ -13,7 +13,8 @@ use homing_protocol::{
     SerialNumber,
     api::{
         ProblemDetail,
-        tunnel::{ChangeDevice, Device, NewDevice, Server},
+        dispatcher::Offer,
+        tunnel::{ChangeDevice, Device, Move, NewDevice, Server},
     },
     secret::Credentials,
 };
@@ -91,7 +92,55 @@ impl TunnelServer {
         self.client.send::<(), ()>(Method::DELETE, &format!("/api/v1/devices/{serial}"), &()).await
     }
 
-    /// The device's own user and password, for step 8.
+    /// What it says of itself: where devices dial it, and whom they trust there.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn server(&self) -> Result<Server, CallError> {
+        self.client.get("/api/v1/server").await
+    }
+
+    /// A registration with its secrets and the device's key, for another tunnel server.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn handover(&self, serial: SerialNumber) -> Result<NewDevice, CallError> {
+        self.client.get(&format!("/api/v1/devices/{serial}/handover")).await
+    }
+
+    /// Has a device go to another tunnel server.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn begin_move(&self, serial: SerialNumber, to: &Move) -> Result<Device, CallError> {
+        self.client.send(Method::PUT, &format!("/api/v1/devices/{serial}/move"), to).await
+    }
+
+    /// Has a device stay, or takes it in again.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn undo_move(&self, serial: SerialNumber) -> Result<Device, CallError> {
+        self.client.send(Method::DELETE, &format!("/api/v1/devices/{serial}/move"), &()).await
+    }
+
+    /// Offers a device to another dispatcher account.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn offer(&self, serial: SerialNumber, offer: &Offer) -> Result<(), CallError> {
+        self.client.send(Method::PUT, &format!("/api/v1/devices/{serial}/offer"), offer).await
+    }
+
+    /// Withdraws an offer.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn withdraw_offer(&self, serial: SerialNumber) -> Result<(), CallError> {
+        self.client.send::<(), ()>(Method::DELETE, &format!("/api/v1/devices/{serial}/offer"), &()).await
+    }
+
+    /// The device's own user and password, for step 8 and for an administrator who asks.
     ///
     /// # Errors
     /// As [`TunnelServer::register`].

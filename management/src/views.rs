@@ -50,7 +50,7 @@ pub struct Device {
     /// The device's user.
     pub user: String,
     /// `red`: registered, not connected. `yellow`: connected, not added. `green`: added to a recording
-    /// server; see `connected` for whether it is there now.
+    /// server; see `connected` for whether it is there now. `grey`: it went to another tunnel server.
     #[schema(example = "yellow")]
     pub state: String,
     /// The word beside the colour.
@@ -89,12 +89,54 @@ pub struct Device {
     /// Its hardware's number, once added.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hardware: Option<i64>,
+    /// On its way to another tunnel server, or there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
+    /// Others have tried to register it, at the dispatcher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contested: Option<Contested>,
+    /// Whether its factory default password was replaced by one of its own; `password` shows it.
+    pub own_password: bool,
+}
+
+/// A move to another tunnel server, as it stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Moving {
+    /// `queued`: the device is offline, and is told when it comes back. `trying`: it was told; its tunnel here stands
+    /// until it is there. `moved`: it is there.
+    #[schema(value_type = String, example = "trying")]
+    pub state: tunnel::MoveState,
+    /// The tunnel server it goes to, by its name, where this management server knows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel_server: Option<String>,
+    /// Where to, `host:port`.
+    pub servers: Vec<String>,
+    /// When the state was entered.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// Why it does not go on, as the device says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<ProblemView>,
+}
+
+/// Others have tried to register a device of ours.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Contested {
+    /// How often, since it was registered here.
+    pub attempts: u32,
+    /// When last.
+    #[schema(value_type = String, format = DateTime)]
+    pub last: Timestamp,
 }
 
 impl Device {
     /// What follows from the tunnel server's knowledge, and from whether it was added (step 8).
     pub fn new(tunnel_server: &str, device: &tunnel::Device, hardware: Option<i64>) -> Self {
-        let state = DeviceState::of(device.connected, hardware.is_some());
+        let moved = device.moving.as_ref().is_some_and(|moving| moving.state == tunnel::MoveState::Moved);
+        let state = match moved && !device.connected {
+            true => DeviceState::Moved,
+            false => DeviceState::of(device.connected, hardware.is_some()),
+        };
         // A device that was added and then reset begins again at step 3: that is what matters then.
         let on_its_way_again = !device.connected && device.relay != tunnel::RelayState::Dispatched;
         let step = if hardware.is_some() && !on_its_way_again { Step::Add } else { device.step };
@@ -117,7 +159,24 @@ impl Device {
             problem: device.problem.clone().map(Into::into),
             tunnel_server: tunnel_server.to_owned(),
             hardware,
+            moving: device.moving.as_ref().map(|moving| Moving {
+                state: moving.state,
+                tunnel_server: None,
+                servers: moving.servers.clone(),
+                since: moving.since,
+                problem: moving.problem.clone().map(Into::into),
+            }),
+            contested: device
+                .contested
+                .as_ref()
+                .map(|contested| Contested { attempts: contested.attempts, last: contested.last }),
+            own_password: device.own_password,
         }
+    }
+
+    /// Whether the device went elsewhere, and only its registration is left here.
+    pub fn moved(&self) -> bool {
+        self.word == DeviceState::Moved.word()
     }
 }
 
@@ -148,6 +207,25 @@ pub struct TunnelServer {
     pub devices: usize,
     /// Registered devices that are connected now.
     pub connected: usize,
+    /// Its account at the dispatcher; empty while it has not been reached.
+    pub account: String,
+}
+
+/// A certificate that somebody relies on, and when it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Certificate {
+    /// Of which server: `management server`, `tunnel server NAME`.
+    pub server: String,
+    /// Which one: `certificate of the external address`.
+    pub what: String,
+    /// When it ends.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires: Timestamp,
+    /// Whether Homing renews it by itself.
+    pub renews: bool,
+    /// What to do, if something has to be done now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
 }
 
 /// A recording server.

@@ -11,7 +11,7 @@ use crate::{
 };
 use homing_protocol::{
     SerialNumber,
-    api::{ProblemDetail, recording, tunnel},
+    api::{Expiry, ProblemDetail, recording, tunnel},
 };
 use jiff::Timestamp;
 use std::{
@@ -197,12 +197,29 @@ impl World {
         inner.tunnels.iter().flat_map(of_tunnel).collect()
     }
 
-    /// One registered device.
+    /// One registered device. While it moves it is registered at two tunnel servers: what counts is where it is, or
+    /// where it has not gone away from.
     pub fn find(&self, serial: SerialNumber) -> Option<views::Device> {
+        self.registrations(serial).into_iter().max_by_key(|device| (device.connected, !device.moved()))
+    }
+
+    /// Every registration of a device: one, or two while it moves and until the move is done with.
+    pub fn registrations(&self, serial: SerialNumber) -> Vec<views::Device> {
         let inner = self.lock();
-        let (name, device) =
-            inner.tunnels.iter().find_map(|(name, tunnel)| Some((name, tunnel.devices.get(&serial)?)))?;
-        Some(inner.view(name, device))
+        let at = |(name, tunnel): (&String, &Tunnel)| {
+            tunnel.devices.get(&serial).map(|device| inner.view(name, device))
+        };
+        inner.tunnels.iter().filter_map(at).collect()
+    }
+
+    /// Every certificate that tunnel servers have told of.
+    pub fn certificates(&self) -> Vec<(String, Expiry)> {
+        let inner = self.lock();
+        let of_tunnel = |(name, tunnel): (&String, &Tunnel)| {
+            let certificates = tunnel.server.iter().flat_map(|server| server.certificates.clone());
+            certificates.map(|expiry| (name.clone(), expiry)).collect::<Vec<_>>()
+        };
+        inner.tunnels.iter().flat_map(of_tunnel).collect()
     }
 
     /// A device of a tunnel server, as people see it.
@@ -270,7 +287,20 @@ impl World {
 
 impl Inner {
     fn view(&self, tunnel: &str, device: &tunnel::Device) -> views::Device {
-        views::Device::new(tunnel, device, self.added.get(&device.serial).copied())
+        let mut view = views::Device::new(tunnel, device, self.added.get(&device.serial).copied());
+        if let Some(moving) = &mut view.moving {
+            moving.tunnel_server = self.dialled_at(&moving.servers);
+        }
+        view
+    }
+
+    /// The tunnel server that devices reach under one of these addresses.
+    fn dialled_at(&self, addresses: &[String]) -> Option<String> {
+        let is_it = |tunnel: &Tunnel| {
+            let public = tunnel.server.iter().flat_map(|server| &server.public);
+            public.into_iter().any(|address| addresses.contains(address))
+        };
+        self.tunnels.iter().find(|(_, tunnel)| is_it(tunnel)).map(|(name, _)| name.clone())
     }
 
     fn recording_view(&self) -> views::RecordingServer {
@@ -299,6 +329,7 @@ impl Tunnel {
             problem: self.problem.clone().or(dispatcher_problem).map(Into::into),
             devices: self.devices.len(),
             connected: self.devices.values().filter(|device| device.connected).count(),
+            account: server.map(|server| server.account.clone()).unwrap_or_default(),
         }
     }
 }

@@ -17,6 +17,8 @@ pub enum DeviceState {
     Green,
     /// Added to a recording server, not connected now.
     GreenOffline,
+    /// It went to another tunnel server; this registration is only kept so that it can come back.
+    Moved,
 }
 
 impl DeviceState {
@@ -30,12 +32,13 @@ impl DeviceState {
         }
     }
 
-    /// `red`, `yellow` or `green`; whether a green device is away is told apart by `connected`.
+    /// `red`, `yellow`, `green` or `grey`; whether a green device is away is told apart by `connected`.
     pub const fn colour(self) -> &'static str {
         match self {
             DeviceState::Red => "red",
             DeviceState::Yellow => "yellow",
             DeviceState::Green | DeviceState::GreenOffline => "green",
+            DeviceState::Moved => "grey",
         }
     }
 
@@ -46,6 +49,7 @@ impl DeviceState {
             DeviceState::Yellow => "Ready to add",
             DeviceState::Green => "Connected",
             DeviceState::GreenOffline => "Offline",
+            DeviceState::Moved => "Moved",
         }
     }
 }

@@ -200,6 +200,10 @@ pub struct NewUser {
     /// At least 10 characters.
     #[schema(value_type = String)]
     password: Secret,
+    /// The caller's own password.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    current: Option<Secret>,
 }
 
 /// All users
@@ -210,13 +214,16 @@ pub async fn users(State(app): State<App>) -> Result<Json<Vec<User>>, Failure> {
 }
 
 /// Add a user
+///
+/// The caller's own password is needed.
 #[utoipa::path(post, path = "/api/v1/users", tag = "account", request_body = NewUser,
-    responses((status = 201, body = User), (status = 409, body = views::Problem), (status = 422, body = views::Problem)))]
+    responses((status = 201, body = User), (status = 403, body = views::Problem), (status = 409, body = views::Problem), (status = 422, body = views::Problem)))]
 pub async fn add_user(
     State(app): State<App>,
     caller: Caller,
     Body(asked): Body<NewUser>,
 ) -> Result<(StatusCode, Json<User>), Failure> {
+    confirm(&app, &caller, asked.current).await?;
     let user = app.accounts.add_user(&asked.name, asked.password).await.map_err(account_failure)?;
     app.record(&caller, "add-user", &user.name, "").await?;
     Ok((StatusCode::CREATED, Json(user.into())))
@@ -245,16 +252,16 @@ pub struct NewPassword {
     /// At least 10 characters.
     #[schema(value_type = String)]
     password: Secret,
-    /// The present password; needed for one's own.
+    /// The caller's own present password.
     #[serde(default)]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = String)]
     current: Option<Secret>,
 }
 
 /// Set a password
 ///
-/// Ends the user's other sessions. One's own needs the present password, so that an unattended browser
-/// cannot be taken over.
+/// Ends the user's other sessions. The caller's own present password is needed, so that an unattended browser or a
+/// stolen token opens no way in that stays.
 #[utoipa::path(put, path = "/api/v1/users/{id}/password", tag = "account", request_body = NewPassword,
     params(("id" = i64, Path, description = "User")),
     responses((status = 204, description = "Set"), (status = 403, body = views::Problem), (status = 422, body = views::Problem)))]
@@ -263,27 +270,15 @@ pub async fn set_password(
     caller: Caller,
     Path(id): Path<i64>,
     Body(asked): Body<NewPassword>,
-) -> Result<Response, Failure> {
-    let mut keep = None;
-    if id == caller.identity.user {
-        let user_key = caller.identity.name.to_lowercase();
-        let wait = app.guesses.wait(&caller.peer, &user_key);
-        if !wait.is_zero() {
-            return Ok(too_many(wait));
-        }
-        let current = asked.current.unwrap_or_default();
-        let right = app.accounts.check(&caller.identity.name, current).await.map_err(account_failure)?;
-        if right.is_none() {
-            app.guesses.handle_wrong(&caller.peer, &user_key);
-            return Err(account_failure(AccountError::WrongPassword));
-        }
-        if let Credential::Session(session) = caller.identity.by {
-            keep = Some(session);
-        }
-    }
+) -> Result<StatusCode, Failure> {
+    confirm(&app, &caller, asked.current).await?;
+    let keep = match caller.identity.by {
+        Credential::Session(session) if id == caller.identity.user => Some(session),
+        _ => None,
+    };
     let name = app.accounts.set_password(id, asked.password, keep).await.map_err(account_failure)?;
     app.record(&caller, "set-password", &name, "").await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// One of the caller's API tokens.
@@ -314,6 +309,10 @@ impl Token {
 pub struct NewToken {
     /// What it is for.
     name: String,
+    /// The caller's own password.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    current: Option<Secret>,
 }
 
 /// The caller's API tokens
@@ -325,14 +324,15 @@ pub async fn tokens(State(app): State<App>, caller: Caller) -> Result<Json<Vec<T
 
 /// Make an API token
 ///
-/// It is in this answer and nowhere else: keep it.
+/// It is in this answer and nowhere else: keep it. The caller's own password is needed.
 #[utoipa::path(post, path = "/api/v1/tokens", tag = "account", request_body = NewToken,
-    responses((status = 201, body = Token), (status = 422, body = views::Problem)))]
+    responses((status = 201, body = Token), (status = 403, body = views::Problem), (status = 422, body = views::Problem)))]
 pub async fn add_token(
     State(app): State<App>,
     caller: Caller,
     Body(asked): Body<NewToken>,
 ) -> Result<(StatusCode, Json<Token>), Failure> {
+    confirm(&app, &caller, asked.current).await?;
     let (token, secret) =
         app.accounts.add_token(caller.identity.user, &asked.name).await.map_err(account_failure)?;
     app.record(&caller, "add-token", &token.name, "").await?;
@@ -360,12 +360,42 @@ impl App {
     }
 }
 
+/// Whether the caller still is who signed in: before anything that opens a way in, or shows a secret. Wrong passwords
+/// count as at signing in.
+///
+/// # Errors
+/// 403 `wrong-password`, 429 `too-many-attempts`.
+pub(super) async fn confirm(app: &App, caller: &Caller, current: Option<Secret>) -> Result<(), Failure> {
+    let Some(current) = current.filter(|current| !current.is_empty()) else {
+        let message =
+            "Give your own password as well, as current: this must not be done by who finds a browser open.";
+        return Err(Failure::new(StatusCode::FORBIDDEN, Problem::new("wrong-password", message)));
+    };
+    let user_key = caller.identity.name.to_lowercase();
+    let wait = app.guesses.wait(&caller.peer, &user_key);
+    if !wait.is_zero() {
+        return Err(attempts(wait));
+    }
+    let permit = tokio::time::timeout(HASHING_PATIENCE, app.hashing.acquire()).await;
+    let Ok(Ok(_permit)) = permit else { return Err(attempts(HASHING_PATIENCE)) };
+    let right = app.accounts.check(&caller.identity.name, current).await.map_err(account_failure)?;
+    if right.is_none() {
+        app.guesses.handle_wrong(&caller.peer, &user_key);
+        app.record(caller, "confirm-refused", "", "").await?;
+        return Err(account_failure(AccountError::WrongPassword));
+    }
+    app.guesses.handle_right(&caller.peer, &user_key);
+    Ok(())
+}
+
+fn attempts(wait: Duration) -> Failure {
+    let message = format!("Too many wrong attempts. Try again in {} s.", wait.as_secs().max(1));
+    Failure::new(StatusCode::TOO_MANY_REQUESTS, Problem::new("too-many-attempts", message))
+}
+
 fn too_many(wait: Duration) -> Response {
     let seconds = wait.as_secs().max(1);
-    let message = format!("Too many wrong attempts. Try again in {seconds} s.");
-    let mut response =
-        Failure::new(StatusCode::TOO_MANY_REQUESTS, Problem::new("too-many-attempts", message))
-            .into_response();
+    let mut response = attempts(wait).into_response();
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     response
 }

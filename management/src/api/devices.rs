@@ -1,7 +1,7 @@
 //! Registered devices and the tunnel servers that they are registered at: steps 1 to 7.
 
-use super::{Body, Path, passed_through};
-use crate::{App, gate::Caller, tunnels, views};
+use super::{Body, Path, Query, account, passed_through};
+use crate::{App, accounts::Credential, gate::Caller, tunnels, views};
 use axum::{Json, extract::State, http::StatusCode};
 use homing_base::http::Failure;
 use homing_protocol::{
@@ -11,9 +11,9 @@ use homing_protocol::{
         tunnel::{ChangeDevice, NewDevice, RelayState},
     },
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// A page that shows one device does not wait longer for its figures.
 const FIGURES_DEADLINE: Duration = Duration::from_secs(2);
@@ -67,6 +67,14 @@ pub struct Change {
     description: Option<String>,
 }
 
+/// Which registration, where a device has two.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct At {
+    /// The tunnel server's name; where the device is, if left out.
+    tunnel_server: Option<String>,
+}
+
 /// All registered devices
 #[utoipa::path(get, path = "/api/v1/devices", tag = "devices",
     responses((status = 200, body = [views::Device]), (status = 401, body = views::Problem)))]
@@ -106,6 +114,14 @@ pub async fn register(
     let serial: SerialNumber = asked.serial.parse().map_err(|error| mistyped("bad-serial", &error))?;
     let oak: Oak = asked.oak.parse().map_err(|error| mistyped("bad-oak", &error))?;
     let server = tunnel_server(&app, asked.tunnel_server.as_deref())?;
+    if let Some(known) = app.world.find(serial).filter(|known| known.tunnel_server != server.name()) {
+        let message = format!(
+            "{serial} is registered at the tunnel server {:?} already; move it from there, or release it first.",
+            known.tunnel_server
+        );
+        let problem = Problem::at(Step::Register, "already-registered", message);
+        return Err(Failure::new(StatusCode::CONFLICT, problem));
+    }
     let device = NewDevice {
         serial,
         oak,
@@ -176,18 +192,23 @@ pub async fn change(
 /// Unregister a device
 ///
 /// The claim is released: another owner may register it. Refused while it is added to a recording
-/// server.
+/// server. With `tunnel_server`, the registration that a device left behind there when it moved.
 #[utoipa::path(delete, path = "/api/v1/devices/{serial}", tag = "devices",
-    params(("serial" = String, Path, description = "Serial number")),
+    params(("serial" = String, Path, description = "Serial number"), At),
     responses((status = 204, description = "Released"), (status = 404, body = views::Problem),
         (status = 409, body = views::Problem)))]
 pub async fn unregister(
     State(app): State<App>,
     caller: Caller,
     Path(serial): Path<String>,
+    Query(at): Query<At>,
 ) -> Result<StatusCode, Failure> {
-    let (serial, device) = registered(&app, &serial)?;
-    if device.hardware.is_some() {
+    let (serial, device) = match at.tunnel_server {
+        None => registered(&app, &serial)?,
+        Some(server) => registered_at(&app, &serial, &server)?,
+    };
+    // What stayed behind when the device moved is nothing that is recorded.
+    if device.hardware.is_some() && !device.moved() {
         let message = format!("{serial} is still added to a recording server; remove its hardware first.");
         return Err(Failure::new(StatusCode::CONFLICT, Problem::new("still-added", message)));
     }
@@ -196,6 +217,69 @@ pub async fn unregister(
     app.world.device_removed(server.name(), serial);
     app.record(&caller, "unregister-device", &serial.to_string(), &format!("from {}", server.name())).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Why somebody wants to see a password.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShowPassword {
+    /// For the audit log: at most 200 characters.
+    #[schema(example = "The installer needs the camera's own page")]
+    reason: String,
+    /// The caller's own password; needed from a browser's session, which may be unattended.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    current: Option<Secret>,
+}
+
+/// A device's user and password.
+#[derive(Serialize, ToSchema)]
+pub struct DevicePassword {
+    /// Its user.
+    user: String,
+    /// That user's password.
+    #[schema(value_type = String)]
+    password: Secret,
+    /// Whether it is one of the device's own, in place of the factory default.
+    own: bool,
+}
+
+/// Show a device's password
+///
+/// Who asked, when, and why is in the audit log before it is shown.
+#[utoipa::path(post, path = "/api/v1/devices/{serial}/password", tag = "devices", request_body = ShowPassword,
+    params(("serial" = String, Path, description = "Serial number")),
+    responses((status = 200, body = DevicePassword), (status = 403, body = views::Problem),
+        (status = 404, body = views::Problem), (status = 422, body = views::Problem),
+        (status = 429, body = views::Problem)))]
+pub async fn show_password(
+    State(app): State<App>,
+    caller: Caller,
+    Path(serial): Path<String>,
+    Body(asked): Body<ShowPassword>,
+) -> Result<Json<DevicePassword>, Failure> {
+    let (serial, device) = registered(&app, &serial)?;
+    let reason = asked.reason.trim();
+    if reason.is_empty() || reason.chars().count() > 200 || reason.chars().any(char::is_control) {
+        let message = "Say why, in one line of at most 200 characters: it goes into the audit log.";
+        return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, Problem::new("reason-wanted", message)));
+    }
+    if let Credential::Session(_) = caller.identity.by {
+        account::confirm(&app, &caller, asked.current).await?;
+    }
+    let server = tunnel_server(&app, Some(&device.tunnel_server))?;
+    let answered = server.credentials(serial).await;
+    let detail = match &answered {
+        Ok(_) => reason.to_owned(),
+        Err(error) => format!("{reason}; failed: {error}"),
+    };
+    app.record(&caller, "show-password", &serial.to_string(), &detail).await?;
+    let credentials = answered.map_err(passed_through)?;
+    Ok(Json(DevicePassword {
+        user: credentials.user,
+        password: credentials.password,
+        own: device.own_password,
+    }))
 }
 
 /// All tunnel servers
@@ -210,6 +294,16 @@ pub(super) fn registered(app: &App, serial: &str) -> Result<(SerialNumber, views
     let serial: SerialNumber = serial.parse().map_err(|error| mistyped("bad-serial", &error))?;
     let device = app.world.find(serial).ok_or_else(|| {
         Failure::not_found(format!("No device with serial number {serial} is registered at a tunnel server."))
+    })?;
+    Ok((serial, device))
+}
+
+/// A device's registration at one tunnel server.
+fn registered_at(app: &App, serial: &str, server: &str) -> Result<(SerialNumber, views::Device), Failure> {
+    let (serial, _) = registered(app, serial)?;
+    let mut all = app.world.registrations(serial).into_iter();
+    let device = all.find(|device| device.tunnel_server == server).ok_or_else(|| {
+        Failure::not_found(format!("{serial} is not registered at a tunnel server called {server:?}."))
     })?;
     Ok((serial, device))
 }

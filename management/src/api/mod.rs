@@ -3,11 +3,12 @@
 //! | module | what |
 //! |---|---|
 //! | [`devices`] | registered devices and tunnel servers: steps 1 to 7 |
+//! | [`moves`] | a device goes to another tunnel server, or to another owner |
 //! | [`hardware`] | Add Hardware: step 8 |
 //! | [`cameras`] | live, timeline, playback, export: passed on to the recording role |
 //! | [`account`] | signing in and out, users, sessions, API tokens |
 //! | [`events`] | server-sent events for browsers |
-//! | [`records`] | the audit log |
+//! | [`records`] | the audit log, and certificates that end |
 //! | [`simulated`] | labels of simulated cameras, for the demo |
 
 pub mod account;
@@ -15,6 +16,7 @@ pub mod cameras;
 pub mod devices;
 pub mod events;
 pub mod hardware;
+pub mod moves;
 pub mod records;
 pub mod simulated;
 
@@ -58,6 +60,9 @@ pub fn routes() -> (axum::Router<App>, utoipa::openapi::OpenApi) {
     let (router, mut document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(devices::list, devices::register))
         .routes(routes!(devices::one, devices::change, devices::unregister))
+        .routes(routes!(devices::show_password))
+        .routes(routes!(moves::begin, moves::undo))
+        .routes(routes!(moves::offer, moves::withdraw_offer))
         .routes(routes!(devices::tunnel_servers))
         .routes(routes!(hardware::list, hardware::add))
         .routes(routes!(hardware::remove))
@@ -79,6 +84,7 @@ pub fn routes() -> (axum::Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(account::remove_token))
         .routes(routes!(events::stream))
         .routes(routes!(records::list))
+        .routes(routes!(records::certificates))
         .routes(routes!(simulated::list))
         .routes(routes!(simulated::label))
         .routes(routes!(simulated::press))

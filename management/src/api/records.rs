@@ -1,4 +1,4 @@
-//! The audit log.
+//! The audit log, and certificates that end.
 
 use super::Query;
 use crate::{App, audit, views};
@@ -54,4 +54,14 @@ pub async fn list(
         detail: entry.detail,
     };
     Ok(Json(entries.into_iter().map(view).collect()))
+}
+
+/// Certificates, the one that ends first before the others
+///
+/// Those of this server and of every tunnel server. `advice` says what to do where somebody has to do something: for 30
+/// days before the end of what Homing does not renew by itself.
+#[utoipa::path(get, path = "/api/v1/certificates", tag = "system",
+    responses((status = 200, body = [views::Certificate])))]
+pub async fn certificates(State(app): State<App>) -> Json<Vec<views::Certificate>> {
+    Json(app.certificates.all(Timestamp::now()))
 }

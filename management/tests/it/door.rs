@@ -133,7 +133,7 @@ async fn another_site_cannot_use_a_browsers_session() {
     ] {
         let mut headers = headers;
         headers.push(("cookie", cookie.as_str()));
-        let body = json!({"name": "from elsewhere"});
+        let body = json!({"name": "from elsewhere", "current": PASSWORD});
         let (status, _, body) = site.raw(Method::POST, "/api/v1/tokens", &headers, Some(body)).await;
         let expected = if let_in { StatusCode::CREATED } else { StatusCode::FORBIDDEN };
         assert_eq!(status, expected, "{headers:?}: {body}");
@@ -187,12 +187,12 @@ async fn guessing_passwords_is_slowed_down_and_written_down() {
 #[tokio::test]
 async fn users_and_tokens_come_and_go() {
     let site = Site::start().await;
-    let ada = json!({"name": "ada", "password": "a long password"});
+    let ada = json!({"name": "ada", "password": "a long password", "current": PASSWORD});
     let (status, user) = site.call(Method::POST, "/api/v1/users", Some(ada.clone())).await;
     assert_eq!(status, StatusCode::CREATED, "{user}");
     let (status, body) = site.call(Method::POST, "/api/v1/users", Some(ada)).await;
     assert_eq!((status, body["error"]["code"].as_str()), (StatusCode::CONFLICT, Some("taken")));
-    let short = json!({"name": "bob", "password": "short"});
+    let short = json!({"name": "bob", "password": "short", "current": PASSWORD});
     let (status, body) = site.call(Method::POST, "/api/v1/users", Some(short)).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     assert!(body["error"]["message"].as_str().unwrap().contains("at least 10"), "{body}");
@@ -200,18 +200,35 @@ async fn users_and_tokens_come_and_go() {
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     assert!(body["error"]["message"].as_str().unwrap().contains("nmae"), "{body}");
 
-    // One's own password needs the present one; another's does not.
+    // Whatever opens a way in needs one's own password, with a token as well.
     let admin = site.get("/api/v1/session").await["id"].as_i64().unwrap();
     let own = format!("/api/v1/users/{admin}/password");
     let (status, body) = site.call(Method::PUT, &own, Some(json!({"password": "something else"}))).await;
     assert_eq!((status, body["error"]["code"].as_str()), (StatusCode::FORBIDDEN, Some("wrong-password")));
     let right = json!({"password": "something else", "current": PASSWORD});
     assert_eq!(site.call(Method::PUT, &own, Some(right)).await.0, StatusCode::NO_CONTENT);
+    let now = "something else";
     let other = format!("/api/v1/users/{}/password", user["id"]);
-    let reset = json!({"password": "another password"});
+    for (method, path, mut body) in [
+        (Method::PUT, other.as_str(), json!({"password": "another password"})),
+        (Method::POST, "/api/v1/tokens", json!({"name": "script"})),
+        (Method::POST, "/api/v1/users", json!({"name": "eve", "password": "a long password"})),
+    ] {
+        for wrong in [Value::Null, json!(""), json!(PASSWORD)] {
+            body["current"] = wrong;
+            let (status, problem) = site.call(method.clone(), path, Some(body.clone())).await;
+            assert_eq!(
+                (status, problem["error"]["code"].as_str()),
+                (StatusCode::FORBIDDEN, Some("wrong-password")),
+                "{path}"
+            );
+        }
+    }
+    let reset = json!({"password": "another password", "current": now});
     assert_eq!(site.call(Method::PUT, &other, Some(reset)).await.0, StatusCode::NO_CONTENT);
 
-    let (status, token) = site.call(Method::POST, "/api/v1/tokens", Some(json!({"name": "script"}))).await;
+    let script = json!({"name": "script", "current": now});
+    let (status, token) = site.call(Method::POST, "/api/v1/tokens", Some(script)).await;
     assert_eq!(status, StatusCode::CREATED);
     let bearer = format!("Bearer {}", token["token"].as_str().unwrap());
     let with_it = [("authorization", bearer.as_str())];
@@ -234,6 +251,7 @@ async fn users_and_tokens_come_and_go() {
         .iter()
         .rev()
         .map(|entry| entry["action"].as_str().unwrap().to_owned())
+        .filter(|action| action != "confirm-refused")
         .collect();
     assert_eq!(
         actions,
@@ -269,7 +287,8 @@ async fn an_event_stream_ends_with_its_session_or_token() {
     let ended = tokio::time::timeout(AT_ONCE, stream.until_end()).await;
     assert!(ended.is_ok(), "the session's stream is still open");
 
-    let (_, token) = site.call(Method::POST, "/api/v1/tokens", Some(json!({"name": "script"}))).await;
+    let script = json!({"name": "script", "current": PASSWORD});
+    let (_, token) = site.call(Method::POST, "/api/v1/tokens", Some(script)).await;
     let bearer = format!("Bearer {}", token["token"].as_str().unwrap());
     let mut stream = crate::flow::Events::open(&site, ("authorization", &bearer)).await;
     stream.until("ready", |_| true).await;

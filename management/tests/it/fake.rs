@@ -8,7 +8,7 @@ use axum::{
         Response,
         sse::{Event, Sse},
     },
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -17,8 +17,10 @@ use homing_management::{Bound, Config, config};
 use homing_protocol::{
     SerialNumber, Step,
     api::{
-        Problem, recording,
-        tunnel::{ChangeDevice, Device, NewDevice, RelayState, Server},
+        Problem,
+        dispatcher::Offer,
+        recording,
+        tunnel::{ChangeDevice, Device, Move, MoveState, Moving, NewDevice, RelayState, Server},
     },
     secret::Credentials,
 };
@@ -50,13 +52,27 @@ pub const PASSWORD: &str = "correct horse battery";
 #[derive(Clone)]
 pub struct FakeTunnel {
     pub devices: Arc<Mutex<BTreeMap<SerialNumber, Device>>>,
+    /// What it says of itself.
+    pub server: Arc<Mutex<Server>>,
+    /// What it was asked about moves, offers and registrations, in order.
+    pub asked: Arc<Mutex<Vec<String>>>,
     changes: broadcast::Sender<(String, String)>,
     stop: Stop,
 }
 
 impl FakeTunnel {
-    pub fn new() -> Self {
-        FakeTunnel { devices: Arc::default(), changes: broadcast::channel(64).0, stop: Stop::new() }
+    pub fn new(name: &str, account: &str) -> Self {
+        FakeTunnel {
+            devices: Arc::default(),
+            server: Arc::new(Mutex::new(server(name, account))),
+            asked: Arc::default(),
+            changes: broadcast::channel(64).0,
+            stop: Stop::new(),
+        }
+    }
+
+    fn note(&self, what: String) {
+        self.asked.lock().unwrap().push(what);
     }
 
     /// A device is new or has changed; its event stream tells.
@@ -92,10 +108,16 @@ impl FakeTunnel {
 
     fn router(&self) -> Router {
         Router::new()
-            .route("/api/v1/server", get(async || Json(server())))
+            .route(
+                "/api/v1/server",
+                get(async |State(tunnel): State<FakeTunnel>| Json(tunnel.server.lock().unwrap().clone())),
+            )
             .route("/api/v1/devices", get(list).post(register))
             .route("/api/v1/devices/{serial}", get(one).delete(unregister).patch(change))
             .route("/api/v1/devices/{serial}/credentials", get(credentials))
+            .route("/api/v1/devices/{serial}/handover", get(handover))
+            .route("/api/v1/devices/{serial}/move", put(begin_move).delete(undo_move))
+            .route("/api/v1/devices/{serial}/offer", put(offer).delete(withdraw_offer))
             .route("/api/v1/events", get(events))
             .layer(axum::middleware::map_request(only_the_vms))
             .with_state(self.clone())
@@ -110,15 +132,15 @@ async fn only_the_vms<B>(request: Request<B>) -> Result<Request<B>, Failure> {
     }
 }
 
-fn server() -> Server {
+fn server(name: &str, account: &str) -> Server {
     Server {
-        name: "sts".into(),
+        name: name.into(),
         external: "0.0.0.0:8443".into(),
-        public: vec!["sts.example:8443".into()],
+        public: vec![format!("{name}.example:8443")],
         dispatcher: "https://dispatcher.example".into(),
         dispatcher_problem: None,
-        account: String::new(),
-        trust_anchor: String::new(),
+        account: account.into(),
+        trust_anchor: format!("anchor of {name}"),
         certificates: Vec::new(),
     }
 }
@@ -142,6 +164,8 @@ async fn register(
         "1111-1111-1111" => (StatusCode::ACCEPTED, RelayState::Pending),
         _ => (StatusCode::CREATED, RelayState::Waiting),
     };
+    let key = new.fingerprint.as_deref().unwrap_or("-");
+    tunnel.note(format!("register {} {key}", new.serial));
     let mut device = device(new.serial, &new.name);
     device.relay = relay;
     device.user = new.user;
@@ -175,7 +199,69 @@ async fn change(
     Ok(Json(device))
 }
 
+/// As typed, with a key; a device called "Sealed" has an OAK that the others refuse.
+async fn handover(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialNumber>) -> Json<NewDevice> {
+    let device = tunnel.devices.lock().unwrap()[&serial].clone();
+    let oak = if device.name == "Sealed" { "0000-0000-0000" } else { "0123-4567-89AB" };
+    Json(NewDevice {
+        serial,
+        oak: oak.parse().unwrap(),
+        user: device.user,
+        password: "device-secret".into(),
+        name: device.name,
+        description: device.description,
+        fingerprint: Some("a".repeat(64)),
+    })
+}
+
+async fn begin_move(
+    State(tunnel): State<FakeTunnel>,
+    Path(serial): Path<SerialNumber>,
+    Json(to): Json<Move>,
+) -> Json<Device> {
+    tunnel.note(format!(
+        "move {serial} to {} trusting {} account {}",
+        to.target.servers.join(","),
+        to.target.trust_anchor,
+        to.account.as_deref().unwrap_or("-")
+    ));
+    let mut device = tunnel.devices.lock().unwrap()[&serial].clone();
+    let state = if device.connected { MoveState::Trying } else { MoveState::Queued };
+    device.moving =
+        Some(Moving { state, servers: to.target.servers, since: Timestamp::now(), problem: None });
+    tunnel.put(device.clone());
+    Json(device)
+}
+
+async fn undo_move(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialNumber>) -> Json<Device> {
+    tunnel.note(format!("undo {serial}"));
+    let mut device = tunnel.devices.lock().unwrap()[&serial].clone();
+    device.moving = None;
+    tunnel.put(device.clone());
+    Json(device)
+}
+
+/// The account "nobody" is not known.
+async fn offer(
+    State(tunnel): State<FakeTunnel>,
+    Path(serial): Path<SerialNumber>,
+    Json(offer): Json<Offer>,
+) -> Result<StatusCode, Failure> {
+    if offer.to == "nobody" {
+        let problem = Problem::new("unknown-account", "There is no account called \"nobody\".");
+        return Err(Failure::new(StatusCode::NOT_FOUND, problem));
+    }
+    tunnel.note(format!("offer {serial} to {}", offer.to));
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn withdraw_offer(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialNumber>) -> StatusCode {
+    tunnel.note(format!("withdraw {serial}"));
+    StatusCode::NO_CONTENT
+}
+
 async fn unregister(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialNumber>) -> StatusCode {
+    tunnel.note(format!("unregister {serial}"));
     tunnel.remove(serial);
     StatusCode::NO_CONTENT
 }
@@ -334,6 +420,8 @@ async fn live(
 
 pub struct Site {
     pub tunnel: FakeTunnel,
+    /// Another tunnel server, with another account at the dispatcher; see [`Site::start_with_two`].
+    pub second: FakeTunnel,
     pub recording: FakeRecording,
     pub tunnel_port: u16,
     pub address: std::net::SocketAddr,
@@ -355,6 +443,43 @@ impl Site {
         Site::start_around(recording, router, change).await
     }
 
+    /// With a second tunnel server, called `other`.
+    pub async fn start_with_two() -> Site {
+        let second = FakeTunnel::new("other", "shop");
+        let stop = Stop::new();
+        let port = second.serve(0, stop.clone()).await;
+        let mut site = Site::start_with(|config| {
+            config.tunnel_servers.push(config::TunnelServer {
+                name: "other".into(),
+                url: format!("http://127.0.0.1:{port}"),
+                ..config.tunnel_servers[0].clone()
+            });
+        })
+        .await;
+        site.stop.spawn({
+            let all = site.stop.clone();
+            async move {
+                all.cancelled().await;
+                stop.drain(DEADLINE).await;
+            }
+        });
+        site.second = second;
+        let both = async {
+            while site
+                .get("/api/v1/tunnel-servers")
+                .await
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|s| s["reachable"] == false)
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, both).await.expect("both tunnel servers are reached");
+        site
+    }
+
     pub async fn start_around(
         recording: FakeRecording,
         router: Router,
@@ -362,7 +487,7 @@ impl Site {
     ) -> Site {
         let folder = tempfile::tempdir().unwrap();
         let stop = Stop::new();
-        let tunnel = FakeTunnel::new();
+        let tunnel = FakeTunnel::new("sts", "home");
         let tunnel_stop = stop.child();
         let tunnel_port = tunnel.serve(0, tunnel_stop.clone()).await;
         let presses = Arc::new(Mutex::new(0));
@@ -407,6 +532,7 @@ impl Site {
         stop.spawn(async move { run.await.unwrap() });
         Site {
             tunnel,
+            second: FakeTunnel::new("none", ""),
             recording,
             tunnel_port,
             address,

@@ -6,3 +6,4 @@
 mod door;
 mod fake;
 mod flow;
+mod moves;
