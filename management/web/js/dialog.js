@@ -119,6 +119,11 @@ export function passwordField(label, hint) {
   return password;
 }
 
+/** One's own password, asked for before what opens a way in or shows a secret. @param {string} [label] */
+export function ownPassword(label = "Your own password") {
+  return field({ label, name: "current", hint: "Asked for again because this browser may be unattended.", input: { type: "password", autocomplete: "current-password", "data-testid": "own-password" } });
+}
+
 /**
  * Asks before something that cannot be taken back.
  * @param {object} options

@@ -1,7 +1,7 @@
 // Users and access: one's password, sessions and API tokens, and who else may sign in.
 
 import { call, words } from "./api.js";
-import { confirmThen, field, openDialog } from "./dialog.js";
+import { confirmThen, field, openDialog, ownPassword } from "./dialog.js";
 import { h, icon, morph, theme, toast } from "./dom.js";
 import { full, sinceThen } from "./format.js";
 
@@ -110,27 +110,28 @@ export class SettingsPage {
   addUser() {
     const name = field({ label: "User name", name: "name", input: { autocomplete: "off", autocapitalize: "none", maxlength: 64, autofocus: true } });
     const password = field({ label: "Password", name: "password", hint: "At least 10 characters.", input: { type: "password", autocomplete: "new-password" } });
-    this.form("Add user", "Add", [name, password], async () => {
-      await call("POST", "/api/v1/users", { name: name.value, password: password.element.value });
+    const current = ownPassword();
+    this.form("Add user", "Add", [name, password, current], async () => {
+      await call("POST", "/api/v1/users", { name: name.value, password: password.element.value, current: current.element.value });
     });
   }
 
   /** @param {User} user */
   setPassword(user) {
-    const own = user.id === this.me.id;
-    const current = field({ label: "Present password", name: "current", input: { type: "password", autocomplete: "current-password" } });
+    const current = ownPassword(user.id === this.me.id ? "Present password" : undefined);
     const password = field({ label: "New password", name: "password", hint: "At least 10 characters. The user's other sessions end.", input: { type: "password", autocomplete: "new-password" } });
-    this.form(`Password of ${user.name}`, "Set password", own ? [current, password] : [password], async () => {
-      await call("PUT", `/api/v1/users/${user.id}/password`, { password: password.element.value, current: own ? current.element.value : undefined });
+    this.form(`Password of ${user.name}`, "Set password", [password, current], async () => {
+      await call("PUT", `/api/v1/users/${user.id}/password`, { password: password.element.value, current: current.element.value });
       toast("The password is set.", "good");
     });
   }
 
   addToken() {
     const name = field({ label: "What is it for?", name: "name", input: { maxlength: 64, autofocus: true, placeholder: "Nightly export" } });
-    this.form("Make API token", "Make", [name], async () => {
+    const current = ownPassword();
+    this.form("Make API token", "Make", [name, current], async () => {
       /** @type {Token} */
-      const token = await call("POST", "/api/v1/tokens", { name: name.value });
+      const token = await call("POST", "/api/v1/tokens", { name: name.value, current: current.element.value });
       const copy = h("button", { class: "button", type: "button", onclick: async () => { await navigator.clipboard.writeText(token.token ?? ""); copy.lastChild?.replaceWith("Copied"); } }, icon("copy"), "Copy");
       const dialog = openDialog({
         title: `Token “${token.name}”`,
@@ -144,7 +145,7 @@ export class SettingsPage {
   /**
    * @param {string} title
    * @param {string} action
-   * @param {ReturnType<typeof field>[]} fields the last one shows what is refused
+   * @param {ReturnType<typeof field>[]} fields the last one is one's own password
    * @param {() => Promise<void>} act
    */
   form(title, action, fields, act) {
@@ -161,7 +162,9 @@ export class SettingsPage {
           this.load();
         } catch (error) {
           const code = /** @type {{code?: string}} */ (error).code;
-          const place = code === "wrong-password" || code === "taken" ? fields[0] : fields[fields.length - 1];
+          // One's own password is asked for last; what else is refused is what was asked for before it, or the name.
+          const last = fields.length - 1;
+          const place = fields[code === "taken" ? 0 : code === "wrong-password" || code === "too-many-attempts" ? last : last - 1];
           fields.forEach((field) => field.refuse(""));
           place.refuse(words(error));
           place.element.focus();

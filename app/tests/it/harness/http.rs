@@ -78,7 +78,9 @@ impl Http {
         let cookie = answer.header("set-cookie").and_then(|cookie| cookie.split(';').next());
         let cookie = cookie.expect("a cookie").to_owned();
         let session = self.clone().header("cookie", cookie).header("x-homing-request", "1");
-        let token = session.post("/api/v1/tokens", &serde_json::json!({"name": "test"})).unwrap();
+        let token = session
+            .post("/api/v1/tokens", &serde_json::json!({"name": "test", "current": password}))
+            .unwrap();
         self.bearer(token["token"].as_str().expect("a token"))
     }
 
