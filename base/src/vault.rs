@@ -1,74 +1,170 @@
-//! Secrets at rest: AES-256-GCM under one master key per role.
+//! Secrets at rest: AES-256-GCM under data keys, which a role's one master key wraps.
 //!
-//! The master key is a file of 32 random bytes, mode 0600, made at the first start. A sealed value is
-//! `version ‖ nonce ‖ ciphertext ‖ tag` and bound to a purpose (`"registration 00408C702009"`), so
-//! that one row's secret cannot be moved into another's.
+//! | what | where |
+//! |---|---|
+//! | master key | a systemd credential, the environment, or a file beside the database: `vault/master.rs` |
+//! | data keys, each wrapped by the master key | table `data_key` of the role's own database, so that a copy of it and the master key are enough to restore |
+//! | sealed values | columns of that database, which the role names as [`SealedColumn`]s |
+//!
+//! A sealed value is `2 ‖ data key ‖ nonce ‖ ciphertext ‖ tag` and bound to a purpose (`"registration 00408C702009"`), so
+//! that one row's secret cannot be moved into another's. Version 1 had no data key: the master key itself sealed.
+//!
+//! **Rotation**, while the role runs (`vault/rotate.rs`): a new master key and a new data key; everything is sealed anew in
+//! the background, in small transactions; then the old data key is destroyed.
+//!
+//! Invariants: what was sealed can be opened at every instant, a crash included; a data key is destroyed only when no value
+//! in the database names it.
 
-use anyhow::{Context, bail};
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+mod files;
+mod master;
+mod rotate;
+
+pub use files::{claim_folder, private_folder, refuse_readable_by_others, write_private};
+pub use rotate::{is_requested, request_rotation};
+
+use anyhow::{Context, bail, ensure};
+use arc_swap::ArcSwap;
+use aws_lc_rs::aead::LessSafeKey;
 use homing_protocol::Secret;
+use master::{KeyBytes, KeyId, Masters};
+use sqlx::{SqliteConnection, SqlitePool};
 use std::{
-    fs::{File, TryLockError},
-    io::Write,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::Path,
+    collections::HashMap,
+    path::{Path, PathBuf},
     sync::Arc,
 };
-use zeroize::Zeroizing;
 
-const VERSION: u8 = 1;
 const KEY_LENGTH: usize = 32;
 
-/// Cheap to clone; holds the key in memory.
-#[derive(Clone)]
-pub struct Vault {
-    key: Arc<LessSafeKey>,
+/// Sealed by the master key itself, before there were data keys.
+const VERSION_WITHOUT_DATA_KEY: u8 = 1;
+
+/// Sealed by the data key that is named behind it.
+const VERSION: u8 = 2;
+
+/// The master key of version 1, as one of the data keys.
+const LEGACY: KeyId = [0; 8];
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS data_key (
+    id      BLOB NOT NULL,
+    number  INTEGER NOT NULL, -- the greatest is the one that seals
+    master  BLOB NOT NULL,    -- which master key wraps it here; two during a rotation
+    wrapped BLOB NOT NULL,
+    PRIMARY KEY (id, master)
+) STRICT";
+
+/// A column whose values are sealed: what has to be sealed anew after a rotation.
+#[derive(Clone, Copy, Debug)]
+pub struct SealedColumn {
+    /// Its table.
+    pub table: &'static str,
+    /// A TEXT column that identifies the row.
+    pub key: &'static str,
+    /// The BLOB column; NULL where there is nothing.
+    pub column: &'static str,
+    /// What a value is sealed for, from the row's key.
+    pub purpose: fn(&str) -> String,
 }
 
+/// Seals and opens; cheap to clone, holds keys in memory.
+#[derive(Clone)]
+pub struct Vault {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    role: &'static str,
+    folder: PathBuf,
+    pool: SqlitePool,
+    columns: &'static [SealedColumn],
+    ring: ArcSwap<Ring>,
+}
+
+/// Data keys, unwrapped.
+struct Ring {
+    current: KeyId,
+    keys: HashMap<KeyId, LessSafeKey>,
+}
+
+type KeyRow = (Vec<u8>, i64, Vec<u8>, Vec<u8>);
+
 impl Vault {
-    /// Opens the key file, or makes it.
+    /// Opens the keys of a role's database, or makes them; finishes a rotation that was cut short. For the process that
+    /// holds the role's folder ([`claim_folder`]), which then should run [`Vault::keep`].
+    ///
+    /// `columns` are all that hold sealed values.
     ///
     /// # Errors
-    /// When the file cannot be read or made, has another length, or can be read by others.
-    pub fn open(path: &Path) -> anyhow::Result<Vault> {
-        let key = match std::fs::read(path) {
-            Ok(key) => {
-                refuse_readable_by_others(path)?;
-                Zeroizing::new(key)
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let mut key = Zeroizing::new(vec![0u8; KEY_LENGTH]);
-                rand::Rng::fill(&mut rand::rng(), key.as_mut_slice());
-                write_private(path, &key)?;
-                key
-            }
-            Err(error) => return Err(error).with_context(|| format!("master key {}", path.display())),
-        };
-        if key.len() != KEY_LENGTH {
-            bail!("master key {}: {} bytes where there should be {KEY_LENGTH}", path.display(), key.len());
-        }
-        let key = UnboundKey::new(&AES_256_GCM, &key).expect("32 bytes are an AES-256 key");
-        Ok(Vault { key: Arc::new(LessSafeKey::new(key)) })
+    /// When there is no master key that opens them, or it can be read by others; says what to check.
+    pub async fn open(
+        role: &'static str,
+        folder: &Path,
+        pool: &SqlitePool,
+        columns: &'static [SealedColumn],
+    ) -> anyhow::Result<Vault> {
+        Self::open_as(role, folder, pool, columns, true).await
     }
 
-    /// Encrypts a secret for a purpose.
+    /// The same for a process beside it, such as a command: makes keys where there are none yet, but changes none.
+    ///
+    /// # Errors
+    /// See [`Vault::open`].
+    pub async fn open_beside(role: &'static str, folder: &Path, pool: &SqlitePool) -> anyhow::Result<Vault> {
+        Self::open_as(role, folder, pool, &[], false).await
+    }
+
+    async fn open_as(
+        role: &'static str,
+        folder: &Path,
+        pool: &SqlitePool,
+        columns: &'static [SealedColumn],
+        is_owner: bool,
+    ) -> anyhow::Result<Vault> {
+        let opening = async {
+            // One process at a time, key file included.
+            let mut change = pool.begin_with("BEGIN IMMEDIATE").await?;
+            sqlx::raw_sql(SCHEMA).execute(&mut *change).await?;
+            let mut masters = Masters::find(role, folder)?;
+            if key_rows(&mut change).await?.is_empty() {
+                rotate::make_keys(role, &mut masters, &mut change).await?;
+            } else if is_owner {
+                rotate::settle(role, &mut masters, &mut change).await?;
+            }
+            let ring = Ring::read(role, &masters, &mut change).await?;
+            change.commit().await?;
+            anyhow::Ok(ring)
+        };
+        let ring = opening.await.with_context(|| format!("keys of the {role}'s stored secrets"))?;
+        let (folder, pool) = (folder.to_owned(), pool.clone());
+        Ok(Vault {
+            shared: Arc::new(Shared { role, folder, pool, columns, ring: ArcSwap::from_pointee(ring) }),
+        })
+    }
+
+    /// Makes sure that what this transaction can read can be opened, and that what it seals counts: for processes beside
+    /// the one that may rotate the keys meanwhile. The transaction must be the writing one.
+    ///
+    /// # Errors
+    /// See [`Vault::open`].
+    pub async fn refresh(&self, change: &mut SqliteConnection) -> anyhow::Result<()> {
+        let rows = key_rows(change).await?;
+        let ring = self.shared.ring.load();
+        let newest = rows.iter().max_by_key(|(_, number, ..)| *number).map(|(id, ..)| id.as_slice());
+        if newest != Some(&ring.current) {
+            let masters = Masters::find(self.shared.role, &self.shared.folder)?;
+            let ring = Ring::read(self.shared.role, &masters, change).await?;
+            self.shared.ring.store(Arc::new(ring));
+        }
+        Ok(())
+    }
+
+    /// Encrypts a secret for a purpose. Store it soon: after a rotation the data key lives for a minute at least.
     pub fn seal(&self, purpose: &str, secret: &Secret) -> Vec<u8> {
-        let mut nonce = [0u8; NONCE_LEN];
-        rand::Rng::fill(&mut rand::rng(), &mut nonce);
-        let mut text = secret.expose().as_bytes().to_vec();
-        let tag = self
-            .key
-            .seal_in_place_separate_tag(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(purpose.as_bytes()),
-                &mut text,
-            )
-            .expect("within AES-GCM's limits");
-        let mut sealed = Vec::with_capacity(1 + NONCE_LEN + text.len() + tag.as_ref().len());
-        sealed.push(VERSION);
-        sealed.extend_from_slice(&nonce);
-        sealed.extend_from_slice(&text);
-        sealed.extend_from_slice(tag.as_ref());
+        let ring = self.shared.ring.load();
+        let key = ring.keys.get(&ring.current).expect("the current key is one of them");
+        let mut sealed = ring.prefix().to_vec();
+        sealed.extend_from_slice(&master::encrypt(key, purpose, secret.expose().as_bytes()));
         sealed
     }
 
@@ -77,143 +173,87 @@ impl Vault {
     /// # Errors
     /// When the value was made with another key or for another purpose, or was changed.
     pub fn open_sealed(&self, purpose: &str, sealed: &[u8]) -> anyhow::Result<Secret> {
-        let unreadable = || {
-            anyhow::anyhow!(
-                "the stored secret of {purpose} cannot be decrypted: was the master key replaced, \
-                 or the database restored without it?"
-            )
+        let ring = self.shared.ring.load();
+        let open = || {
+            let (&version, rest) = sealed.split_first()?;
+            let (key, rest) = match version {
+                VERSION_WITHOUT_DATA_KEY => (LEGACY, rest),
+                VERSION => {
+                    let (key, rest) = rest.split_first_chunk::<{ LEGACY.len() }>()?;
+                    (*key, rest)
+                }
+                _ => return None,
+            };
+            let plain = master::decrypt(ring.keys.get(&key)?, purpose, rest)?;
+            std::str::from_utf8(&plain).ok().map(Secret::new)
         };
-        let (&version, rest) = sealed.split_first().ok_or_else(unreadable)?;
-        if version != VERSION || rest.len() < NONCE_LEN {
-            return Err(unreadable());
-        }
-        let (nonce, text) = rest.split_at(NONCE_LEN);
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| unreadable())?;
-        let mut text = Zeroizing::new(text.to_vec());
-        let plain = self
-            .key
-            .open_in_place(nonce, Aad::from(purpose.as_bytes()), text.as_mut_slice())
-            .map_err(|_| unreadable())?;
-        let plain = std::str::from_utf8(plain).map_err(|_| unreadable())?;
-        Ok(Secret::new(plain))
-    }
-}
-
-/// Writes a file that only its owner can read, whole or not at all.
-///
-/// # Errors
-/// When the folder cannot be written to.
-pub fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    let write = || -> std::io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let partial = path.with_extension("partial");
-        let _ = std::fs::remove_file(&partial);
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)?;
-        std::fs::File::open(folder)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Makes a folder that only its owner can enter, with its parents.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn private_folder(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("cannot make the folder {}", path.display()))
-}
-
-/// Makes a role's data folder where it is missing, and keeps a second process out of it for as long as the
-/// returned file is open: two would repair each other's files.
-///
-/// # Errors
-/// When it cannot be made or written to, or another process has it.
-pub fn claim_folder(path: &Path) -> anyhow::Result<File> {
-    private_folder(path)?;
-    let lock = path.join("lock");
-    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock);
-    let file = file.with_context(|| format!("cannot write to the folder {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!(
-                "another process is running on the folder {}; end it first, or give another",
-                path.display()
+        open().with_context(|| {
+            format!(
+                "the stored secret of {purpose} cannot be decrypted: was the master key replaced, or a part of \
+                 the database restored from elsewhere?"
             )
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", lock.display()))
-        }
+        })
     }
 }
 
-/// # Errors
-/// When group or others may read the file; says what to do.
-pub fn refuse_readable_by_others(path: &Path) -> anyhow::Result<()> {
-    let mode = std::fs::metadata(path)
-        .with_context(|| format!("cannot read {}", path.display()))?
-        .permissions()
-        .mode();
-    if mode & 0o077 != 0 {
+impl Ring {
+    /// Unwraps what is in the database.
+    async fn read(role: &str, masters: &Masters, connection: &mut SqliteConnection) -> anyhow::Result<Ring> {
+        let (mut keys, mut newest) = (HashMap::new(), None);
+        let rows = key_rows(connection).await?;
+        for (id, number, ..) in &rows {
+            let id = key_id(id)?;
+            let key = unwrap(role, masters, &rows, id)?;
+            keys.insert(id, master::aes(&key));
+            newest = newest.max(Some((*number, id)));
+        }
+        let (_, current) = newest.context("there is no data key in the database")?;
+        Ok(Ring { current, keys })
+    }
+
+    /// What values begin with that the current key has sealed.
+    fn prefix(&self) -> [u8; 1 + LEGACY.len()] {
+        prefix(self.current)
+    }
+}
+
+fn prefix(key: KeyId) -> [u8; 1 + LEGACY.len()] {
+    let mut prefix = [VERSION; 1 + LEGACY.len()];
+    prefix[1..].copy_from_slice(&key);
+    prefix
+}
+
+async fn key_rows(connection: &mut SqliteConnection) -> anyhow::Result<Vec<KeyRow>> {
+    let rows = sqlx::query_as("SELECT id, number, master, wrapped FROM data_key ORDER BY number");
+    Ok(rows.fetch_all(connection).await?)
+}
+
+fn key_id(bytes: &[u8]) -> anyhow::Result<KeyId> {
+    bytes.try_into().ok().context("a key's name in the database is damaged")
+}
+
+/// A data key, by whichever master key at hand opens it.
+fn unwrap(role: &str, masters: &Masters, rows: &[KeyRow], id: KeyId) -> anyhow::Result<KeyBytes> {
+    let mut wrapped_by_ours = false;
+    for (_, _, master, wrapped) in rows.iter().filter(|(of, ..)| *of == id) {
+        let Some(master) = masters.get(key_id(master)?) else { continue };
+        wrapped_by_ours = true;
+        if let Some(key) = master.unwrap(role, id, wrapped) {
+            return Ok(key);
+        }
+    }
+    ensure!(!wrapped_by_ours, "a data key in the database was altered: restore the database from a backup");
+    if masters.current.is_none() {
         bail!(
-            "{} can be read by others (mode {:03o}): chmod 600 it, and replace what was in it",
-            path.display(),
-            mode & 0o777
+            "the master key is missing: put back the file master.key of this folder, or hand in the key (a systemd \
+             credential or the environment); without it the stored secrets cannot be read"
         );
     }
-    Ok(())
+    bail!(
+        "the master key is not the one of this database: put back the one that belongs to it, or hand that in as the \
+         old one beside the new"
+    )
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sealed_for_one_purpose_under_one_key() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("master.key");
-        let vault = Vault::open(&path).unwrap();
-        let sealed = vault.seal("device 1", &"sesame".into());
-        assert!(!sealed.windows(6).any(|window| window == b"sesame"));
-
-        let again = Vault::open(&path).unwrap();
-        assert!(again.open_sealed("device 1", &sealed).unwrap().matches("sesame"));
-        assert!(again.open_sealed("device 2", &sealed).is_err());
-        for index in 0..sealed.len() {
-            let mut changed = sealed.clone();
-            changed[index] ^= 1;
-            assert!(again.open_sealed("device 1", &changed).is_err(), "byte {index}");
-            assert!(again.open_sealed("device 1", &sealed[..index]).is_err(), "cut at {index}");
-        }
-        let other = Vault::open(&folder.path().join("other.key")).unwrap();
-        assert!(other.open_sealed("device 1", &sealed).is_err());
-    }
-
-    #[test]
-    fn a_folder_serves_one_at_a_time() {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("role");
-        let first = claim_folder(&data).unwrap();
-        let error = claim_folder(&data).unwrap_err().to_string();
-        assert!(error.contains("another process") && error.contains(&data.display().to_string()), "{error}");
-        drop(first);
-        claim_folder(&data).unwrap();
-    }
-
-    #[test]
-    fn a_key_that_others_can_read_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("master.key");
-        Vault::open(&path).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        let error = Vault::open(&path).err().unwrap().to_string();
-        assert!(error.contains("chmod 600"), "{error}");
-    }
-}
+mod tests;
