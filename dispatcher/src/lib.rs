@@ -137,12 +137,14 @@ impl Bound {
             limit: self.config.registrations_per_account,
             listed_only: self.config.listed_only,
         };
+        let vault = self.store.vault();
         let api = Arc::new(api::Api::new(self.store, devices.clone(), self.metrics, rules));
         let token = self.config.metrics_token;
         let router = api.router().merge(self.ops.router("Bearer", move |request| is_sent(&token, request)));
         tracing::info!(external = %self.external_addr, api = %self.api_addr, "dispatcher is ready");
         self.ops.report("dispatcher", Ok(()));
         stop.spawn(self.leaf.keep_fresh(stop.clone()));
+        stop.spawn(vault.keep(stop.clone()));
         let handle = move |tcp, peer| devices.clone().handle(tcp, peer);
         tokio::join!(
             http::serve(self.api, router, Some(api_tls), stop.clone()),

@@ -70,7 +70,7 @@ struct Line {
 /// When the list cannot be read, or the data folder cannot be used. What was taken before stays.
 pub async fn import(data: &Path, name: &str, list: impl Read, on_fault: OnFault) -> anyhow::Result<Imported> {
     let pool = store::open_database(data).await?;
-    let vault = store::open_vault(data)?;
+    let vault = store::open_vault(data, &pool).await?;
     let mut list = BufReader::new(list);
     let delimiter = delimiter(list.fill_buf().with_context(|| format!("cannot read {name}"))?);
     // A carriage return is trimmed: as a part of the line's end it would make the numbers of lines wrong.
@@ -139,8 +139,9 @@ pub async fn import(data: &Path, name: &str, list: impl Read, on_fault: OnFault)
 /// When the device is on no list, or the data folder cannot be used.
 pub async fn show(data: &Path, serial: SerialNumber, reason: &str) -> anyhow::Result<Oak> {
     let pool = store::open_database(data).await?;
-    let vault = store::open_vault(data)?;
+    let vault = store::open_vault(data, &pool).await?;
     let mut change = pool.begin_with("BEGIN IMMEDIATE").await?;
+    vault.refresh(&mut change).await?;
     let Some(oak) = listed(&mut change, &vault, serial).await? else {
         bail!("{serial} is on no list that was imported here");
     };
@@ -176,6 +177,7 @@ async fn take(
         return Ok(());
     }
     let mut change = pool.begin_with("BEGIN IMMEDIATE").await.context("list")?;
+    vault.refresh(&mut change).await?;
     let known = known(&mut change, vault, lines.keys().copied()).await?;
     let mut writes = Vec::with_capacity(lines.len());
     for line in lines.into_values() {
@@ -255,7 +257,7 @@ fn delimiter(begin: &[u8]) -> u8 {
     begin.iter().copied().find(|byte| b",;\t".contains(byte)).unwrap_or(b',')
 }
 
-fn purpose(serial: SerialNumber) -> String {
+pub(crate) fn purpose(serial: impl std::fmt::Display) -> String {
     format!("listed {serial}")
 }
 

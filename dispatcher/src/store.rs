@@ -13,7 +13,10 @@ use crate::{
     lists,
 };
 use anyhow::Context;
-use homing_base::{Vault, database, vault};
+use homing_base::{
+    Vault, database,
+    vault::{self, SealedColumn},
+};
 use homing_protocol::{
     Oak, Secret, SerialNumber, Step,
     api::{
@@ -112,9 +115,23 @@ pub(crate) async fn open_database(data: &Path) -> anyhow::Result<SqlitePool> {
     database::open(&data.join("dispatcher.sqlite"), MIGRATIONS).await
 }
 
-/// Opens the master key in a data folder, or makes it.
-pub(crate) fn open_vault(data: &Path) -> anyhow::Result<Vault> {
-    Vault::open(&data.join("master.key"))
+/// What the keys of this role are called where they are handed in.
+const ROLE: &str = "dispatcher";
+
+/// Whatever is sealed: a new column must be named here, to be sealed anew when keys are rotated.
+const SEALED: &[SealedColumn] = &[
+    SealedColumn {
+        table: "registration",
+        key: "serial",
+        column: "secrets",
+        purpose: |serial| purpose(serial),
+    },
+    SealedColumn { table: "listed", key: "serial", column: "oak", purpose: |serial| lists::purpose(serial) },
+];
+
+/// The keys, for a command beside the dispatcher that may be running: refresh them in each transaction.
+pub(crate) async fn open_vault(data: &Path, pool: &SqlitePool) -> anyhow::Result<Vault> {
+    Vault::open_beside(ROLE, data, pool).await
 }
 
 pub(crate) struct Store {
@@ -130,7 +147,7 @@ impl Store {
     /// Opens database and master key. What was being dispatched when the last process ended waits again.
     pub async fn open(data: &Path) -> anyhow::Result<Store> {
         let pool = open_database(data).await?;
-        let vault = open_vault(data)?;
+        let vault = Vault::open(ROLE, data, &pool, SEALED).await?;
         let store = Store { pool, vault, progress: Mutex::default() };
         let cut_short: Vec<(i64,)> =
             sqlx::query_as("SELECT generation FROM registration WHERE state = 'dispatching'")
@@ -146,6 +163,11 @@ impl Store {
             store.enter(Generation(generation), &[RegistrationState::Dispatching], waiting).await?;
         }
         Ok(store)
+    }
+
+    /// Its keys, to be kept while the role runs.
+    pub fn vault(&self) -> Vault {
+        self.vault.clone()
     }
 
     pub fn pool(&self) -> &SqlitePool {
@@ -471,7 +493,7 @@ fn registration(row: Row) -> anyhow::Result<Registration> {
     })
 }
 
-fn purpose(serial: SerialNumber) -> String {
+fn purpose(serial: impl std::fmt::Display) -> String {
     format!("registration {serial}")
 }
 

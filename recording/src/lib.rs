@@ -150,6 +150,7 @@ impl Bound {
         let own = server.stop.clone();
         server.start();
         own.spawn(retention.run(own.clone()));
+        own.spawn(server.store.vault().keep(own.clone()));
         stop.cancelled().await;
         // The order matters: no more fragments, then no more files, then no more notes.
         if !own.drain(DRAIN_DEADLINE).await {

@@ -10,7 +10,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use homing_base::{Vault, database};
+use homing_base::{Vault, database, vault::SealedColumn};
 use homing_media::time::Ticks;
 use homing_protocol::SerialNumber;
 use homing_protocol::api::recording::DeviceAddress;
@@ -18,6 +18,14 @@ use homing_protocol::secret::Credentials;
 use sqlx::{Row as _, SqlitePool, sqlite::SqliteRow};
 
 const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+
+/// Whatever is sealed: a new column must be named here, to be sealed anew when keys are rotated.
+const SEALED: &[SealedColumn] = &[SealedColumn {
+    table: "hardware",
+    key: "serial",
+    column: "password",
+    purpose: |serial| purpose(serial),
+}];
 
 /// The cause of a gap of which nothing better is known yet.
 pub(crate) const CONNECTING: &str = "connecting";
@@ -89,9 +97,14 @@ pub(crate) struct GapRow {
 
 impl Store {
     pub async fn open(folder: &Path) -> anyhow::Result<Self> {
-        let vault = Vault::open(&folder.join("master.key"))?;
         let pool = database::open(&folder.join("recording.sqlite"), MIGRATIONS).await?;
+        let vault = Vault::open("recording", folder, &pool, SEALED).await?;
         Ok(Self { pool, vault })
+    }
+
+    /// Its keys, to be kept while the role runs.
+    pub fn vault(&self) -> Vault {
+        self.vault.clone()
     }
 
     pub async fn close(&self) {
@@ -418,7 +431,7 @@ impl Store {
 /// The longest file: `file_s` is an hour at most, and a file ends with the next key frame after that.
 const MAX_FILE: Ticks = 3_600 * homing_media::time::TICKS_PER_SECOND;
 
-fn purpose(serial: SerialNumber) -> String {
+fn purpose(serial: impl std::fmt::Display) -> String {
     format!("hardware {serial}")
 }
 

@@ -5,7 +5,7 @@
 
 use crate::record::{Record, Standing};
 use anyhow::Context;
-use homing_base::{Vault, database};
+use homing_base::{Vault, database, vault::SealedColumn};
 use homing_protocol::{Oak, Secret, SerialNumber, Step, api::tunnel::RelayState, secret::Credentials};
 use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 use std::path::Path;
@@ -31,6 +31,22 @@ CREATE TABLE acknowledged (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), se
 INSERT INTO acknowledged VALUES (1, 0);
 "];
 
+/// Whatever is sealed: a new column must be named here, to be sealed anew when keys are rotated.
+const SEALED: &[SealedColumn] = &[
+    SealedColumn {
+        table: "registration",
+        key: "serial",
+        column: "password",
+        purpose: |serial| password_purpose(serial),
+    },
+    SealedColumn {
+        table: "registration",
+        key: "serial",
+        column: "oak",
+        purpose: |serial| oak_purpose(serial),
+    },
+];
+
 /// What a registration keeps secret.
 #[derive(Clone, Debug)]
 pub(crate) struct Secrets {
@@ -49,9 +65,15 @@ pub(crate) struct Registrations {
 
 impl Registrations {
     /// Opens `tunnel.sqlite` in a folder, or makes it.
-    pub async fn open(folder: &Path, vault: Vault) -> anyhow::Result<Self> {
+    pub async fn open(folder: &Path) -> anyhow::Result<Self> {
         let pool = database::open(&folder.join("tunnel.sqlite"), MIGRATIONS).await?;
+        let vault = Vault::open("tunnel", folder, &pool, SEALED).await?;
         Ok(Registrations { pool, vault })
+    }
+
+    /// Its keys, to be kept while the role runs.
+    pub fn vault(&self) -> Vault {
+        self.vault.clone()
     }
 
     /// Every registration.
@@ -190,11 +212,11 @@ impl Registrations {
     }
 }
 
-fn password_purpose(serial: SerialNumber) -> String {
+fn password_purpose(serial: impl std::fmt::Display) -> String {
     format!("password of {serial}")
 }
 
-fn oak_purpose(serial: SerialNumber) -> String {
+fn oak_purpose(serial: impl std::fmt::Display) -> String {
     format!("OAK of {serial}")
 }
 
@@ -289,7 +311,7 @@ mod tests {
     }
 
     async fn open(folder: &Path) -> Registrations {
-        Registrations::open(folder, Vault::open(&folder.join("master.key")).unwrap()).await.unwrap()
+        Registrations::open(folder).await.unwrap()
     }
 
     #[tokio::test]

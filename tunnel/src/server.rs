@@ -19,7 +19,7 @@ use crate::{
 };
 use anyhow::Context;
 use homing_base::{
-    Ops, Stop, Vault, Workers,
+    Ops, Stop, Workers,
     tls::{LEAF_LIFE, Leaf, PrivateCa},
     vault,
 };
@@ -61,7 +61,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let authorities: Vec<String> = public.iter().map(UplinkAddress::authority).collect();
 
     let (leaf, trust_anchor) = certificate(&config, &public)?;
-    let store = Registrations::open(&config.data, Vault::open(&config.data.join("master.key"))?).await?;
+    let store = Registrations::open(&config.data).await?;
     let devices = Arc::new(Devices::open(store).await?);
     let metrics = Arc::new(Metrics::default());
     metrics.register(ops, &devices);
@@ -164,6 +164,7 @@ impl Bound {
             self.relay.run(&stop),
             self.relay.follow_changes(&stop),
             self.leaf.keep_fresh(stop.clone()),
+            self.devices.store().vault().keep(stop.clone()),
         );
         Ok(())
     }
