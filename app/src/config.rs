@@ -1,6 +1,6 @@
 //! The one configuration file: what all roles share, and a table per role that this process runs.
 
-use homing_base::{config, logging};
+use homing_base::{config, logging, vault};
 use serde::{Deserialize, Serialize};
 use std::{fmt::Write, path::Path};
 
@@ -51,7 +51,9 @@ impl Default for Log {
 
 /// Reads `homing.toml` and the environment (`HOMING_…`).
 pub(crate) fn load(path: &Path) -> anyhow::Result<Config> {
-    config::load(Some(path), &reference(), "HOMING", std::env::vars())
+    // Keys are handed in beside the configuration, not in it.
+    let settings = std::env::vars().filter(|(name, _)| !vault::is_master_key(name));
+    config::load(Some(path), &reference(), "HOMING", settings)
 }
 
 /// Every key of every role with its default, as `homing config` prints it.

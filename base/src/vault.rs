@@ -20,6 +20,7 @@ mod master;
 mod rotate;
 
 pub use files::{claim_folder, private_folder, refuse_readable_by_others, write_private};
+pub use master::is_master_key;
 pub use rotate::{is_requested, request_rotation};
 
 use anyhow::{Context, bail, ensure};

@@ -5,6 +5,7 @@
 //! | [`dispatcher`] | `homing dispatcher …`: accounts, manufacturers' lists, the audit log, on the data folder itself |
 
 mod dispatcher;
+mod keys;
 
 use crate::{config, demo, server};
 use anyhow::Context;
@@ -45,6 +46,8 @@ enum Command {
     },
     /// A simulated camera, or several that share an encoder: RTSP and ONVIF.
     Camera(Cameras),
+    /// New keys for the secrets that the roles have stored; without a restart, where they run.
+    RotateKeys(File),
     /// Prints the configuration file with every key, its meaning and its default.
     Config,
 }
@@ -102,6 +105,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Camera(options) => cameras(&options),
+        Command::RotateKeys(file) => keys::rotate(&file.config),
         Command::Config => {
             print(&config::reference());
             Ok(())

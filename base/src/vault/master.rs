@@ -156,6 +156,12 @@ fn read_file(path: &Path) -> anyhow::Result<Option<Master>> {
     }
 }
 
+/// Whether an environment variable of this name hands in a master key.
+pub fn is_master_key(variable: &str) -> bool {
+    let name = variable.strip_suffix("_OLD").unwrap_or(variable);
+    name.starts_with("HOMING_") && name.ends_with("_MASTER_KEY")
+}
+
 /// The key and the one before it, as credentials of systemd or in the environment.
 fn handed_in(role: &str, credentials: Option<PathBuf>) -> anyhow::Result<[Option<Master>; 2]> {
     let find = |suffix: &str| -> anyhow::Result<Option<Master>> {
@@ -207,6 +213,7 @@ mod tests {
 
         std::fs::write(credential(""), "open sesame").unwrap();
         let error = handed_in("tunnel", Some(folder.path().to_owned())).err().unwrap().to_string();
+        assert!(is_master_key("HOMING_TUNNEL_MASTER_KEY_OLD") && !is_master_key("HOMING_TUNNEL__DATA"));
         assert!(error.contains("homing-tunnel-master-key is no master key") && !error.contains("sesame"));
     }
 }
