@@ -11,6 +11,7 @@
 //! | [`vault`], [`password`] | secrets at rest; passwords of people and accounts |
 //! | [`throttle`], [`crowd`] | who guesses is slowed down; nobody takes all of a listener |
 //! | [`leave`] | whether somebody who was let in may stay |
+//! | [`table`] | lists as spreadsheets export them |
 //! | [`database`] | SQLite as every role opens it |
 //! | [`ops`] | metrics and health |
 //! | [`workers`] | one single-threaded runtime per core |
@@ -30,6 +31,7 @@ pub mod onvif;
 pub mod ops;
 pub mod password;
 pub mod stop;
+pub mod table;
 pub mod throttle;
 pub mod tls;
 pub mod vault;

@@ -4,8 +4,8 @@
 //! whoever lost a label can be helped. A device that is on no list proves its OAK itself, unless the
 //! configuration says that every device is on one.
 //!
-//! A list is a table as spreadsheets export it: serial number, OAK, model (may be missing); comma, semicolon or
-//! tab between them; a heading is recognised. Lines are taken in the order of the file, the last one counts.
+//! A list is a table as spreadsheets export it ([`homing_base::table`]): serial number, OAK, model (may be missing).
+//! Lines are taken in the order of the file, the last one counts.
 //!
 //! Invariant: OAKs are sealed in the database, each bound to its serial number.
 
@@ -14,16 +14,14 @@ use crate::{
     store,
 };
 use anyhow::{Context, bail};
-use csv::{ReaderBuilder, StringRecord, Terminator, Trim};
-use homing_base::Vault;
+use homing_base::{
+    Vault,
+    table::{Column, Table, TableError, Values},
+};
 use homing_protocol::{Oak, Secret, SerialNumber};
 use jiff::Timestamp;
 use sqlx::{QueryBuilder, Sqlite, SqlitePool, Transaction};
-use std::{
-    collections::HashMap,
-    io::{BufRead, BufReader, Read},
-    path::Path,
-};
+use std::{collections::HashMap, io::Read, path::Path};
 
 /// Lines taken in one transaction: others that write wait tens of milliseconds at most.
 const LINES_AT_ONCE: usize = 1000;
@@ -33,6 +31,15 @@ const FAULTS_TOLD: usize = 100;
 
 /// Characters of a model's name.
 const MODEL_LONGEST: usize = 100;
+
+const SERIAL: usize = 0;
+const OAK: usize = 1;
+const MODEL: usize = 2;
+const COLUMNS: &[Column] = &[
+    Column { name: "serial number", headings: &["serial", "mac", "macaddress"], needed: true },
+    Column { name: "OAK", headings: &["oak", "ownerauthenticationkey"], needed: true },
+    Column { name: "model", headings: &["model", "product"], needed: false },
+];
 
 /// What to do with a line that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,16 +78,8 @@ struct Line {
 pub async fn import(data: &Path, name: &str, list: impl Read, on_fault: OnFault) -> anyhow::Result<Imported> {
     let pool = store::open_database(data).await?;
     let vault = store::open_vault(data, &pool).await?;
-    let mut list = BufReader::new(list);
-    let delimiter = delimiter(list.fill_buf().with_context(|| format!("cannot read {name}"))?);
-    // A carriage return is trimmed: as a part of the line's end it would make the numbers of lines wrong.
-    let mut reader = ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .trim(Trim::All)
-        .terminator(Terminator::Any(b'\n'))
-        .delimiter(delimiter)
-        .from_reader(list);
+    let unreadable = |error: TableError| anyhow::Error::new(error).context(format!("list {name}"));
+    let mut list = Table::new(list, COLUMNS).map_err(unreadable)?;
 
     let mut change = pool.begin_with("BEGIN IMMEDIATE").await?;
     audit::write(&mut change, audit::OPERATOR, Action::ListOpened, None, name).await?;
@@ -88,30 +87,13 @@ pub async fn import(data: &Path, name: &str, list: impl Read, on_fault: OnFault)
 
     let mut imported = Imported::default();
     let mut chunk = Vec::with_capacity(LINES_AT_ONCE);
-    let mut record = StringRecord::new();
-    let mut is_first = true;
-    loop {
-        let (at, line) = match reader.read_record(&mut record) {
-            Ok(false) => break,
-            Ok(true) => (record.position().map_or(0, csv::Position::line), parse(&record)),
-            Err(error) => match error.kind() {
-                csv::ErrorKind::Io(_) => {
-                    return Err(error).with_context(|| format!("cannot read {name} to its end"));
-                }
-                _ => (
-                    error.position().map_or(0, csv::Position::line),
-                    Err("it is not text in UTF-8".to_owned()),
-                ),
-            },
-        };
-        let is_heading = std::mem::take(&mut is_first) && is_heading(&record);
-        match line {
-            _ if is_heading => {}
+    while let Some(row) = list.next_row().map_err(unreadable)? {
+        match row.values.and_then(|values| parse(&values)) {
             Ok(line) => chunk.push(line),
             Err(fault) => {
                 imported.faulty += 1;
                 if imported.faults.len() < FAULTS_TOLD {
-                    imported.faults.push((at, fault));
+                    imported.faults.push((row.line, fault));
                 }
                 if on_fault == OnFault::Stop {
                     break;
@@ -228,33 +210,21 @@ async fn known(
         .collect()
 }
 
-fn parse(record: &StringRecord) -> Result<Line, String> {
-    let (serial, oak) = match (record.get(0), record.get(1)) {
-        (Some(serial), Some(oak)) => (serial, oak),
-        _ => return Err("it has less than two columns: serial number, OAK, model".to_owned()),
-    };
+fn parse(values: &Values) -> Result<Line, String> {
+    let (serial, oak) = (values.get(SERIAL), values.get(OAK));
+    if oak.is_empty() {
+        return Err("it has no OAK: serial number, OAK, model".to_owned());
+    }
     let serial = serial.parse().map_err(|error: homing_protocol::serial::ParseHexError| error.to_string())?;
     // The message names what was typed only by its length and the character that does not belong.
     let oak = oak.parse().map_err(|error: homing_protocol::serial::ParseHexError| error.to_string())?;
-    let model = record.get(2).unwrap_or_default();
+    let model = values.get(MODEL);
     if model.chars().count() > MODEL_LONGEST || model.chars().any(char::is_control) {
         return Err(format!(
             "the model has more than {MODEL_LONGEST} characters, or some that are not printable"
         ));
     }
     Ok(Line { serial, oak, model: model.to_owned() })
-}
-
-/// Words instead of digits.
-fn is_heading(record: &StringRecord) -> bool {
-    record
-        .get(0)
-        .is_some_and(|first| first.to_lowercase().contains("serial") || first.eq_ignore_ascii_case("mac"))
-}
-
-/// Whatever stands first of those that may.
-fn delimiter(begin: &[u8]) -> u8 {
-    begin.iter().copied().find(|byte| b",;\t".contains(byte)).unwrap_or(b',')
 }
 
 pub(crate) fn purpose(serial: impl std::fmt::Display) -> String {
