@@ -16,7 +16,7 @@ use axum::{
     extract::{ConnectInfo, Path, State},
     middleware::{self, Next},
     response::{IntoResponse, Response, Sse, sse},
-    routing::get,
+    routing::{get, put},
 };
 use futures_util::Stream;
 use homing_base::{
@@ -27,7 +27,7 @@ use homing_protocol::{
     Oak, Secret, SerialNumber, Step,
     api::{
         Problem,
-        tunnel::{ChangeDevice, Device, NewDevice, Server},
+        tunnel::{ChangeDevice, Device, Move, NewDevice, Server},
     },
     secret::Credentials,
 };
@@ -94,6 +94,9 @@ fn router(api: Api) -> Router {
         .route("/api/v1/devices", get(devices).post(register))
         .route("/api/v1/devices/{serial}", get(device).patch(change).delete(remove))
         .route("/api/v1/devices/{serial}/credentials", get(credentials))
+        .route("/api/v1/devices/{serial}/handover", get(handover))
+        .route("/api/v1/devices/{serial}/move", put(send).delete(call_back))
+        .route("/api/v1/devices/{serial}/offer", put(offer).delete(withdraw))
         .route("/api/v1/events", get(events))
         .fallback(async || Failure::not_found("There is nothing at this path; the API is under /api/v1."))
         .layer(middleware::from_fn_with_state(api.clone(), authenticate))
@@ -126,8 +129,8 @@ async fn server(State(api): State<Api>) -> Json<Server> {
         public: api.server.public.clone(),
         dispatcher: dispatcher.address().to_owned(),
         dispatcher_problem: dispatcher.problem(),
-        account: String::new(),
-        trust_anchor: String::new(),
+        account: dispatcher.account().to_owned(),
+        trust_anchor: dispatcher.trust_anchor().to_owned(),
         certificates: Vec::new(),
     })
 }
@@ -155,7 +158,7 @@ async fn register(
         password: new.password,
         name: new.name,
         description: new.description,
-        fingerprint: None,
+        fingerprint: new.fingerprint,
     };
     let stop = api.stop.clone();
     let (device, relayed) =
@@ -183,12 +186,67 @@ async fn remove(State(api): State<Api>, Path(serial): Path<String>) -> Result<St
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// What holds a secret stays nowhere on its way.
+type Unstored<T> = ([(header::HeaderName, &'static str); 1], Json<T>);
+
+fn secretly<T>(secret: T) -> Unstored<T> {
+    ([(header::CACHE_CONTROL, "no-store")], Json(secret))
+}
+
 async fn credentials(
     State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(serial): Path<String>,
-) -> Result<([(header::HeaderName, &'static str); 1], Json<Credentials>), Failure> {
-    let credentials = api.relay.credentials(serial_number(&serial)?).await?;
-    Ok(([(header::CACHE_CONTROL, "no-store")], Json(credentials)))
+) -> Result<Unstored<Credentials>, Failure> {
+    let serial = serial_number(&serial)?;
+    let credentials = api.relay.credentials(serial).await?;
+    tracing::info!(%serial, by = api.guard.user(), %peer, "the device's user and password were shown");
+    Ok(secretly(credentials))
+}
+
+async fn handover(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(serial): Path<String>,
+) -> Result<Unstored<NewDevice>, Failure> {
+    let serial = serial_number(&serial)?;
+    let handover = api.relay.handover(serial).await?;
+    tracing::info!(%serial, by = api.guard.user(), %peer, "the device's OAK, user and password were handed over");
+    Ok(secretly(handover))
+}
+
+async fn send(
+    State(api): State<Api>,
+    Path(serial): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Device>, Failure> {
+    let serial = serial_number(&serial)?;
+    let order: Move = read(&headers, body).await?;
+    let stop = api.stop.clone();
+    to_its_end(&api.stop, async move { api.relay.send(serial, order, &stop).await }).await.map(Json)
+}
+
+async fn call_back(State(api): State<Api>, Path(serial): Path<String>) -> Result<Json<Device>, Failure> {
+    let serial = serial_number(&serial)?;
+    let stop = api.stop.clone();
+    to_its_end(&api.stop, async move { api.relay.call_back(serial, &stop).await }).await.map(Json)
+}
+
+async fn offer(
+    State(api): State<Api>,
+    Path(serial): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let serial = serial_number(&serial)?;
+    api.relay.offer(serial, read(&headers, body).await?, &api.stop).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn withdraw(State(api): State<Api>, Path(serial): Path<String>) -> Result<StatusCode, Failure> {
+    api.relay.withdraw(serial_number(&serial)?, &api.stop).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn events(State(api): State<Api>) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
@@ -235,6 +293,8 @@ struct Typed {
     name: String,
     #[serde(default)]
     description: String,
+    #[serde(default)]
+    fingerprint: Option<String>,
 }
 
 fn serial_number(text: &str) -> Result<SerialNumber, Failure> {

@@ -9,6 +9,7 @@
 
 use crate::{
     events::{EVENTS_KEPT, Event, Events},
+    moves::Move,
     record::{Record, Standing},
     registrations::{Registrations, Secrets},
 };
@@ -29,7 +30,7 @@ use std::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{OnceCell, broadcast},
+    sync::{Notify, OnceCell, broadcast},
 };
 
 /// Every registered device.
@@ -39,6 +40,8 @@ pub(crate) struct Devices {
     events: broadcast::Sender<Event>,
     /// One change of standings at a time: read here, written to disk, then shown.
     writing: tokio::sync::Mutex<()>,
+    /// There is something for the dispatcher.
+    pub for_dispatcher: Notify,
 }
 
 #[derive(Default)]
@@ -68,6 +71,8 @@ pub(crate) struct Connected {
     pub worker: Handle,
     /// Where it comes from.
     pub peer: SocketAddr,
+    /// What the device dialled, `host:port`, as it says.
+    pub dialled: Option<String>,
     /// Which of our public addresses that is, best first; none: another one, all of which are alike.
     pub via: Option<usize>,
     /// Path of its RTSP over WebSocket, once asked for.
@@ -99,6 +104,7 @@ impl Devices {
             inner: Mutex::new(inner),
             events: broadcast::Sender::new(EVENTS_KEPT),
             writing: tokio::sync::Mutex::new(()),
+            for_dispatcher: Notify::new(),
         })
     }
 
@@ -135,8 +141,15 @@ impl Devices {
             return Ok(false);
         }
         self.store.insert(&record, secrets).await?;
-        self.lock().entries.insert(record.serial, Entry::new(record, true));
+        let mut inner = self.lock();
+        inner.index_key(record.serial, None, record.standing.fingerprint);
+        inner.entries.insert(record.serial, Entry::new(record, true));
         Ok(true)
+    }
+
+    /// The device that a key belongs to.
+    pub fn owner(&self, fingerprint: Fingerprint) -> Option<SerialNumber> {
+        self.lock().keys.get(&fingerprint).copied()
     }
 
     /// Shows a new registration: it is kept.
@@ -185,20 +198,17 @@ impl Devices {
         Ok(true)
     }
 
-    /// Those that are still to be relayed.
-    pub fn pending(&self) -> Vec<SerialNumber> {
+    /// Those of which something is still to be told to the dispatcher.
+    pub fn to_tell(&self) -> Vec<SerialNumber> {
         let inner = self.lock();
-        let pending = inner
-            .entries
-            .values()
-            .filter(|entry| !entry.provisional && entry.record.standing.relay == RelayState::Pending);
+        let pending =
+            inner.entries.values().filter(|entry| !entry.provisional && entry.record.standing.is_to_tell());
         pending.map(|entry| entry.record.serial).collect()
     }
 
-    /// Whether one is still to be relayed.
-    pub fn is_pending(&self, serial: SerialNumber) -> bool {
-        let inner = self.lock();
-        inner.entries.get(&serial).is_some_and(|entry| entry.record.standing.relay == RelayState::Pending)
+    /// How far one has come.
+    pub fn standing(&self, serial: SerialNumber) -> Option<Standing> {
+        self.lock().entries.get(&serial).map(|entry| entry.record.standing.clone())
     }
 
     // What changes how far they have come: on disk first, then shown.
@@ -340,6 +350,13 @@ impl Devices {
         self.lock().entries.get(&serial)?.uplinks.first().cloned()
     }
 
+    /// What is to be done at a device, if it is connected.
+    pub fn errand(&self, serial: SerialNumber) -> Option<(Arc<Connected>, Standing)> {
+        let inner = self.lock();
+        let entry = inner.entries.get(&serial).filter(|entry| !entry.record.standing.errand.is_done())?;
+        Some((Arc::clone(entry.uplinks.first()?), entry.record.standing.clone()))
+    }
+
     /// Calls `each` for every uplink that stands.
     pub fn for_each_connected(&self, mut each: impl FnMut(&Connected)) {
         let inner = self.lock();
@@ -349,7 +366,7 @@ impl Devices {
     /// Numbers of registrations, and of those still to be relayed.
     pub fn counts(&self) -> (usize, usize) {
         let inner = self.lock();
-        let pending = |entry: &&Entry| entry.record.standing.relay == RelayState::Pending;
+        let pending = |entry: &&Entry| entry.record.standing.is_pending();
         (inner.entries.len(), inner.entries.values().filter(pending).count())
     }
 
@@ -413,9 +430,10 @@ impl Entry {
                 .map(|rtt| rtt.as_millis().try_into().unwrap_or(u32::MAX)),
             bytes_in: stats.iter().map(|stats| stats.bytes_in).sum(),
             bytes_out: stats.iter().map(|stats| stats.bytes_out).sum(),
-            problem: problem.filter(|_| !connected),
-            moving: None,
-            contested: None,
+            // Who has moved is not missed here.
+            problem: problem.filter(|_| !connected && !standing.errand.is_moved()),
+            moving: standing.errand.moving.as_ref().map(Move::view),
+            contested: standing.contested.clone(),
             own_password: false,
         }
     }

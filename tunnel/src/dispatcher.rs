@@ -10,10 +10,11 @@ use homing_protocol::{
     SerialNumber, Step,
     api::{
         Problem, ProblemDetail,
-        dispatcher::{Changes, NewRegistration, Registration},
+        dispatcher::{Arrived, Changes, NewRegistration, Offer, Registration},
     },
     secret::Credentials,
 };
+use homing_uplink::Fingerprint;
 use http::{Method, StatusCode};
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -28,6 +29,7 @@ const CHANGES_WAIT: Duration = Duration::from_secs(25);
 pub(crate) struct Dispatcher {
     client: ApiClient,
     address: String,
+    account: String,
     /// What devices are told to dial, and to trust there.
     servers: Vec<String>,
     trust_anchor: String,
@@ -66,6 +68,7 @@ impl Dispatcher {
         Ok(Dispatcher {
             client,
             address,
+            account: config.account.clone(),
             servers,
             trust_anchor,
             problem: Mutex::default(),
@@ -77,6 +80,21 @@ impl Dispatcher {
     /// Its address, as configured.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Our account there.
+    pub fn account(&self) -> &str {
+        &self.account
+    }
+
+    /// What devices are told to dial.
+    pub fn servers(&self) -> &[String] {
+        &self.servers
+    }
+
+    /// What devices are told to trust.
+    pub fn trust_anchor(&self) -> &str {
+        &self.trust_anchor
     }
 
     /// What is wrong between us and it.
@@ -120,6 +138,28 @@ impl Dispatcher {
             Err(CallError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(()),
             Err(error) => Err(self.failed(error)),
         }
+    }
+
+    /// Another account may take a device over.
+    pub async fn offer(&self, serial: SerialNumber, to: &str) -> Result<(), Failed> {
+        let (path, offer) = (format!("/api/v1/registrations/{serial}/offer"), Offer { to: to.to_owned() });
+        let told = self.client.send::<_, serde_json::Value>(Method::PUT, &path, &offer).await;
+        told.map(|_| self.reached()).map_err(|error| self.failed(error))
+    }
+
+    /// It may no longer.
+    pub async fn withdraw(&self, serial: SerialNumber) -> Result<(), Failed> {
+        let path = format!("/api/v1/registrations/{serial}/offer");
+        let told = self.client.send::<_, serde_json::Value>(Method::DELETE, &path, &()).await;
+        told.map(|_| self.reached()).map_err(|error| self.failed(error))
+    }
+
+    /// Step 7 of a device that came by another way than by the dispatcher.
+    pub async fn arrived(&self, serial: SerialNumber, key: Fingerprint) -> Result<Registration, Failed> {
+        let path = format!("/api/v1/registrations/{serial}/arrived");
+        let arrived = Arrived { fingerprint: key.to_string() };
+        let told = self.client.send(Method::POST, &path, &arrived).await;
+        told.inspect(|_| self.reached()).map_err(|error| self.failed(error))
     }
 
     /// Step 5: what has changed after `after`, which acknowledges everything up to there. Held back until there is

@@ -45,6 +45,11 @@ impl Guard {
         Guard { credentials, throttle: Throttle::new(Tolerance::LOG_IN), trusted: Mutex::default() }
     }
 
+    /// The user that there is.
+    pub fn user(&self) -> &str {
+        &self.credentials.user
+    }
+
     /// Whether the header's user and password are the right ones.
     pub fn check(&self, peer: IpAddr, header: Option<&HeaderValue>) -> Result<(), Denied> {
         let offered = header.and_then(|value| value.to_str().ok()).and_then(parse_basic);

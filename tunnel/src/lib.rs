@@ -11,6 +11,9 @@
 //!             └─ splice.rs    └─ rtsp.rs
 //! ```
 //!
+//! A move to another tunnel server: `handover.rs` (what is asked), `moves.rs` (pure), `errands.rs` (what the device is
+//! told).
+//!
 //! | to | use |
 //! |---|---|
 //! | run one | [`Config`], [`bind`], [`Bound::run`] |
@@ -23,9 +26,12 @@ mod api;
 mod config;
 mod devices;
 mod dispatcher;
+mod errands;
 mod events;
 mod guard;
+mod handover;
 mod metrics;
+mod moves;
 mod proxy;
 mod reach;
 mod record;

@@ -13,7 +13,7 @@ use homing_protocol::{
     SerialNumber, Step,
     api::{
         Problem,
-        tunnel::{Device, RelayState},
+        tunnel::{Device, MoveState, RelayState},
     },
     secret::Credentials,
 };
@@ -218,6 +218,13 @@ fn called(device: &Device) -> String {
 }
 
 fn not_connected(device: &Device) -> ReachError {
+    if let Some(moving) = device.moving.as_ref().filter(|moving| moving.state == MoveState::Moved) {
+        return ReachError::NotConnected {
+            device: called(device),
+            state: format!("it was moved to another tunnel server, {}.", moving.servers.join(", ")),
+            check: "Reach it there.".to_owned(),
+        };
+    }
     let check = match (&device.problem, device.relay) {
         (Some(problem), _) => problem.message.clone(),
         (None, RelayState::Pending) => {

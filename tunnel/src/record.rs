@@ -3,15 +3,17 @@
 //! Invariant: what the dispatcher said later is never undone by what it said earlier (its `seq` decides), and a step
 //! that was carried out here (7, tunnel) is not taken back by the dispatcher's account of step 5.
 
+use crate::moves::Errand;
 use homing_protocol::{
     SerialNumber, Step,
     api::{
-        ProblemDetail,
-        dispatcher::{Registration, RegistrationState},
+        Problem, ProblemDetail,
+        dispatcher::{Contested, Registration, RegistrationState},
         tunnel::RelayState,
     },
 };
 use homing_uplink::Fingerprint;
+use jiff::Timestamp;
 
 /// A registration without its secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +41,14 @@ pub(crate) struct Standing {
     pub seq: u64,
     /// The key that the dispatcher vouched for.
     pub fingerprint: Option<Fingerprint>,
+    /// Another tunnel server vouched for the key, and the dispatcher has not been told that the device came.
+    pub adopted: bool,
     /// What went wrong last between us and the dispatcher, or in step 5.
     pub problem: Option<ProblemDetail>,
+    /// Others have tried to register it.
+    pub contested: Option<Contested>,
+    /// Where it is sent.
+    pub errand: Errand,
 }
 
 impl Standing {
@@ -51,8 +59,36 @@ impl Standing {
             step: Step::Register,
             seq: 0,
             fingerprint: None,
+            adopted: false,
             problem: None,
+            contested: None,
+            errand: Errand::default(),
         }
+    }
+
+    /// Of one that comes from another tunnel server: its key is welcome at once.
+    pub fn handed_over(fingerprint: Fingerprint) -> Self {
+        Standing { fingerprint: Some(fingerprint), adopted: true, ..Standing::registered() }
+    }
+
+    /// It is still to be relayed. One that has moved away is the other server's to relay.
+    pub fn is_pending(&self) -> bool {
+        self.relay == RelayState::Pending && !self.errand.is_moved()
+    }
+
+    /// It has come without the dispatcher, which is to be told so.
+    pub fn has_arrived(&self) -> bool {
+        self.adopted && self.step == Step::Tunnel && self.relay == RelayState::Waiting
+    }
+
+    /// The account that its claim is still to be offered to.
+    pub fn to_offer(&self) -> Option<&str> {
+        self.errand.moving.as_ref().filter(|moving| !moving.offered)?.account.as_deref()
+    }
+
+    /// Something of it is still to be told to the dispatcher.
+    pub fn is_to_tell(&self) -> bool {
+        self.is_pending() || self.has_arrived() || self.to_offer().is_some()
     }
 
     /// Steps 2 and 5: takes what the dispatcher says of this registration.
@@ -66,6 +102,10 @@ impl Standing {
         if vouched.is_some() {
             self.fingerprint = vouched;
         }
+        self.contested = told.contested.clone();
+        if told.state == RegistrationState::Transferred {
+            return self.transferred(told);
+        }
         self.relay = match told.state {
             RegistrationState::Waiting => RelayState::Waiting,
             RegistrationState::Dispatching => RelayState::Dispatching,
@@ -75,11 +115,25 @@ impl Standing {
             RegistrationState::Returned => RelayState::Pending,
         };
         let dispatching = matches!(self.relay, RelayState::Dispatching | RelayState::Dispatched);
-        // The device may be here before the dispatcher has told that it is on its way.
-        if !(self.step == Step::Tunnel && same_key && dispatching) {
+        // The device may be here before the dispatcher has told that it is on its way, or without it.
+        if !(self.step == Step::Tunnel && same_key && (dispatching || self.adopted)) {
             self.step = told.step.max(Step::Relay);
         }
+        self.adopted &= !dispatching;
         self.problem = told.problem.clone();
+    }
+
+    /// The account that the device was offered to has taken it over: it is sent after its claim.
+    fn transferred(&mut self, told: &Registration) {
+        self.adopted = false;
+        if self.fingerprint.is_some()
+            && let Some(target) = told.next.clone()
+        {
+            self.errand.send(target, None, told.since);
+            return;
+        }
+        let message = "Another account has taken this device over before it came here; delete it.";
+        self.relay_refused(Problem::at(Step::Relay, "transferred", message).error);
     }
 
     /// Step 2 failed, and is tried again by itself.
@@ -94,11 +148,26 @@ impl Standing {
         self.problem = Some(problem);
     }
 
+    /// One that moved away is to come back: it is ours to relay again.
+    pub fn call_back(&mut self) {
+        if self.errand.is_moved() {
+            self.adopted = self.fingerprint.is_some();
+            (self.relay, self.step) = (RelayState::Pending, Step::Register);
+        }
+        self.errand.undo();
+    }
+
     /// Step 7: its uplink stands.
-    pub fn tunnelled(&mut self) {
-        self.relay = RelayState::Dispatched;
+    pub fn tunnelled(&mut self, now: Timestamp) {
+        if self.errand.has_let_go(now) {
+            self.call_back();
+        }
+        if !self.adopted {
+            self.relay = RelayState::Dispatched;
+        }
         self.step = Step::Tunnel;
         self.problem = None;
+        self.errand.connected(now);
     }
 
     /// The dispatcher has lost its memory: what it was still to do is asked of it again.
@@ -135,7 +204,7 @@ mod tests {
         assert_eq!((standing.relay, standing.step), (RelayState::Waiting, Step::Relay));
         standing.hear(&told(2, RegistrationState::Dispatching, Step::PhoneHome, Some(1)));
         assert_eq!(standing.fingerprint, Some(Fingerprint([1; 32])));
-        standing.tunnelled();
+        standing.tunnelled(Timestamp::UNIX_EPOCH);
         standing.hear(&told(3, RegistrationState::Dispatched, Step::Dispatch, Some(1)));
         assert_eq!((standing.relay, standing.step, standing.seq), (RelayState::Dispatched, Step::Tunnel, 3));
     }
@@ -153,7 +222,7 @@ mod tests {
     fn a_device_that_came_back_is_relayed_again_and_gets_a_new_key() {
         let mut standing = Standing::registered();
         standing.hear(&told(1, RegistrationState::Dispatched, Step::Dispatch, Some(1)));
-        standing.tunnelled();
+        standing.tunnelled(Timestamp::UNIX_EPOCH);
         standing.hear(&told(2, RegistrationState::Returned, Step::PhoneHome, None));
         assert_eq!((standing.relay, standing.step), (RelayState::Pending, Step::PhoneHome));
         assert_eq!(standing.fingerprint, Some(Fingerprint([1; 32])), "until the new one is vouched for");
@@ -169,7 +238,7 @@ mod tests {
         waiting.dispatcher_forgot();
         assert_eq!((waiting.relay, waiting.seq), (RelayState::Pending, 0));
         let mut tunnelled = Standing::registered();
-        tunnelled.tunnelled();
+        tunnelled.tunnelled(Timestamp::UNIX_EPOCH);
         tunnelled.dispatcher_forgot();
         assert_eq!(tunnelled.relay, RelayState::Dispatched);
     }

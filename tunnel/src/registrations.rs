@@ -3,7 +3,10 @@
 //! Invariant: a secret leaves this module only as [`Secrets`], and only for one device at a time. What a function here
 //! has answered survives a power loss.
 
-use crate::record::{Record, Standing};
+use crate::{
+    moves::Errand,
+    record::{Record, Standing},
+};
 use anyhow::Context;
 use homing_base::{Vault, database, vault::SealedColumn};
 use homing_protocol::{Oak, Secret, SerialNumber, Step, api::tunnel::RelayState, secret::Credentials};
@@ -29,6 +32,11 @@ CREATE TABLE release (serial TEXT PRIMARY KEY) STRICT;
 -- How far the dispatcher's changes are stored here, and therefore acknowledged.
 CREATE TABLE acknowledged (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), seq INTEGER NOT NULL) STRICT;
 INSERT INTO acknowledged VALUES (1, 0);
+",
+"
+ALTER TABLE registration ADD COLUMN adopted INTEGER NOT NULL DEFAULT 0; -- another tunnel server vouched for the key
+ALTER TABLE registration ADD COLUMN contested TEXT; -- JSON
+ALTER TABLE registration ADD COLUMN errand TEXT;    -- JSON
 "];
 
 /// Whatever is sealed: a new column must be named here, to be sealed anew when keys are rotated.
@@ -104,6 +112,7 @@ impl Registrations {
         .bind(sql_integer(record.standing.seq))
         .execute(&mut *transaction)
         .await?;
+        save_standing(&mut transaction, record.serial, &record.standing).await.context("registrations")?;
         transaction.commit().await.context("registrations")
     }
 
@@ -226,8 +235,12 @@ async fn save_standing(
     standing: &Standing,
 ) -> anyhow::Result<()> {
     let problem = standing.problem.as_ref().map(serde_json::to_string).transpose()?;
+    let contested = standing.contested.as_ref().map(serde_json::to_string).transpose()?;
+    let errand = (standing.errand != Errand::default()).then_some(&standing.errand);
+    let errand = errand.map(serde_json::to_string).transpose()?;
     sqlx::query(
-        "UPDATE registration SET relay = $2, step = $3, seq = $4, fingerprint = $5, problem = $6
+        "UPDATE registration SET relay = $2, step = $3, seq = $4, fingerprint = $5, problem = $6, adopted = $7,
+         contested = $8, errand = $9
          WHERE serial = $1",
     )
     .bind(serial.to_string())
@@ -236,6 +249,9 @@ async fn save_standing(
     .bind(sql_integer(standing.seq))
     .bind(standing.fingerprint.map(|fingerprint| fingerprint.to_string()))
     .bind(problem)
+    .bind(standing.adopted)
+    .bind(contested)
+    .bind(errand)
     .execute(connection)
     .await?;
     Ok(())
@@ -247,6 +263,8 @@ fn record(row: &SqliteRow) -> anyhow::Result<Record> {
         let step = u8::try_from(row.try_get::<i64, _>("step")?)?;
         let fingerprint: Option<String> = row.try_get("fingerprint")?;
         let problem: Option<String> = row.try_get("problem")?;
+        let contested: Option<String> = row.try_get("contested")?;
+        let errand: Option<String> = row.try_get("errand")?;
         Ok(Record {
             serial,
             name: row.try_get("name")?,
@@ -257,7 +275,10 @@ fn record(row: &SqliteRow) -> anyhow::Result<Record> {
                 step: Step::from_number(step).with_context(|| format!("step {step}"))?,
                 seq: row.try_get::<i64, _>("seq")?.try_into()?,
                 fingerprint: fingerprint.map(|text| text.parse()).transpose()?,
+                adopted: row.try_get("adopted")?,
                 problem: problem.map(|text| serde_json::from_str(&text)).transpose()?,
+                contested: contested.map(|text| serde_json::from_str(&text)).transpose()?,
+                errand: errand.map(|text| serde_json::from_str(&text)).transpose()?.unwrap_or_default(),
             },
         })
     };
@@ -290,7 +311,7 @@ fn relay_state(word: &str) -> anyhow::Result<RelayState> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use homing_protocol::api::Problem;
+    use homing_protocol::api::{Problem, Target};
     use homing_uplink::Fingerprint;
 
     fn record(serial: &str) -> Record {
@@ -323,6 +344,10 @@ mod tests {
         first.standing.fingerprint = Some(Fingerprint([7; 32]));
         first.standing.step = Step::Dispatch;
         first.standing.problem = Some(Problem::at(Step::Dispatch, "wrong-oak", "The OAK is wrong.").error);
+        let target = Target { servers: vec!["sts.example:8443".into()], trust_anchor: String::new() };
+        first.standing.errand.send(target, Some("other".into()), jiff::Timestamp::UNIX_EPOCH);
+        first.standing.errand.forget.push("old.example:8443".into());
+        first.standing.adopted = true;
         store.save(&[(first.serial, first.standing.clone())], Some(42)).await.unwrap();
         first.name = "Exit".into();
         store.replace(&first, &secrets()).await.unwrap();

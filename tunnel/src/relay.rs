@@ -29,17 +29,14 @@ use homing_protocol::{
     },
     secret::Credentials,
 };
-use homing_uplink::{Backoff, BackoffSettings};
+use homing_uplink::{Backoff, BackoffSettings, Fingerprint};
 use http::StatusCode;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{
-    sync::{Notify, OwnedMutexGuard},
-    time::Instant,
-};
+use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 /// Calls at once when many registrations are relayed after an outage; the others wait.
 const RELAYED_AT_ONCE: usize = 4;
@@ -58,14 +55,22 @@ pub(crate) struct Relay {
     dispatcher: Dispatcher,
     backoff: BackoffSettings,
     locks: Locks,
-    /// There is something to relay or to release.
-    wake: Notify,
 }
 
 impl Relay {
     pub fn new(devices: Arc<Devices>, dispatcher: Dispatcher, limits: &Limits) -> Self {
         let backoff = limits.backoff();
-        Relay { devices, dispatcher, backoff, locks: Locks::default(), wake: Notify::new() }
+        Relay { devices, dispatcher, backoff, locks: Locks::default() }
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// One operation on one device at a time.
+    pub async fn lock(&self, serial: SerialNumber) -> OwnedMutexGuard<()> {
+        self.locks.lock(serial).await
     }
 
     /// The dispatcher.
@@ -78,9 +83,12 @@ impl Relay {
     /// # Errors
     /// What cannot be registered; what the dispatcher refused, with its code and message. Nothing is kept then.
     pub async fn register(&self, new: NewDevice, stop: &Stop) -> Result<(Device, bool), Failure> {
-        let NewDevice { serial, oak, user, password, name, description, fingerprint: _ } = new;
+        let NewDevice { serial, oak, user, password, name, description, fingerprint } = new;
         let secrets = Secrets { oak, credentials: Credentials::new(user.clone(), password) };
-        let standing = Standing::registered();
+        let standing = match fingerprint {
+            None => Standing::registered(),
+            Some(key) => Standing::handed_over(self.adopt(serial, &key)?),
+        };
         let record = Record { serial, name: tidy(&name), description: tidy(&description), user, standing };
         check(&record, &secrets)?;
         let _lock = self.locks.lock(serial).await;
@@ -97,15 +105,26 @@ impl Relay {
             Relayed::Later => false,
             Relayed::Refused { failure, stored_there } => {
                 self.devices.remove(serial, stored_there).await?;
-                self.wake.notify_one();
+                self.devices.for_dispatcher.notify_one();
                 return Err(failure);
             }
         };
         if !relayed {
-            self.wake.notify_one();
+            self.devices.for_dispatcher.notify_one();
         }
         let device = self.devices.settle(serial).ok_or_else(|| not_registered(serial))?;
         Ok((device, relayed))
+    }
+
+    /// The key that another tunnel server vouches for.
+    fn adopt(&self, serial: SerialNumber, key: &str) -> Result<Fingerprint, Failure> {
+        let refuse =
+            |message: String| Failure::new(StatusCode::BAD_REQUEST, Problem::new("bad-request", message));
+        let key = key.parse().map_err(|_| refuse("The fingerprint is not 64 hex digits.".to_owned()))?;
+        match self.devices.owner(key).filter(|owner| *owner != serial) {
+            Some(owner) => Err(refuse(format!("That fingerprint is the key of {owner}."))),
+            None => Ok(key),
+        }
     }
 
     /// Renames a device, or corrects its OAK, user or password; a device that has not been dispatched is then relayed
@@ -138,7 +157,7 @@ impl Relay {
         if corrects && !dispatched {
             match self.relay(serial, &secrets, stop).await {
                 Relayed::Refused { failure, .. } => return Err(failure),
-                Relayed::Later => self.wake.notify_one(),
+                Relayed::Later => self.devices.for_dispatcher.notify_one(),
                 Relayed::Accepted => (),
             }
         }
@@ -151,13 +170,16 @@ impl Relay {
     /// When it is not registered.
     pub async fn remove(&self, serial: SerialNumber, stop: &Stop) -> Result<(), Failure> {
         let _lock = self.locks.lock(serial).await;
-        if self.devices.record(serial).is_none() || !self.devices.remove(serial, true).await? {
+        let record = self.devices.record(serial).ok_or_else(|| not_registered(serial))?;
+        // One that moves within one account is claimed for the other server, too.
+        let shared = record.standing.errand.moving.is_some_and(|moving| moving.account.is_none());
+        if !self.devices.remove(serial, !shared).await? {
             return Err(not_registered(serial));
         }
         tracing::info!(step = %Step::Register, %serial, "registration deleted");
         // Nobody waits for a dispatcher that is known to be away.
-        if self.dispatcher.problem().is_some() || !self.release(serial, stop).await {
-            self.wake.notify_one();
+        if !shared && (self.dispatcher.problem().is_some() || !self.release(serial, stop).await) {
+            self.devices.for_dispatcher.notify_one();
         }
         Ok(())
     }
@@ -186,7 +208,7 @@ impl Relay {
             };
             tokio::select! {
                 () = pause => (),
-                () = self.wake.notified() => (),
+                () = self.devices.for_dispatcher.notified() => (),
                 () = self.dispatcher.recovered() => (),
                 () = stop.cancelled() => return,
             }
@@ -235,7 +257,7 @@ impl Relay {
                  registrations that wait there are relayed again"
             );
             self.devices.dispatcher_forgot().await?;
-            self.wake.notify_one();
+            self.devices.for_dispatcher.notify_one();
             return Ok(true);
         }
         if changes.last == after && changes.changes.is_empty() {
@@ -247,7 +269,7 @@ impl Relay {
         }
         self.devices.hear_changes(&changes).await?;
         if changes.changes.iter().any(|told| told.state == RegistrationState::Returned) {
-            self.wake.notify_one();
+            self.devices.for_dispatcher.notify_one();
         }
         Ok(true)
     }
@@ -255,17 +277,17 @@ impl Relay {
     /// Tries everything once; `false` if something is left. One goes ahead: if the dispatcher cannot be reached, the
     /// others do not wait for that as well.
     async fn relay_all(&self, stop: &Stop) -> anyhow::Result<bool> {
-        let mut pending = self.devices.pending().into_iter();
+        let mut pending = self.devices.to_tell().into_iter();
         let releases = self.devices.store().to_release().await?;
         let mut all = match pending.next() {
-            Some(first) => self.relay_pending(first, stop).await?,
+            Some(first) => self.tell(first, stop).await?,
             None => true,
         };
         let relays = futures_util::stream::iter(pending).map(async |serial| {
             if self.dispatcher.problem().is_some() {
                 return Ok(false);
             }
-            self.relay_pending(serial, stop).await
+            self.tell(serial, stop).await
         });
         let relayed: Vec<anyhow::Result<bool>> = relays.buffer_unordered(RELAYED_AT_ONCE).collect().await;
         for relayed in relayed {
@@ -284,16 +306,32 @@ impl Relay {
         Ok(all)
     }
 
-    async fn relay_pending(&self, serial: SerialNumber, stop: &Stop) -> anyhow::Result<bool> {
+    /// Everything that the dispatcher is still to be told of one device; `false` if something is left.
+    async fn tell(&self, serial: SerialNumber, stop: &Stop) -> anyhow::Result<bool> {
         let _lock = self.locks.lock(serial).await;
-        if !self.devices.is_pending(serial) {
-            return Ok(true);
+        let standing = || self.devices.standing(serial);
+        if standing().is_some_and(|standing| standing.is_pending())
+            && !self.relay_pending(serial, stop).await?
+        {
+            return Ok(false);
         }
+        if standing().is_some_and(|standing| standing.has_arrived())
+            && !self.report_arrival(serial, stop).await?
+        {
+            return Ok(false);
+        }
+        match standing().as_ref().and_then(Standing::to_offer) {
+            Some(account) => self.offer_later(serial, account, stop).await,
+            None => Ok(true),
+        }
+    }
+
+    async fn relay_pending(&self, serial: SerialNumber, stop: &Stop) -> anyhow::Result<bool> {
         let Some(secrets) = self.devices.store().secrets(serial).await? else { return Ok(true) };
         match self.relay(serial, &secrets, stop).await {
             Relayed::Accepted => Ok(true),
             Relayed::Later => Ok(false),
-            Relayed::Refused { failure, .. } if failure.status == StatusCode::TOO_MANY_REQUESTS => {
+            Relayed::Refused { failure, .. } if self.may_pass(serial, &failure) => {
                 self.devices
                     .change(serial, |standing| standing.relay_later(failure.problem.error.clone()))
                     .await?;
@@ -306,6 +344,14 @@ impl Relay {
                 Ok(true)
             }
         }
+    }
+
+    /// Whether a refusal may end by itself: after some time, or when the server that a device was handed over by has
+    /// offered its claim.
+    fn may_pass(&self, serial: SerialNumber, failure: &Failure) -> bool {
+        let adopted = || self.devices.standing(serial).is_some_and(|standing| standing.adopted);
+        failure.status == StatusCode::TOO_MANY_REQUESTS
+            || (failure.problem.error.code == "claimed-by-another-account" && adopted())
     }
 
     /// Step 2 for one registration. What is heard of it is stored; a refusal is for the caller to act on.
@@ -370,7 +416,8 @@ impl Relay {
         }
     }
 
-    async fn secrets(&self, serial: SerialNumber) -> Result<Secrets, Failure> {
+    /// The secrets of one registration.
+    pub async fn secrets(&self, serial: SerialNumber) -> Result<Secrets, Failure> {
         self.devices.store().secrets(serial).await?.ok_or_else(|| not_registered(serial))
     }
 

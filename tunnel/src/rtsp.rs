@@ -122,7 +122,7 @@ pub(crate) async fn websocket_path(
 }
 
 /// Carries requests through a device's uplink.
-struct Through<'a>(&'a Uplink);
+pub(crate) struct Through<'a>(pub &'a Uplink);
 
 impl Carrier for Through<'_> {
     type Error = String;

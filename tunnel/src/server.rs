@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     devices::Devices,
     dispatcher::Dispatcher,
+    errands::Errands,
     guard::Guard,
     metrics::Metrics,
     proxy::Proxy,
@@ -38,6 +39,7 @@ pub struct Bound {
     leaf: Arc<Leaf>,
     devices: Arc<Devices>,
     relay: Arc<Relay>,
+    errands: Arc<Errands>,
     metrics: Arc<Metrics>,
     handle: TunnelHandle,
     _lock: std::fs::File,
@@ -68,6 +70,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let dispatcher =
         Dispatcher::new(&config.dispatcher, authorities.clone(), trust_anchor, Arc::clone(&metrics))?;
     let relay = Arc::new(Relay::new(Arc::clone(&devices), dispatcher, &config.limits));
+    let errands = Arc::new(Errands::new(Arc::clone(&devices), authorities.clone()));
     let handle = TunnelHandle::new(&config.name, Arc::clone(&devices));
     let facts =
         Arc::new(ServerFacts { name: config.name.clone(), external: external_addr, public: authorities });
@@ -82,6 +85,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
         leaf,
         devices,
         relay,
+        errands,
         metrics,
         handle,
         _lock: lock,
@@ -163,6 +167,7 @@ impl Bound {
             homing_base::http::serve_with(self.internal, service, None, stop.clone()),
             self.relay.run(&stop),
             self.relay.follow_changes(&stop),
+            self.errands.run(&stop),
             self.leaf.keep_fresh(stop.clone()),
             self.devices.store().vault().keep(stop.clone()),
         );

@@ -17,6 +17,7 @@ use homing_uplink::{
     AcceptError, AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, Uplink, UplinkAddress,
     UplinkDriver, UplinkSettings,
 };
+use jiff::Timestamp;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -139,7 +140,7 @@ impl Uplinks {
             return None;
         };
         let dialled = dialled(&arrival);
-        let via = dialled.and_then(|dialled| self.public.iter().position(|ours| *ours == dialled));
+        let via = self.public.iter().position(|ours| Some(ours) == dialled.as_ref());
         let (uplink, driver) = match arrival.accept(self.settings.clone()).await {
             Ok(accepted) => accepted,
             Err(reason) => {
@@ -148,7 +149,8 @@ impl Uplinks {
                 return None;
             }
         };
-        let connected = Connected { uplink: uplink.clone(), worker, peer, via, rtsp_path: OnceCell::new() };
+        let connected =
+            Connected { uplink: uplink.clone(), worker, peer, dialled, via, rtsp_path: OnceCell::new() };
         if !self.devices.connect(fingerprint, connected) {
             tracing::info!(step = %Step::Tunnel, %serial, %peer, "no longer welcome");
             return None;
@@ -162,8 +164,12 @@ impl Uplinks {
     async fn stand(&self, standing: Standing, stop: CancellationToken) {
         let Standing { serial, peer, uplink, driver, _permit } = standing;
         let noting = async {
-            if let Err(error) = self.devices.change(serial, |standing| standing.tunnelled()).await {
+            let now = Timestamp::now();
+            if let Err(error) = self.devices.change(serial, |standing| standing.tunnelled(now)).await {
                 tracing::error!(%serial, error = format!("{error:#}"), "not stored");
+            }
+            if self.devices.standing(serial).is_some_and(|standing| standing.is_to_tell()) {
+                self.devices.for_dispatcher.notify_one();
             }
         };
         let (reason, ()) = tokio::join!(Box::pin(driver.run(stop)), Box::pin(noting));

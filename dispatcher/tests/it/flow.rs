@@ -63,6 +63,14 @@ impl Agent {
         tokio::task::spawn_blocking(move || control::press(&config)).await.unwrap().unwrap();
     }
 
+    /// The addresses that it dials.
+    pub async fn dials(&self) -> Vec<String> {
+        let config = self.config.clone();
+        let status = tokio::task::spawn_blocking(move || control::status(&config)).await.unwrap().unwrap();
+        let uplinks = status["uplinks"].as_array().unwrap().iter();
+        uplinks.map(|uplink| uplink["address"].as_str().unwrap().to_owned()).collect()
+    }
+
     pub async fn stop(self) {
         self.stop.cancel();
         tokio::time::timeout(DEADLINE, self.running).await.unwrap().unwrap().unwrap();

@@ -6,8 +6,16 @@ use crate::{
     flow::{Agent, Tunnel},
     world::*,
 };
-use homing_protocol::{Step, api::tunnel::Device};
-use std::net::SocketAddr;
+use homing_base::client::CallError;
+use homing_protocol::{
+    Secret, Step,
+    api::{
+        Target,
+        tunnel::{Device, Move, MoveState, NewDevice, RelayState},
+    },
+};
+use http::Method;
+use std::{net::SocketAddr, path::Path};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -60,6 +68,35 @@ impl Tunnel {
         let (text, name) = (self.ops.metrics(), format!("homing_tunnel_{name} "));
         let line = text.lines().find_map(|line| line.strip_prefix(&name).map(str::to_owned));
         line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+
+    /// As another tunnel server's administrator writes it down.
+    fn target(&self, folder: &Path, account: &str) -> Target {
+        let trust_anchor = format!("tunnel-of-{account}/tunnel-ca.pem");
+        let trust_anchor = std::fs::read_to_string(folder.join(trust_anchor)).unwrap();
+        Target { servers: vec![self.external.to_string()], trust_anchor }
+    }
+
+    async fn send(&self, target: Target, account: Option<&str>) -> Result<Device, CallError> {
+        let order = Move { target, account: account.map(str::to_owned) };
+        self.api.send(Method::PUT, &format!("/api/v1/devices/{SERIAL}/move"), &order).await
+    }
+
+    async fn call_back(&self) -> Result<Device, CallError> {
+        self.api.send(Method::DELETE, &format!("/api/v1/devices/{SERIAL}/move"), &()).await
+    }
+
+    async fn handover(&self) -> NewDevice {
+        self.api.get(&format!("/api/v1/devices/{SERIAL}/handover")).await.unwrap()
+    }
+
+    async fn take_over(&self, device: &NewDevice) -> Result<Device, CallError> {
+        self.api.send(Method::POST, "/api/v1/devices", device).await
+    }
+
+    async fn until_move(&self, state: MoveState) -> Device {
+        let is = |device: &Device| device.moving.as_ref().is_some_and(|moving| moving.state == state);
+        self.until(&format!("{state:?}"), is).await
     }
 
     async fn until_uplinks(&self, number: u64) {
@@ -116,4 +153,162 @@ async fn step_7_tunnel_two_addresses_of_one_server_are_held_in_parallel() {
     agent.stop().await;
     tunnel.stop().await;
     world.stop().await;
+}
+
+/// Steps 1 to 7 at the first of two tunnel servers.
+struct Site {
+    folder: tempfile::TempDir,
+    world: World,
+    first: Tunnel,
+    second: Tunnel,
+    agent: Agent,
+    passwords: [Secret; 2],
+}
+
+impl Site {
+    async fn new() -> Site {
+        let folder = tempfile::tempdir().unwrap();
+        let passwords = [account(folder.path(), "alpha").await, account(folder.path(), "beta").await];
+        let world = World::start(folder.path()).await;
+        let first = Tunnel::start(folder.path(), &world, "alpha", &passwords[0]).await;
+        let second = Tunnel::start(folder.path(), &world, "beta", &passwords[1]).await;
+        let agent = Agent::start(&folder.path().join("agent"), &world, OAK).await;
+        first.register(SERIAL, OAK, PASSWORD).await.unwrap();
+        agent.press().await;
+        first.until_ready().await;
+        world.until_metric("devices 0").await;
+        Site { folder, world, first, second, agent, passwords }
+    }
+
+    fn target_first(&self) -> Target {
+        self.first.target(self.folder.path(), "alpha")
+    }
+
+    fn target_second(&self) -> Target {
+        self.second.target(self.folder.path(), "beta")
+    }
+
+    async fn stop(self) {
+        self.agent.stop().await;
+        self.first.stop().await;
+        self.second.stop().await;
+        self.world.stop().await;
+    }
+}
+
+fn dialled(tunnel: &Tunnel) -> String {
+    format!("https://{}/", tunnel.external)
+}
+
+/// A device whose dispatchers are all down keeps its tunnel, can be moved to another server that its key was handed to,
+/// and back.
+#[tokio::test]
+async fn step_6_connect_a_move_and_its_undoing_need_no_dispatcher() {
+    let site = Site::new().await;
+    let (first, second) = (&site.first, &site.second);
+    let Site { world, .. } = &site;
+    world.stop.stop();
+    first.until_ready().await;
+
+    let handover = first.handover().await;
+    assert!(handover.fingerprint.is_some() && handover.oak == OAK && handover.password.matches(PASSWORD));
+    let kept = second.take_over(&handover).await.unwrap();
+    assert_eq!((kept.relay, kept.connected), (RelayState::Pending, false));
+    first.send(site.target_second(), None).await.unwrap();
+    let moved = first.until("let go", |device| !device.connected).await;
+    second.until("there", |device| device.connected && device.step == Step::Tunnel).await;
+    assert_eq!(moved.moving.unwrap().state, MoveState::Moved);
+    assert_eq!(moved.problem, None, "a move is no outage");
+    assert_eq!(site.agent.dials().await, [dialled(second)]);
+
+    // Undone: it is expected back, and comes.
+    let expected = first.call_back().await.unwrap();
+    assert_eq!((expected.moving, expected.connected), (None, false));
+    second.send(site.target_first(), None).await.unwrap();
+    second.until("let go", |device| !device.connected).await;
+    first.until("back", |device| device.connected && device.moving.is_none()).await;
+    assert_eq!(site.agent.dials().await, [dialled(first)]);
+
+    // And once more, without a word to the first: it is here, so it is not moved any more.
+    first.send(site.target_second(), None).await.unwrap();
+    second.until("there again", |device| device.connected && device.moving.is_none()).await;
+    first.until_move(MoveState::Moved).await;
+    second.send(site.target_first(), None).await.unwrap();
+    first.until("back again", |device| device.connected && device.moving.is_none()).await;
+    second.until_move(MoveState::Moved).await;
+    site.stop().await;
+}
+
+/// A move of a device that is away waits for it, over a restart of the tunnel server.
+#[tokio::test]
+async fn step_6_connect_a_move_is_queued_for_a_device_that_is_offline() {
+    let mut site = Site::new().await;
+    let (handover, target) = (site.first.handover().await, site.target_second());
+    site.agent.stop().await;
+    site.first.until("offline", |device| !device.connected).await;
+    let queued = site.first.send(target, None).await.unwrap();
+    assert_eq!(queued.moving.unwrap().state, MoveState::Queued);
+
+    let at = site.first.external;
+    site.first.stop().await;
+    let again = |config: &mut homing_tunnel::Config| config.external = at;
+    site.first =
+        Tunnel::start_with(site.folder.path(), &site.world, "alpha", &site.passwords[0], again).await;
+    site.first.until_move(MoveState::Queued).await;
+    // The claim is free, as the dispatcher knows of no offer.
+    site.world.stop.stop();
+    site.second.take_over(&handover).await.unwrap();
+    site.agent = Agent::start(&site.folder.path().join("agent"), &site.world, OAK).await;
+    site.second.until("there", |device| device.connected).await;
+    site.first.until("let go", |device| !device.connected).await;
+    site.first.until_move(MoveState::Moved).await;
+    assert_eq!(site.agent.dials().await, [dialled(&site.second)]);
+    site.stop().await;
+}
+
+/// A server that is not reached: the tunnel here stands, the device says why, and it goes on trying; or it is undone,
+/// and the device forgets.
+#[tokio::test]
+async fn step_6_connect_a_move_in_vain_loses_nothing_and_can_be_undone() {
+    let site = Site::new().await;
+    let (first, second) = (&site.first, &site.second);
+    let line = Line::new().await;
+    let target = Target { servers: vec![line.address.to_string()], ..site.target_second() };
+    for _ in 0..2 {
+        first.send(target.clone(), None).await.unwrap();
+        let why = |device: &Device| device.moving.as_ref().is_some_and(|moving| moving.problem.is_some());
+        let stuck = first.until("stuck", why).await;
+        assert!(stuck.connected);
+        let moving = stuck.moving.unwrap();
+        assert_eq!(moving.state, MoveState::Trying);
+        let problem = moving.problem.unwrap();
+        assert_eq!(problem.code, "move-not-reached");
+        assert!(problem.message.contains(&line.address.to_string()), "{}", problem.message);
+        first.until_ready().await;
+        assert_eq!(site.agent.dials().await.len(), 2);
+
+        assert_eq!(first.call_back().await.unwrap().moving, None);
+        let forgetting = async {
+            while site.agent.dials().await != [dialled(first)] {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, forgetting).await.expect("it still dials there");
+        first.until_ready().await;
+    }
+
+    // A stranger there: refused, in the tunnel server's words. Then the server knows it.
+    line.lead(Some(second.external));
+    first.send(target, None).await.unwrap();
+    let strange = |device: &Device| {
+        let problem = device.moving.as_ref().and_then(|moving| moving.problem.as_ref());
+        problem.is_some_and(|problem| problem.message.contains("does not know the key"))
+    };
+    first.until("refused there", strange).await;
+    site.world.stop.stop();
+    second.take_over(&first.handover().await).await.unwrap();
+    second.until("there", |device| device.connected).await;
+    first.until("let go", |device| !device.connected).await;
+    first.until_move(MoveState::Moved).await;
+    site.stop().await;
 }

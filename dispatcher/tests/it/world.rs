@@ -36,7 +36,7 @@ pub struct World {
     pub api: SocketAddr,
     pub trust: String,
     pub ops: Ops,
-    stop: Stop,
+    pub stop: Stop,
     running: JoinHandle<anyhow::Result<()>>,
     workers: Workers,
 }

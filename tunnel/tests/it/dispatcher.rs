@@ -5,7 +5,7 @@ use axum::{
     extract::{Path, Query, State},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
-    routing::{get, put},
+    routing::{get, post, put},
 };
 use homing_base::{
     Stop,
@@ -16,8 +16,8 @@ use homing_base::{
 use homing_protocol::{
     SerialNumber, Step,
     api::{
-        Problem, ProblemDetail,
-        dispatcher::{Changes, NewRegistration, Registration, RegistrationState},
+        Problem, ProblemDetail, Target,
+        dispatcher::{Arrived, Changes, NewRegistration, Offer, Registration, RegistrationState},
     },
 };
 use homing_uplink::Fingerprint;
@@ -61,6 +61,8 @@ struct Inner {
     known: HashMap<SerialNumber, Registration>,
     relayed: Vec<(SerialNumber, NewRegistration)>,
     released: HashSet<SerialNumber>,
+    offers: HashMap<SerialNumber, String>,
+    arrived: Vec<(SerialNumber, String)>,
 }
 
 impl Dispatcher {
@@ -73,6 +75,8 @@ impl Dispatcher {
                 known: HashMap::new(),
                 relayed: Vec::new(),
                 released: HashSet::new(),
+                offers: HashMap::new(),
+                arrived: Vec::new(),
             })),
             seq: Arc::new(watch::Sender::new(0)),
             acknowledged: Arc::new(watch::Sender::new(0)),
@@ -93,6 +97,8 @@ impl Dispatcher {
         let tls = homing_base::tls::server_config(leaf).unwrap();
         let router = Router::new()
             .route("/api/v1/registrations/{serial}", put(register).delete(release))
+            .route("/api/v1/registrations/{serial}/offer", put(offer).delete(withdraw))
+            .route("/api/v1/registrations/{serial}/arrived", post(arrived))
             .route("/api/v1/changes", get(changes))
             .with_state(self.clone());
         stop.spawn(homing_base::http::serve(listener, router, Some(tls), stop.clone()));
@@ -115,6 +121,34 @@ impl Dispatcher {
     /// Waits until a claim is released.
     pub async fn released(&self, serial: SerialNumber) {
         self.until(|inner| inner.released.contains(&serial), "a claim to be released").await;
+    }
+
+    /// Waits until a claim is offered to this account, or to none.
+    pub async fn offered(&self, serial: SerialNumber, to: Option<&str>) {
+        let offered = |inner: &Inner| inner.offers.get(&serial).map(String::as_str) == to;
+        self.until(offered, "a claim to be offered").await;
+    }
+
+    /// Waits until an arrival is reported; the key.
+    pub async fn arrival(&self, serial: SerialNumber) -> String {
+        let of = |inner: &Inner| inner.arrived.iter().find(|(of, _)| *of == serial).cloned();
+        self.until(|inner| of(inner).is_some(), "an arrival").await;
+        of(&self.inner.lock().unwrap()).unwrap().1
+    }
+
+    /// How many arrivals were reported.
+    pub fn arrivals(&self) -> usize {
+        self.inner.lock().unwrap().arrived.len()
+    }
+
+    /// Another account has taken a device over; comes back when it is acknowledged.
+    pub async fn transfer(&self, serial: SerialNumber, next: Target) {
+        let told = self.tell(serial, RegistrationState::Transferred, Step::Tunnel, None, None);
+        let told = Registration { next: Some(next), seq: told.seq + 1, ..told };
+        let seq = told.seq;
+        self.inner.lock().unwrap().known.insert(serial, told);
+        self.seq.send_replace(seq);
+        self.acknowledged_up_to(seq).await;
     }
 
     async fn until(&self, condition: impl Fn(&Inner) -> bool, what: &str) {
@@ -241,6 +275,46 @@ async fn release(
     drop(inner);
     this.heard.send_modify(|heard| *heard += 1);
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn offer(
+    State(this): State<Dispatcher>,
+    Path(serial): Path<SerialNumber>,
+    headers: HeaderMap,
+    Json(offer): Json<Offer>,
+) -> Result<StatusCode, Failure> {
+    check(&headers)?;
+    if offer.to == "nobody" {
+        let problem = Problem::new("unknown-account", "There is no such account.");
+        return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, problem));
+    }
+    this.inner.lock().unwrap().offers.insert(serial, offer.to);
+    this.heard.send_modify(|heard| *heard += 1);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn withdraw(
+    State(this): State<Dispatcher>,
+    Path(serial): Path<SerialNumber>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Failure> {
+    check(&headers)?;
+    this.inner.lock().unwrap().offers.remove(&serial);
+    this.heard.send_modify(|heard| *heard += 1);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn arrived(
+    State(this): State<Dispatcher>,
+    Path(serial): Path<SerialNumber>,
+    headers: HeaderMap,
+    Json(arrived): Json<Arrived>,
+) -> Result<Json<Registration>, Failure> {
+    check(&headers)?;
+    this.inner.lock().unwrap().arrived.push((serial, arrived.fingerprint.clone()));
+    this.heard.send_modify(|heard| *heard += 1);
+    let key = arrived.fingerprint.parse().ok();
+    Ok(Json(this.tell(serial, RegistrationState::Dispatched, Step::Dispatch, key, None)))
 }
 
 #[derive(serde::Deserialize)]

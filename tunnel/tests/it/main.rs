@@ -7,6 +7,7 @@
 
 mod device;
 mod dispatcher;
+mod handover;
 mod hostile;
 mod proxy;
 mod register;

@@ -4,7 +4,6 @@
 
 mod ending;
 mod exchange;
-mod flood;
 mod hostile;
 mod identity;
 mod node;
