@@ -1,5 +1,6 @@
 //! The one configuration file: what all roles share, and a table per role that this process runs.
 
+use crate::cli::client;
 use homing_base::{config, logging, vault};
 use serde::{Deserialize, Serialize};
 use std::{fmt::Write, path::Path};
@@ -51,8 +52,9 @@ impl Default for Log {
 
 /// Reads `homing.toml` and the environment (`HOMING_…`).
 pub(crate) fn load(path: &Path) -> anyhow::Result<Config> {
-    // Keys are handed in beside the configuration, not in it.
-    let settings = std::env::vars().filter(|(name, _)| !vault::is_master_key(name));
+    // Keys are handed in beside the configuration, not in it; and an administrator's own variables are for other commands.
+    let is_setting = |name: &str| !vault::is_master_key(name) && !client::VARIABLES.contains(&name);
+    let settings = std::env::vars().filter(|(name, _)| is_setting(name));
     config::load(Some(path), &reference(), "HOMING", settings)
 }
 

@@ -27,7 +27,7 @@ fn give_memory_back_at_once() {
 fn main() -> ExitCode {
     give_memory_back_at_once();
     match cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // The one place where an error is for a person at a terminal: causes on lines of their own.
             eprintln_error(&error);

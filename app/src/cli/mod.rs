@@ -2,8 +2,10 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`client`] | `homing devices`, `register`, …: an administrator, over the management server's API |
 //! | [`dispatcher`] | `homing dispatcher …`: accounts, manufacturers' lists, the audit log, on the data folder itself |
 
+pub(crate) mod client;
 mod dispatcher;
 mod keys;
 
@@ -12,7 +14,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use dispatcher::DispatcherCommand;
 use homing_base::logging;
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 /// Cameras that phone home: dispatcher, secure tunnel server, recording and management server.
 #[derive(Parser)]
@@ -50,6 +52,8 @@ enum Command {
     RotateKeys(File),
     /// Prints the configuration file with every key, its meaning and its default.
     Config,
+    #[command(flatten)]
+    Client(client::ClientCommand),
 }
 
 #[derive(Args)]
@@ -82,8 +86,9 @@ enum ManagementCommand {
     },
 }
 
-pub(crate) fn run() -> anyhow::Result<()> {
-    match Cli::parse().command {
+pub(crate) fn run() -> anyhow::Result<ExitCode> {
+    let ended = match Cli::parse().command {
+        Command::Client(command) => return client::run(command),
         Command::Demo(options) => demo::run(options),
         Command::Server(file) => server::run(&file.config, |_| ()),
         Command::Dispatcher { file, command: None } => server::run(&file.config, |config| {
@@ -110,7 +115,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
             print(&config::reference());
             Ok(())
         }
-    }
+    };
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 fn cameras(options: &Cameras) -> anyhow::Result<()> {

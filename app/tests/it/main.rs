@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`tidy`] | the rules of the house, read from the source |
 //! | [`browser`] | the page in Chromium, as a newcomer uses it |
+//! | [`cli`] | what an administrator types, and what a script calls |
 //! | [`frames`] | accounting for every frame, also after a crash |
 //! | [`lab`] | the whole in networks of its own |
 //! | [`system`] | the whole on loopback: mistakes, hostile peers, secrets, the end |
@@ -17,6 +18,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 mod browser;
+mod cli;
 mod frames;
 mod harness;
 mod lab;
