@@ -196,7 +196,7 @@ impl Dialer {
         *step = "waiting for the server to admit this device";
         let early = self.upgrade(&transport).await?;
         let websocket = (self.address.carrier() == Carrier::WebSocket).then_some(Role::Client);
-        transport.begin(early, websocket);
+        transport.begin(early, websocket, false);
         Ok(DialedUplink { transport: CloseOnDrop(transport), address: self.address.clone(), peer_addr })
     }
 

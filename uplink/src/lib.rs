@@ -28,6 +28,7 @@ mod backoff;
 mod body;
 mod dial;
 mod exporter;
+mod flood;
 mod gate;
 mod keep;
 mod liveness;
@@ -77,6 +78,12 @@ pub enum EndReason {
     /// The other end broke HTTP/2's rules, or said that we did.
     #[error("HTTP/2 failed: {0}")]
     Protocol(String),
+    /// The other end sent control frames beyond every use, and kept its worker from the others.
+    #[error("the other end flooded the uplink with {frames}: it is broken, or hostile")]
+    Flooded {
+        /// The kind that was too many.
+        frames: &'static str,
+    },
     /// The same device connected again.
     #[error("the device connected again, which replaced this uplink")]
     Replaced,

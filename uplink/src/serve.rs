@@ -14,7 +14,7 @@ use crate::gate::Gated;
 use crate::liveness::{Command, Liveness};
 use crate::stream::WebSocketStream;
 use crate::transport::{Exporter, Transport};
-use crate::uplink::{connection_window, end_of_connection, strip_connection_headers};
+use crate::uplink::{connection_window, end_of_connection, end_of_transport, strip_connection_headers};
 use crate::websocket::Role;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
@@ -215,7 +215,7 @@ impl DialedUplink {
         };
         let reason = drive(transport, &uplink, &settings, &stop, spawn).await;
         match reason {
-            EndReason::Silent { .. } | EndReason::Io(_) => transport.abort(),
+            EndReason::Silent { .. } | EndReason::Io(_) | EndReason::Flooded { .. } => transport.abort(),
             _ => transport.close().await,
         }
         tasks.close();
@@ -265,7 +265,10 @@ async fn drive(
                         let request = request.map(|stream| Body::received(stream, None));
                         spawn(Incoming { request, uplink: uplink.clone(), answer: Some(answer) });
                     }
-                    Some(Err(error)) => return Poll::Ready(end_of_connection(Err(error))),
+                    Some(Err(error)) => return Poll::Ready(end_of_transport(transport, Err(error))),
+                    None if transport.flood().is_some() => {
+                        return Poll::Ready(end_of_transport(transport, Ok(())));
+                    }
                     None if told => return Poll::Ready(EndReason::Stopped),
                     None => return Poll::Ready(EndReason::PeerClosed),
                 }

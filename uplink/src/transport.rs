@@ -5,6 +5,7 @@
 //!
 //! Invariant: after [`Transport::close`] the socket is closed, whoever still holds a clone.
 
+use crate::flood::{Allowance, Flood};
 use crate::tls::PeerIdentity;
 use crate::tls_stream::TlsStream;
 use crate::websocket::{self, Decoder, Opcode, Role, Step};
@@ -57,6 +58,10 @@ struct State {
     /// Received together with the head, not yet read.
     early: Bytes,
     websocket: Option<Box<Framing>>,
+    /// Of the HTTP/2 in it; none before that begins.
+    allowance: Option<Allowance>,
+    /// What the peer has used it up with; the connection is over.
+    flood: Option<Flood>,
 }
 
 /// State of the `wss:` carrier.
@@ -97,7 +102,8 @@ impl std::fmt::Debug for Exporter {
 
 impl Transport {
     pub fn new(tls: TlsStream) -> Self {
-        let state = State { tls: Some(tls), early: Bytes::new(), websocket: None };
+        let state =
+            State { tls: Some(tls), early: Bytes::new(), websocket: None, allowance: None, flood: None };
         Self(Arc::new(Shared {
             state: Mutex::new(state),
             began: Instant::now(),
@@ -110,9 +116,11 @@ impl Transport {
 
     /// The head is over: `early` came behind it, and from here everything is in WebSocket frames if `websocket` is given.
     /// What is written from here is gathered until [`poll_send`](Self::poll_send), whatever the codec flushes.
-    pub fn begin(&self, early: Bytes, websocket: Option<Role>) {
+    /// `we_are_client` in HTTP/2, that is, we have accepted the connection.
+    pub fn begin(&self, early: Bytes, websocket: Option<Role>, we_are_client: bool) {
         let mut state = self.lock();
         state.early = early;
+        state.allowance = Some(Allowance::new(we_are_client));
         state.websocket =
             websocket.map(|role| Box::new(Framing { role, decoder: Decoder::new(role), ended: false }));
         self.0.gathering.store(true, Ordering::Relaxed);
@@ -124,6 +132,11 @@ impl Transport {
             Some(tls) => tls.poll_send(cx),
             None => Poll::Ready(Ok(())),
         }
+    }
+
+    /// What the peer has flooded us with, if it has.
+    pub fn flood(&self) -> Option<Flood> {
+        self.lock().flood
     }
 
     pub fn exporter(&self) -> Exporter {
@@ -193,6 +206,12 @@ impl State {
         self.tls()?.poll_read(cx, buf)
     }
 
+    fn count(&mut self, count: impl FnOnce(&mut Allowance) -> Result<(), Flood>) -> io::Result<()> {
+        let Some(Err(flood)) = self.allowance.as_mut().map(count) else { return Ok(()) };
+        self.flood = Some(flood);
+        Err(io::Error::new(io::ErrorKind::InvalidData, flood.0))
+    }
+
     fn tls(&mut self) -> io::Result<&mut TlsStream> {
         self.tls.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
@@ -218,10 +237,12 @@ impl State {
                     Err(io::ErrorKind::UnexpectedEof.into())
                 });
             }
-            raw += fresh.len();
+            let length = fresh.len();
+            raw += length;
             let payload = framing.read_frames(fresh, tls);
             let payload = payload.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             buf.set_filled(before + payload);
+            self.count(|allowance| allowance.receive_framing(length - payload, payload))?;
             if payload > 0 {
                 return Poll::Ready(Ok(raw));
             }
@@ -269,14 +290,15 @@ fn write_frame(role: Role, bufs: &[io::IoSlice<'_>], outgoing: &mut Vec<u8>) -> 
 impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut state = self.lock();
+        let before = buf.filled().len();
         let count = if state.websocket.is_some() {
             ready!(state.poll_read_framed(cx, buf))?
         } else {
-            let before = buf.filled().len();
             ready!(state.poll_read(cx, buf))?;
             buf.filled().len() - before
         };
         self.0.received(count);
+        state.count(|allowance| allowance.receive(&buf.filled()[before..]))?;
         Poll::Ready(Ok(()))
     }
 }
@@ -301,6 +323,14 @@ impl AsyncWrite for Transport {
                 bufs.iter().map(|buf| buf.len()).sum()
             }
         };
+        if let Some(allowance) = &mut state.allowance {
+            let mut left = count;
+            for buf in bufs {
+                let sent = buf.len().min(left);
+                allowance.send(&buf[..sent]);
+                left -= sent;
+            }
+        }
         self.0.bytes_out.fetch_add(count as u64, Ordering::Relaxed);
         Poll::Ready(Ok(count))
     }

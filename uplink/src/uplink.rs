@@ -462,7 +462,9 @@ impl UplinkDriver {
         connection: Box<h2::client::Connection<Transport, Chunk>>,
         reason: &EndReason,
     ) {
-        let peer_is_gone = matches!(reason, EndReason::Silent { .. } | EndReason::Io(_));
+        // Who floods is not waited for either.
+        let peer_is_gone =
+            matches!(reason, EndReason::Silent { .. } | EndReason::Io(_) | EndReason::Flooded { .. });
         if peer_is_gone || *reason == EndReason::PeerClosed {
             drop(connection);
         } else {
@@ -484,7 +486,7 @@ impl UplinkDriver {
         let Self { shared, connection, .. } = self;
         std::future::poll_fn(|cx| {
             if let Poll::Ready(ended) = Pin::new(&mut **connection).poll(cx) {
-                return Poll::Ready(end_of_connection(ended));
+                return Poll::Ready(end_of_transport(&shared.transport, ended));
             }
             if let Poll::Ready(Err(error)) = shared.transport.poll_send(cx) {
                 return Poll::Ready(EndReason::Io(error.to_string()));
@@ -523,6 +525,14 @@ async fn control(shared: Arc<Shared>, mut pings: h2::PingPong, stop: Cancellatio
             }
             () = wake.as_mut() => {}
         }
+    }
+}
+
+/// What the end of HTTP/2 on this transport means.
+pub(crate) fn end_of_transport(transport: &Transport, ended: Result<(), h2::Error>) -> EndReason {
+    match transport.flood() {
+        Some(flood) => EndReason::Flooded { frames: flood.0 },
+        None => end_of_connection(ended),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod ending;
 mod exchange;
+mod flood;
 mod hostile;
 mod identity;
 mod node;

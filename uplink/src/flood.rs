@@ -1,0 +1,228 @@
+//! Floods of control frames, at both ends: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM, CONTINUATION, empty DATA.
+//!
+//! `h2` bounds the memory that they take (one answer to a PING or SETTINGS at a time, so many CONTINUATIONs and reset
+//! streams), but not the time: a peer that sends nothing else keeps its worker busy, and with it every uplink there.
+//! So each uplink has an allowance. What it carries earns some, and so does time: no use comes near its end, a flood is
+//! over in milliseconds.
+//!
+//! Not here: who sends too many *requests*, which is what a device is for. Cost: the heads of frames are read as they pass
+//! ([`Frames`]), which is a few instructions a frame; no clock, no timer, no wake-up until the allowance is used up.
+//!
+//! Invariant: whatever is earned, an allowance is never more than [`BURST`].
+
+use tokio::time::Instant;
+
+/// A control frame's price; everything else is counted in parts of it.
+const FRAME: i64 = 1024;
+
+/// Earned a second: far more than pings, acknowledgements and audio in small pieces on 64 streams take.
+const PER_SECOND: i64 = 500 * FRAME;
+
+/// What is there at first, and at most.
+const BURST: i64 = 5_000 * FRAME;
+
+/// Price of a DATA frame, from which its payload is taken off: in pieces of more than 128 bytes data earns.
+const DATA: i64 = 128;
+
+/// Earned by a head that we send: its answer's head and end, windows, a reset.
+const OUR_HEADERS: i64 = 8 * FRAME;
+
+/// Earned by DATA that we send: two WINDOW_UPDATEs, and some.
+const OUR_DATA: i64 = 3 * FRAME;
+
+/// Price of a byte of WebSocket's own frames beyond the payload's bytes: an empty frame of 6 costs a third of a control
+/// frame, a payload longer than its head nothing.
+const WEBSOCKET_BYTE: i64 = 64;
+
+/// Of a client's connection preface, which comes before its first frame (RFC 9113 §3.4).
+pub(crate) const PREFACE: usize = 24;
+
+const HEAD: usize = 9;
+
+/// Longer ones end HTTP/2 by themselves: we allow none (RFC 9113 §4.2).
+const FRAME_MAX: i64 = 16_384;
+
+/// The frame that used up an allowance (RFC 9113 §6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flood(pub &'static str);
+
+fn name(kind: u8) -> &'static str {
+    const NAMES: [&str; 10] = [
+        "empty or tiny DATA",
+        "HEADERS",
+        "PRIORITY",
+        "RST_STREAM",
+        "SETTINGS",
+        "PUSH_PROMISE",
+        "PING",
+        "GOAWAY",
+        "WINDOW_UPDATE",
+        "CONTINUATION",
+    ];
+    NAMES.get(usize::from(kind)).copied().unwrap_or("unknown frames")
+}
+
+/// One uplink's allowance.
+pub(crate) struct Allowance {
+    left: i64,
+    counted: Instant,
+    incoming: Frames,
+    outgoing: Frames,
+}
+
+impl Allowance {
+    /// `we_are_client`: whose preface comes first.
+    pub fn new(we_are_client: bool) -> Self {
+        let preface =
+            |is_there: bool| Frames { to_skip: if is_there { PREFACE } else { 0 }, ..Frames::default() };
+        Self {
+            left: BURST,
+            counted: Instant::now(),
+            incoming: preface(!we_are_client),
+            outgoing: preface(we_are_client),
+        }
+    }
+
+    /// HTTP/2 bytes from the peer.
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Flood> {
+        let Self { left, incoming, .. } = self;
+        let mut last = 0;
+        incoming.pass(bytes, |kind, length| {
+            *left -= match kind {
+                0 if length > 0 => DATA - length,
+                _ => FRAME + length.min(FRAME_MAX),
+            };
+            last = kind;
+        });
+        self.check(name(last))
+    }
+
+    /// WebSocket bytes from the peer: `heads` that were not payload, `payload` that was.
+    pub fn receive_framing(&mut self, heads: usize, payload: usize) -> Result<(), Flood> {
+        self.left -= heads.saturating_sub(payload) as i64 * WEBSOCKET_BYTE;
+        self.check("WebSocket frames without payload")
+    }
+
+    /// HTTP/2 bytes of ours.
+    pub fn send(&mut self, bytes: &[u8]) {
+        let Self { left, outgoing, .. } = self;
+        outgoing.pass(bytes, |kind, _| {
+            *left += match kind {
+                0 => OUR_DATA,
+                1 => OUR_HEADERS,
+                _ => 0,
+            };
+        });
+        *left = BURST.min(*left);
+    }
+
+    fn check(&mut self, frame: &'static str) -> Result<(), Flood> {
+        if self.left < 0 {
+            let now = Instant::now();
+            let earned = now.duration_since(self.counted).as_millis().min(60_000) as i64 * PER_SECOND / 1000;
+            (self.left, self.counted) = (self.left + earned, now);
+        }
+        self.left = BURST.min(self.left);
+        if self.left < 0 { Err(Flood(frame)) } else { Ok(()) }
+    }
+}
+
+/// Finds the heads of frames in a stream of bytes, however it is cut.
+#[derive(Default)]
+struct Frames {
+    /// Payload of the frame under way, or the preface.
+    to_skip: usize,
+    head: [u8; HEAD],
+    have: usize,
+}
+
+impl Frames {
+    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, i64)) {
+        loop {
+            let skipped = self.to_skip.min(bytes.len());
+            self.to_skip -= skipped;
+            bytes = &bytes[skipped..];
+            if bytes.is_empty() {
+                return;
+            }
+            let taken = (HEAD - self.have).min(bytes.len());
+            self.head[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
+            self.have += taken;
+            bytes = &bytes[taken..];
+            if self.have == HEAD {
+                let [a, b, c, kind, ..] = self.head;
+                let length = u32::from_be_bytes([0, a, b, c]);
+                (self.have, self.to_skip) = (0, length as usize);
+                each(kind, i64::from(length));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn frame(kind: u8, length: usize) -> Vec<u8> {
+        let mut frame = vec![0; HEAD + length];
+        frame[..3].copy_from_slice(&(length as u32).to_be_bytes()[1..]);
+        frame[3] = kind;
+        frame
+    }
+
+    #[test]
+    fn frames_are_found_however_the_bytes_are_cut() {
+        let stream = [vec![7; PREFACE], frame(4, 12), frame(0, 3000), frame(6, 8), frame(0, 0)].concat();
+        for piece in [1, 2, 8, 9, 10, 1000, stream.len()] {
+            let (mut frames, mut seen) = (Frames { to_skip: PREFACE, ..Frames::default() }, Vec::new());
+            stream
+                .chunks(piece)
+                .for_each(|bytes| frames.pass(bytes, |kind, length| seen.push((kind, length))));
+            assert_eq!(seen, [(4, 12), (0, 3000), (6, 8), (0, 0)], "in pieces of {piece}");
+        }
+    }
+
+    /// Goal: the busiest uplinks there are stay far from the end; see also the tests over sockets.
+    #[tokio::test(start_paused = true)]
+    async fn no_use_is_taken_for_a_flood() {
+        let mut device = Allowance::new(true);
+        for _second in 0..100 {
+            // 64 viewers with sound in 160-byte pieces and sender reports, all at once.
+            for _ in 0..64 * 50 {
+                device.receive(&frame(0, 160)).unwrap();
+            }
+            for _ in 0..64 * 2 {
+                device.receive(&frame(0, 60)).unwrap();
+            }
+            // A thousand small requests.
+            for _ in 0..1000 {
+                device.send(&frame(1, 80));
+                for kind in [1, 8, 8, 0] {
+                    device.receive(&frame(kind, if kind == 1 { 200 } else { 4 })).unwrap();
+                }
+            }
+            // An upload in small pieces, acknowledged piece by piece.
+            for _ in 0..1000 {
+                device.send(&frame(0, 100));
+                device.receive(&[frame(8, 4), frame(8, 4)].concat()).unwrap();
+            }
+            device.receive(&frame(6, 8)).unwrap();
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_is_over_within_ten_thousand_frames_even_after_a_long_quiet() {
+        for kind in [0, 1, 2, 3, 4, 6, 7, 8, 9, 200] {
+            let mut device = Allowance::new(true);
+            tokio::time::advance(Duration::from_secs(3600)).await;
+            let flood = (0..10_002).find_map(|_| device.receive(&frame(kind, 0)).err());
+            assert_eq!(flood, Some(Flood(name(kind))));
+        }
+        let mut device = Allowance::new(true);
+        assert!((0..100_000).any(|_| device.receive(&frame(0, 1)).is_err()), "data byte by byte");
+        let mut device = Allowance::new(true);
+        assert!((0..100_000).any(|_| device.receive_framing(6, 0).is_err()), "WebSocket");
+    }
+}
