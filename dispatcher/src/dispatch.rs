@@ -64,10 +64,10 @@ pub(crate) enum DispatchError {
     )]
     WrongCredentials { serial: SerialNumber, peer: IpAddr },
     #[error(
-        "the device {serial} at {peer} has no ONVIF {service} service, which dispatch needs: check its \
-         firmware, or put a site agent in front of it"
+        "the device {serial} at {peer} has no {lacks}, which dispatch needs: check its firmware, or put a \
+         site agent in front of it"
     )]
-    Lacks { serial: SerialNumber, peer: IpAddr, service: &'static str },
+    Lacks { serial: SerialNumber, peer: IpAddr, lacks: &'static str },
     #[error(
         "the device {serial} at {peer} does not list the certificate that it connected with: check its \
          firmware"
@@ -251,7 +251,7 @@ impl<'a> Attempt<'a> {
         };
         let (serial, peer) = (self.job.serial, self.device.address());
         telling.await.map_err(|error| match error {
-            TellError::Lacks(service) => DispatchError::Lacks { serial, peer, service },
+            TellError::Lacks(lacks) => DispatchError::Lacks { serial, peer, lacks },
             TellError::UnknownKey => DispatchError::UnknownKey { serial, peer },
             TellError::TrustAnchor(error) => {
                 DispatchError::Internal(anyhow::anyhow!("registered trust anchor: {error}"))

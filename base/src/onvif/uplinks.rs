@@ -19,8 +19,8 @@ const ALIAS: &str = "Homing tunnel server";
 /// Why a device could not be told.
 #[derive(Debug, thiserror::Error)]
 pub enum TellError<E: std::fmt::Display> {
-    /// It has no such service.
-    #[error("it has no ONVIF {0} service")]
+    /// What it has not, and cannot do without.
+    #[error("it has no {0}")]
     Lacks(&'static str),
     /// It does not list the certificate that it connected with.
     #[error("it does not list the certificate that it connected with")]
@@ -43,6 +43,8 @@ pub struct Uplinks<'d, C> {
     device: &'d mut Device<C>,
     security: String,
     uplink: String,
+    /// How its uplinks dial: `https`, or `wss` where it knows nothing else.
+    scheme: &'static str,
 }
 
 impl<'d, C: Carrier> Uplinks<'d, C> {
@@ -53,15 +55,20 @@ impl<'d, C: Carrier> Uplinks<'d, C> {
     pub async fn find(device: &'d mut Device<C>) -> Result<Self, TellError<C::Error>> {
         let doing = "telling its services";
         let services = device.services().await.map_err(|error| TellError::Call { doing, error })?;
-        let path = |namespace, service| match services.find(namespace) {
-            Some(found) => Ok(path_of(&found.xaddr)),
-            None => Err(TellError::Lacks(service)),
+        let find = |namespace, lacks| services.find(namespace).ok_or(TellError::Lacks(lacks));
+        let uplink = find(onvif::UPLINK_NS, "ONVIF Uplink service")?;
+        let security = find(onvif::SECURITY_NS, "ONVIF Security service")?;
+        let (security, path) = (path_of(&security.xaddr), path_of(&uplink.xaddr));
+        let capabilities = match &uplink.capabilities {
+            Some(told) => uplink::ServiceCapabilities::from_capabilities(told),
+            // One that does not tell does what every device must.
+            None => device.call(&path, &uplink::GetServiceCapabilities).await.unwrap_or_default(),
         };
-        let (security, uplink) = (path(onvif::SECURITY_NS, "Security")?, path(onvif::UPLINK_NS, "Uplink")?);
-        Ok(Uplinks { device, security, uplink })
+        let scheme = scheme(&capabilities).map_err(TellError::Lacks)?;
+        Ok(Uplinks { device, security, uplink: path, scheme })
     }
 
-    /// Tells it where to dial, and to trust `trust_anchor` (PEM) alone there; empty: what browsers trust. It shows the
+    /// Tells it where to dial (the first of `servers`, and as many more as it has room for), and to trust `trust_anchor` (PEM) alone there; empty: what browsers trust. It shows the
     /// certificate there that `is_own` recognises by its DER.
     ///
     /// # Errors
@@ -79,15 +86,24 @@ impl<'d, C: Carrier> Uplinks<'d, C> {
             "" => None,
             pem => Some(self.trust(pem, &stored).await?),
         };
-        for server in servers {
+        for (index, server) in servers.iter().enumerate() {
             let configuration = uplink::Configuration {
-                remote_address: format!("https://{server}/"),
+                remote_address: format!("{}://{server}/", self.scheme),
                 certificate_id: Some(certificate.clone()),
                 user_level: vec![USER_LEVEL.to_owned()],
                 cert_path_validation_policy_id: policy.clone(),
                 ..uplink::Configuration::default()
             };
-            self.uplink("taking its tunnel server's address", &uplink::SetUplink(configuration)).await?;
+            let set =
+                self.uplink("taking its tunnel server's address", &uplink::SetUplink(configuration)).await;
+            match set {
+                // One address is a tunnel; the others are there in case.
+                Err(TellError::Call { error: DeviceError::Answer(answer), .. }) if index > 0 => {
+                    tracing::warn!(device = self.device.host, server, %answer, "device takes no further address");
+                    break;
+                }
+                set => set.map(drop)?,
+            }
         }
         Ok(())
     }
@@ -158,5 +174,43 @@ impl<'d, C: Carrier> Uplinks<'d, C> {
     ) -> Result<Q::Answer, TellError<C::Error>> {
         let answer = self.device.call(&self.uplink, question).await;
         answer.map_err(|error| TellError::Call { doing, error })
+    }
+}
+
+/// How a device dials that has these uplinks, or what it lacks.
+fn scheme(capabilities: &uplink::ServiceCapabilities) -> Result<&'static str, &'static str> {
+    let lists = |list: &[String], word: &str| list.iter().any(|entry| entry.eq_ignore_ascii_case(word));
+    let uplink::ServiceCapabilities { protocols, authorization_modes, .. } = capabilities;
+    if !(authorization_modes.is_empty() || lists(authorization_modes, "mTLS")) {
+        return Err("uplink that shows a client certificate (mTLS)");
+    }
+    match () {
+        () if protocols.is_empty() || lists(protocols, "https") => Ok("https"),
+        () if lists(protocols, "wss") => Ok("wss"),
+        () => Err("uplink by https or wss"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a device is told what it can dial, and what it lacks is named.
+    #[test]
+    fn a_device_is_told_what_it_can_dial() {
+        let capabilities = |protocols: &str, modes: &str| uplink::ServiceCapabilities {
+            protocols: protocols.split_whitespace().map(str::to_owned).collect(),
+            authorization_modes: modes.split_whitespace().map(str::to_owned).collect(),
+            ..Default::default()
+        };
+        for (protocols, modes, scheme) in [
+            ("", "", Ok("https")),
+            ("wss https", "AccessToken mTLS", Ok("https")),
+            ("WSS", "MTLS", Ok("wss")),
+            ("quic", "mTLS", Err("uplink by https or wss")),
+            ("https", "AccessToken", Err("uplink that shows a client certificate (mTLS)")),
+        ] {
+            assert_eq!(super::scheme(&capabilities(protocols, modes)), scheme, "{protocols} {modes}");
+        }
     }
 }

@@ -44,6 +44,26 @@ impl ServiceCapabilities {
             .attribute("AuthorizationModes", self.authorization_modes.join(" "))
             .attribute("StreamingOverUplink", self.streaming_over_uplink.to_string())
     }
+
+    /// Reads that element.
+    pub fn from_capabilities(capabilities: &Element) -> Self {
+        let list = |name| {
+            let list = capabilities.get_attribute(name).unwrap_or_default();
+            list.split_ascii_whitespace().map(str::to_owned).collect()
+        };
+        ServiceCapabilities {
+            max_uplinks: capabilities
+                .get_attribute("MaxUplinks")
+                .and_then(|number| number.trim().parse().ok())
+                .unwrap_or(0),
+            protocols: list("Protocols"),
+            authorization_modes: list("AuthorizationModes"),
+            streaming_over_uplink: capabilities
+                .get_attribute("StreamingOverUplink")
+                .and_then(boolean)
+                .unwrap_or(false),
+        }
+    }
 }
 
 impl Message for ServiceCapabilities {
@@ -57,22 +77,7 @@ impl Message for ServiceCapabilities {
     fn from_element(element: &Element) -> Result<Self, Invalid> {
         let capabilities =
             element.find(NS, "Capabilities").ok_or_else(|| Invalid::new::<Self>("no Capabilities"))?;
-        let list = |name| {
-            let list = capabilities.get_attribute(name).unwrap_or_default();
-            list.split_ascii_whitespace().map(str::to_owned).collect()
-        };
-        Ok(ServiceCapabilities {
-            max_uplinks: capabilities
-                .get_attribute("MaxUplinks")
-                .and_then(|number| number.trim().parse().ok())
-                .unwrap_or(0),
-            protocols: list("Protocols"),
-            authorization_modes: list("AuthorizationModes"),
-            streaming_over_uplink: capabilities
-                .get_attribute("StreamingOverUplink")
-                .and_then(boolean)
-                .unwrap_or(false),
-        })
+        Ok(ServiceCapabilities::from_capabilities(capabilities))
     }
 }
 
