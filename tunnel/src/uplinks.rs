@@ -14,8 +14,8 @@ use crate::{
 use homing_base::{Stop, Workers, crowd::Crowd};
 use homing_protocol::{SerialNumber, Step};
 use homing_uplink::{
-    AcceptError, AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, Uplink, UplinkAddress,
-    UplinkDriver, UplinkSettings,
+    AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, Uplink, UplinkAddress, UplinkDriver,
+    UplinkSettings,
 };
 use jiff::Timestamp;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -190,12 +190,13 @@ impl Uplinks {
                 Some(arrival)
             }
             Err(error) => {
-                self.metrics.refuse(match error {
-                    AcceptError::Tls { .. } => "tls",
-                    AcceptError::Head { .. } => "not-an-uplink",
-                    AcceptError::Gone { .. } => "gone",
-                    AcceptError::Timeout { .. } => "timeout",
-                });
+                self.metrics.refuse(error.reason());
+                if error.reason() == "tls-too-old" {
+                    tracing::info!(
+                        step = %Step::Connect, %peer,
+                        "refused: this device knows no TLS 1.3; `tls_1_2 = true` in [tunnel] lets it in"
+                    );
+                }
                 // Scanners do this all day.
                 tracing::debug!(step = %Step::Connect, %peer, %error, "connection refused");
                 None
@@ -249,5 +250,6 @@ fn dialled(arrival: &Arrival) -> Option<String> {
 
 /// The serial number that the certificate claims, where it has one of ours.
 fn claimed(identity: &PeerIdentity) -> Option<SerialNumber> {
-    identity.serial_number.as_deref().or(identity.common_name.as_deref())?.parse().ok()
+    let names = [&identity.serial_number, &identity.common_name];
+    names.into_iter().flatten().find_map(|name| SerialNumber::find_in(name))
 }

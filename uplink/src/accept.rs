@@ -77,6 +77,28 @@ pub enum AcceptError {
     },
 }
 
+impl AcceptError {
+    /// In a word, for metrics: `tls-too-old`, `no-certificate`, `tls`, `not-an-uplink`, `gone`, `timeout`.
+    pub fn reason(&self) -> &'static str {
+        use rustls::{Error, PeerIncompatible as Incompatible};
+        match self {
+            AcceptError::Tls { error: HandshakeError::Tls(error), .. } => match error {
+                Error::NoCertificatesPresented => "no-certificate",
+                Error::PeerIncompatible(
+                    Incompatible::Tls12NotOffered
+                    | Incompatible::Tls12NotOfferedOrEnabled
+                    | Incompatible::SupportedVersionsExtensionRequired,
+                ) => "tls-too-old",
+                _ => "tls",
+            },
+            AcceptError::Tls { error: HandshakeError::Io(_), .. } => "tls",
+            AcceptError::Head { .. } => "not-an-uplink",
+            AcceptError::Gone { .. } => "gone",
+            AcceptError::Timeout { .. } => "timeout",
+        }
+    }
+}
+
 /// Takes devices' connections; one for each listener, shared by its tasks.
 #[derive(Clone)]
 pub struct Acceptor {

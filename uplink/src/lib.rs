@@ -50,8 +50,8 @@ pub use keep::{Keep, UplinkState};
 pub use serve::{Incoming, RespondError, ServeSettings, Service, UplinkInfo};
 pub use stream::WebSocketStream;
 pub use tls::{
-    AnyDeviceKey, CertificateError, Fingerprint, FingerprintError, PeerIdentity, TlsPolicy,
-    client_tls_config, crypto_provider, roots_from_pem, server_tls_config,
+    AnyDeviceKey, CertificateError, Fingerprint, FingerprintError, INTERMEDIATES_MAX, PeerIdentity,
+    TlsPolicy, client_tls_config, crypto_provider, roots_from_pem, server_tls_config,
 };
 pub use tls_stream::HandshakeError;
 pub use transport::{Exporter, ExporterError};

@@ -28,6 +28,9 @@ const OID_SERIAL_NUMBER: &str = "2.5.4.5";
 /// TLS sessions a device keeps for resumption: one uplink per server, two or three servers.
 const CLIENT_SESSIONS: usize = 8;
 
+/// Certificates between a device's and its manufacturer's root; two are usual.
+pub const INTERMEDIATES_MAX: usize = 4;
+
 static TLS13_ONLY: [&rustls::SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
 
 /// Which TLS versions to speak.
@@ -112,6 +115,9 @@ pub struct CertificateError;
 pub struct PeerIdentity {
     /// The end-entity certificate.
     pub certificate_der: Vec<u8>,
+    /// The certificates that it has shown behind that one, towards whoever issued it; at most
+    /// [`INTERMEDIATES_MAX`].
+    pub intermediates_der: Vec<Vec<u8>>,
     /// Of its public key.
     pub fingerprint: Fingerprint,
     /// Subject attribute `serialNumber` (2.5.4.5), if there is one.
@@ -121,7 +127,7 @@ pub struct PeerIdentity {
 }
 
 impl PeerIdentity {
-    /// Reads a DER certificate.
+    /// Reads a DER certificate; without those behind it.
     pub fn from_certificate(der: &[u8]) -> Result<Self, CertificateError> {
         let (_, certificate) = x509_parser::parse_x509_certificate(der).map_err(|_| CertificateError)?;
         let subject = certificate.subject();
@@ -134,6 +140,7 @@ impl PeerIdentity {
             subject.iter_common_name().next().and_then(|name| name.as_str().ok()).map(str::to_owned);
         Ok(Self {
             certificate_der: der.to_vec(),
+            intermediates_der: Vec::new(),
             fingerprint: Fingerprint::of_public_key(certificate.public_key().raw),
             serial_number,
             common_name,

@@ -6,7 +6,7 @@
 //! Invariant: after [`Transport::close`] the socket is closed, whoever still holds a clone.
 
 use crate::flood::{Allowance, Flood};
-use crate::tls::PeerIdentity;
+use crate::tls::{INTERMEDIATES_MAX, PeerIdentity};
 use crate::tls_stream::TlsStream;
 use crate::websocket::{self, Decoder, Opcode, Role, Step};
 use bytes::{Buf as _, Bytes};
@@ -145,7 +145,10 @@ impl Transport {
 
     pub fn peer_identity(&self) -> Option<PeerIdentity> {
         let state = self.lock();
-        PeerIdentity::from_certificate(state.tls.as_ref()?.peer_certificates()?.first()?).ok()
+        let (first, behind) = state.tls.as_ref()?.peer_certificates()?.split_first()?;
+        let mut identity = PeerIdentity::from_certificate(first).ok()?;
+        identity.intermediates_der = behind.iter().take(INTERMEDIATES_MAX).map(|der| der.to_vec()).collect();
+        Some(identity)
     }
 
     pub fn bytes_in(&self) -> u64 {
