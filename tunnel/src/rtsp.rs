@@ -102,9 +102,8 @@ pub(crate) async fn websocket_path(
         if let Some(uri) = told.and_then(|told| told.rtsp_web_socket_uri) {
             return Ok(device::path_of(&uri));
         }
-        if let Some(path) = device::media2_path(services) {
-            media2_path = path;
-        }
+        media2_path = device::media2_path(services)
+            .ok_or_else(|| "it has no Media2 service, and so no RTSP over WebSocket".to_owned())?;
     }
     let capabilities = device.call(&media2_path, &media2::GetServiceCapabilities).await;
     match capabilities.map(|told| told.rtsp_web_socket_uri) {
