@@ -36,6 +36,23 @@ pub struct Config {
     pub registrations_per_account: u32,
     /// Whether only devices on a manufacturer's list may be registered.
     pub listed_only: bool,
+    /// Which devices of other makes are dispatched.
+    pub device_keys: DeviceKeys,
+    /// PEM files of the CAs with which manufacturers issue their devices' certificates.
+    pub device_anchors: Vec<PathBuf>,
+}
+
+/// Whose key is believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceKeys {
+    /// Of devices that prove their OAK, and of no others.
+    Proven,
+    /// Also of those that are on a manufacturer's list and whose key the manufacturer vouches for.
+    #[default]
+    Vouched,
+    /// Also of those that are on a manufacturer's list, when they first come.
+    FirstUse,
 }
 
 impl Default for Config {
@@ -53,6 +70,8 @@ impl Default for Config {
             connections_per_address: 256,
             registrations_per_account: 10_000,
             listed_only: false,
+            device_keys: DeviceKeys::default(),
+            device_anchors: Vec::new(),
         }
     }
 }
@@ -67,6 +86,11 @@ impl Config {
         ensure!(
             !self.names.is_empty() || !self.certificate.as_os_str().is_empty(),
             "[dispatcher] names is empty: devices and tunnel servers check the certificate for the name they dial"
+        );
+        ensure!(
+            self.device_keys != DeviceKeys::Proven || self.device_anchors.is_empty(),
+            "[dispatcher] device_anchors are for devices that cannot prove their OAK, which device_keys = \"proven\" \
+             refuses: write \"vouched\", or give none"
         );
         ensure!(
             self.connections > 0 && self.connections_per_address > 0,
@@ -84,7 +108,7 @@ mod tests {
     fn the_reference_file_is_the_default() {
         let mut reference = homing_base::config::reference_value(REFERENCE).unwrap();
         let table = reference.remove("dispatcher").unwrap();
-        assert_eq!(table.as_table().unwrap().len(), 12, "every key is documented");
+        assert_eq!(table.as_table().unwrap().len(), 14, "every key is documented");
         assert_eq!(table.try_into::<Config>().unwrap(), Config::default());
         assert!(reference.is_empty());
         Config::default().check().unwrap();

@@ -10,9 +10,11 @@
 //!   holds the proof is never interrupted by another's failure.
 
 use crate::{
+    config::DeviceKeys,
     dispatch::Attempt,
     metrics::Metrics,
     store::{Entered, Generation, Job, Store},
+    vouch::Manufacturers,
 };
 use homing_base::{
     Stop, Workers,
@@ -21,7 +23,7 @@ use homing_base::{
 };
 use homing_protocol::{SerialNumber, Step, api::dispatcher::RegistrationState as State};
 use homing_uplink::{
-    Acceptor, Arrival, EndReason, Exporter, Fingerprint, Uplink, UplinkDriver, UplinkSettings,
+    Acceptor, Arrival, EndReason, Exporter, Fingerprint, PeerIdentity, Uplink, UplinkDriver, UplinkSettings,
 };
 use std::{
     collections::HashMap,
@@ -66,6 +68,8 @@ pub(crate) struct Seat {
     pub serial: SerialNumber,
     /// Of the key that it has proved to hold.
     pub fingerprint: Fingerprint,
+    /// Whether a manufacturer has issued the certificate, or why that does not count.
+    pub issued: Result<(), &'static str>,
     pub peer: SocketAddr,
     pub uplink: Uplink,
     pub exporter: Exporter,
@@ -95,6 +99,8 @@ pub(crate) struct Devices {
     pub crowd: Arc<Crowd>,
     pub stop: Stop,
     pub room: Room,
+    pub manufacturers: Manufacturers,
+    pub keys: DeviceKeys,
 }
 
 /// Who is here.
@@ -205,13 +211,23 @@ impl Devices {
         let arrival = match arrival {
             Ok(arrival) => arrival,
             Err(error) => {
-                self.metrics.refused("no-uplink");
+                self.metrics.refused(error.reason());
+                if error.reason() == "tls-too-old" {
+                    tracing::info!(
+                        %peer, step = %Step::PhoneHome,
+                        "refused: this device knows no TLS 1.3; `tls_1_2 = true` in [dispatcher] lets it in"
+                    );
+                }
                 tracing::debug!(%peer, %error, "not an uplink");
                 return;
             }
         };
         match claimed_serial(&arrival) {
-            Ok(claim) => self.phone_home(arrival, claim).await,
+            Ok((serial, identity)) => {
+                let issued = self.manufacturers.check(identity);
+                let key = identity.fingerprint;
+                self.phone_home(arrival, serial, key, issued).await;
+            }
             Err(reason) => {
                 self.metrics.refused("no-serial-number");
                 tracing::info!(%peer, step = %Step::PhoneHome, reason, "device refused");
@@ -221,7 +237,13 @@ impl Devices {
     }
 
     /// Step 4: the device takes a seat, and keeps it for as long as its uplink stands.
-    async fn phone_home(&self, arrival: Arrival, (serial, fingerprint): (SerialNumber, Fingerprint)) {
+    async fn phone_home(
+        &self,
+        arrival: Arrival,
+        serial: SerialNumber,
+        fingerprint: Fingerprint,
+        issued: Result<(), &'static str>,
+    ) {
         let (peer, exporter) = (arrival.peer, arrival.exporter());
         let (uplink, driver) = match arrival.accept(SETTINGS).await {
             Ok(accepted) => accepted,
@@ -233,7 +255,8 @@ impl Devices {
         tracing::info!(%serial, %peer, step = %Step::PhoneHome, key = %fingerprint, "device phones home");
         self.metrics.arrived();
         let tried = AtomicI64::new(0);
-        let seat = Seat { serial, fingerprint, peer, uplink, exporter, wake: Notify::new(), tried };
+        let wake = Notify::new();
+        let seat = Seat { serial, fingerprint, issued, peer, uplink, exporter, wake, tried };
         let seat = Arc::new(seat);
         self.room.enter(seat.clone());
         let reason = self.run(driver, &seat).await;
@@ -319,7 +342,8 @@ impl Devices {
                 _ = seat.uplink.closed() => return Ok(Tried::No),
             }
         }
-        let mut attempt = Attempt { store: &self.store, device: seat, job, secrets, begun: false };
+        let (store, keys, metrics) = (&self.store, self.keys, &self.metrics);
+        let mut attempt = Attempt { store, keys, metrics, device: seat, job, secrets, begun: false };
         let error = match Box::pin(attempt.dispatch()).await {
             Ok(()) => {
                 self.metrics.dispatched("ok");
@@ -362,16 +386,15 @@ enum Tried {
     No,
 }
 
-fn claimed_serial(arrival: &Arrival) -> Result<(SerialNumber, Fingerprint), String> {
-    let Some(identity) = &arrival.peer_identity else {
-        return Err("this dispatcher needs the device's certificate".to_owned());
-    };
-    let claimed = identity.serial_number.as_deref().or(identity.common_name.as_deref());
-    let claimed = claimed.ok_or("the device's certificate names no serial number in its subject")?;
-    let serial = claimed.parse::<SerialNumber>().map_err(|error| {
-        format!("the subject of the device's certificate names no serial number that can be read ({error})")
-    })?;
-    Ok((serial, identity.fingerprint))
+/// The serial number in the certificate's subject, as its manufacturer writes it, and the certificate.
+fn claimed_serial(arrival: &Arrival) -> Result<(SerialNumber, &PeerIdentity), String> {
+    let identity = arrival.peer_identity.as_ref();
+    let identity = identity.ok_or("this dispatcher needs the device's certificate")?;
+    let mut names = [&identity.serial_number, &identity.common_name].into_iter().flatten();
+    let serial = names.find_map(|name| SerialNumber::find_in(name));
+    let serial =
+        serial.ok_or("the subject of the device's certificate names no serial number that can be read")?;
+    Ok((serial, identity))
 }
 
 #[cfg(test)]

@@ -2,11 +2,14 @@
 //!
 //! [`Attempt::dispatch`] is the whole of it, one line a step, in the order of `docs/connection-flow.md`.
 //! Everything before the log-in assumes that the device may be somebody else's: it is asked for the OAK
-//! proof and nothing is shown to it. Who may try when is decided in `devices.rs`.
+//! proof and nothing is shown to it. A device of another make has no proof; `vouch.rs` says whether its key is believed. Who may try when is decided in `devices.rs`.
 
 use crate::{
+    config::DeviceKeys,
     devices::Seat,
+    metrics::Metrics,
     store::{DeviceSecrets, Entered, Job, Store},
+    vouch::{Claim, Doubt, vouch},
 };
 use bytes::Bytes;
 use homing_base::onvif::{
@@ -17,9 +20,12 @@ use homing_protocol::{
     SerialNumber, Step,
     api::{ProblemDetail, dispatcher::RegistrationState as State},
     oak::{Challenge, EXPORTER_LABEL, PROOF_PATH, ProofAnswer, ProofRequest},
-    onvif::{self, device::GetDeviceInformation},
+    onvif::{
+        self,
+        device::{GetDeviceInformation, GetSystemDateAndTime, SetSystemDateAndTime},
+    },
 };
-use homing_uplink::{Fingerprint, Uplink};
+use homing_uplink::{BodyError, Fingerprint, Uplink};
 use http::{Request, Response, StatusCode, header};
 use std::{net::IpAddr, time::Duration};
 use tokio::{sync::Semaphore, time::timeout};
@@ -37,6 +43,9 @@ const SHOWN: usize = 200;
 /// The longest answer to a challenge.
 const PROOF_LIMIT_BYTES: usize = 1024;
 
+/// A device's clock may be off by as much: certificates begin a day in the past.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(3600);
+
 /// Proof keys being derived at once: 8 MiB and tens of milliseconds each.
 static DERIVATIONS: Semaphore = Semaphore::const_new(4);
 
@@ -49,10 +58,16 @@ pub(crate) enum DispatchError {
     )]
     WrongOak { serial: SerialNumber, peer: IpAddr },
     #[error(
-        "the device at {peer} that claims to be {serial} gave no OAK proof ({found}): check that it is a \
-         device made for Homing, or behind a site agent"
+        "the device at {peer} that claims to be {serial} gave no OAK proof ({found}), and {lacks}: check that it \
+         is a device made for Homing, or behind a site agent; one of another make must be on the manufacturer's list \
+         that the dispatcher's operator has imported"
     )]
-    NoProof { serial: SerialNumber, peer: IpAddr, found: String },
+    NoProof { serial: SerialNumber, peer: IpAddr, found: String, lacks: &'static str },
+    #[error(
+        "the device at {peer} that claims to be {serial} is of another make, and nobody vouches for its key ({why}): \
+         ask the dispatcher's operator for the manufacturer's CA (device_anchors), or put a site agent in front of it"
+    )]
+    NotVouched { serial: SerialNumber, peer: IpAddr, why: &'static str },
     #[error(
         "the device at {peer} says that its serial number is {told}, not {serial}: check the serial number \
          on the label"
@@ -97,6 +112,7 @@ impl DispatchError {
         match self {
             DispatchError::WrongOak { .. } => "wrong-oak",
             DispatchError::NoProof { .. } => "no-oak-proof",
+            DispatchError::NotVouched { .. } => "key-not-vouched",
             DispatchError::WrongSerial { .. } => "wrong-serial",
             DispatchError::WrongCredentials { .. } => "wrong-credentials",
             DispatchError::Lacks { .. } => "device-lacks-service",
@@ -130,6 +146,8 @@ impl DispatchError {
 /// One device, one registration, one try.
 pub(crate) struct Attempt<'a> {
     pub store: &'a Store,
+    pub keys: DeviceKeys,
+    pub metrics: &'a Metrics,
     pub device: &'a Seat,
     pub job: &'a Job,
     pub secrets: &'a DeviceSecrets,
@@ -140,16 +158,20 @@ pub(crate) struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     /// Step 5, from the challenge to the forgotten secrets.
     pub async fn dispatch(&mut self) -> Result<(), DispatchError> {
-        self.prove_oak().await?;
+        if let Proof::Missing(found) = self.prove_oak().await? {
+            self.be_vouched_for(found).await?;
+        }
         self.begin().await?;
         let mut session = self.log_in().await?;
+        self.check_clock(&mut session).await?;
         self.announce_key().await?;
         self.send_on(&mut session).await?;
         self.forget_secrets().await
     }
 
-    /// 5.1: the device knows the OAK on its label, on this very connection.
-    async fn prove_oak(&self) -> Result<(), DispatchError> {
+    /// 5.1: the device knows the OAK on its label, on this very connection. One of another make answers whatever it
+    /// answers to a path that it does not know.
+    async fn prove_oak(&self) -> Result<Proof, DispatchError> {
         let (serial, peer) = (self.job.serial, self.device.address());
         let doing = "proving its OAK";
         let mut random = [0; 32];
@@ -163,22 +185,23 @@ impl<'a> Attempt<'a> {
             .expect("constant parts");
         let exchange = async {
             let response = self.device.uplink.request(request).await.map_err(|error| error.to_string())?;
-            let (head, body) = response.into_parts();
-            let body = body.collect(PROOF_LIMIT_BYTES).await.map_err(|error| error.to_string())?;
-            Ok::<_, String>((head.status, body))
+            if response.status() != StatusCode::OK {
+                return Ok(Err(format!("HTTP status {}", response.status())));
+            }
+            match response.into_body().collect(PROOF_LIMIT_BYTES).await {
+                Ok(body) => Ok(serde_json::from_slice(&body).map_err(|_| "another page".to_owned())),
+                Err(BodyError::TooLong { .. }) => Ok(Err("another page".to_owned())),
+                Err(error) => Err(error.to_string()),
+            }
         };
-        let (status, body) = timeout(ANSWER_DEADLINE, exchange)
+        let answer: Result<ProofAnswer, String> = timeout(ANSWER_DEADLINE, exchange)
             .await
             .map_err(|_| self.timed_out(doing))?
             .map_err(|reason| self.gone(doing, reason))?;
-        if status != StatusCode::OK {
-            return Err(DispatchError::NoProof { serial, peer, found: format!("HTTP status {status}") });
-        }
-        let answer: ProofAnswer = serde_json::from_slice(&body).map_err(|error| DispatchError::NoProof {
-            serial,
-            peer,
-            found: error.to_string(),
-        })?;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(found) => return Ok(Proof::Missing(found)),
+        };
         if answer.serial != serial {
             return Err(DispatchError::WrongSerial { serial, peer, told: answer.serial.to_string() });
         }
@@ -191,9 +214,34 @@ impl<'a> Attempt<'a> {
         drop(permit);
         let key = key.map_err(|error| DispatchError::Internal(error.into()))?;
         match key.verify(serial, &challenge, &exported, &answer.proof) {
-            true => Ok(()),
+            true => Ok(Proof::Given),
             false => Err(DispatchError::WrongOak { serial, peer }),
         }
+    }
+
+    /// 5.1, without a proof: the manufacturer says what the OAK is, and whose the key.
+    async fn be_vouched_for(&self, found: String) -> Result<(), DispatchError> {
+        let (serial, peer) = (self.job.serial, self.device.address());
+        let listed = self.store.listed(serial).await?;
+        let claim = Claim {
+            key: self.device.fingerprint,
+            issued: self.device.issued,
+            oak: &self.secrets.oak,
+            bound: self.job.fingerprint.as_deref(),
+        };
+        let by = vouch(self.keys, listed.as_ref(), &claim).map_err(|doubt| match doubt {
+            Doubt::ProofRequired => {
+                let lacks = "this dispatcher takes no devices without (device_keys)";
+                DispatchError::NoProof { serial, peer, found, lacks }
+            }
+            Doubt::Unlisted => {
+                DispatchError::NoProof { serial, peer, found, lacks: "it is on no manufacturer's list here" }
+            }
+            Doubt::WrongOak => DispatchError::WrongOak { serial, peer },
+            Doubt::Key(why) => DispatchError::NotVouched { serial, peer, why },
+        })?;
+        tracing::info!(%serial, %peer, step = %Step::Dispatch, by, "a device of another make is vouched for");
+        Ok(())
     }
 
     /// From here on this device is the registered one, and no other is tried.
@@ -213,10 +261,48 @@ impl<'a> Attempt<'a> {
         let mut session = Device::new(carrier, serial.host(), credentials, ANSWER_DEADLINE);
         let information = session.call(onvif::DEVICE_PATH, &GetDeviceInformation).await;
         let told = information.map_err(|error| self.failed("logging in", error))?.serial_number;
-        match told.parse::<SerialNumber>() {
-            Ok(parsed) if parsed == serial => Ok(session),
-            _ => Err(DispatchError::WrongSerial { serial, peer: self.device.address(), told: shown(&told) }),
+        if told.parse::<SerialNumber>() != Ok(serial) {
+            let peer = self.device.address();
+            return Err(DispatchError::WrongSerial { serial, peer, told: shown(&told) });
         }
+        if !session.is_guarded() {
+            // Its owner's camera all the same; but whoever is at the site can turn it away.
+            self.metrics.noted("open");
+            tracing::warn!(%serial, peer = %self.device.address(), step = %Step::Dispatch,
+                "the device asks nobody for a password: set one at the device, and correct its registration");
+        }
+        Ok(session)
+    }
+
+    /// A device whose clock is far off finds no certificate valid, and dates its pictures wrongly: it is set right.
+    async fn check_clock(&self, session: &mut Device<Through<'a>>) -> Result<(), DispatchError> {
+        let (serial, peer, step) = (self.job.serial, self.device.address(), Step::Dispatch);
+        let clock = match session.call(onvif::DEVICE_PATH, &GetSystemDateAndTime).await {
+            Ok(clock) => clock,
+            Err(error @ (DeviceError::Carrier(_) | DeviceError::Timeout(_))) => {
+                return Err(self.failed("telling the time", error));
+            }
+            Err(_) => return Ok(()),
+        };
+        let now = jiff::Timestamp::now();
+        let Some(told) = clock.utc.filter(|told| told.duration_since(now).unsigned_abs() > CLOCK_TOLERANCE)
+        else {
+            return Ok(());
+        };
+        let set = SetSystemDateAndTime { utc: now, daylight_savings: clock.daylight_savings };
+        match session.call(onvif::DEVICE_PATH, &set).await {
+            Ok(_) => {
+                self.metrics.noted("clock-set");
+                tracing::warn!(%serial, %peer, %step, %told, by_ntp = clock.by_ntp,
+                    "the device's clock was wrong and is set by hand now: look at its time server");
+            }
+            Err(error) => {
+                self.metrics.noted("clock-wrong");
+                tracing::warn!(%serial, %peer, %step, %told, %error,
+                    "the device's clock is wrong and cannot be set: it may find no certificate valid");
+            }
+        }
+        Ok(())
     }
 
     /// 5.3: the tunnel server knows whom to expect, before the device is sent there.
@@ -294,6 +380,14 @@ impl<'a> Attempt<'a> {
 /// What a device says, as far as it goes into a message: short, and without line breaks for a log.
 fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(SHOWN).collect()
+}
+
+/// What came of the question for the OAK proof.
+enum Proof {
+    /// The device knows the OAK.
+    Given,
+    /// It has no answer to such a question; what came instead.
+    Missing(String),
 }
 
 /// Carries requests through a device's uplink.

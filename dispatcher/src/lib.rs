@@ -6,6 +6,7 @@
 //! | `api` | what tunnel servers ask | 2 relay |
 //! | `devices` | who has phoned home and waits | 4 phone-home |
 //! | `dispatch` | OAK proof, log-in, trust anchor, address | 5 dispatch |
+//! | `vouch` | whose key is believed without a proof | 5 dispatch |
 //! | [`lists`] | manufacturers' lists: the OAK of every device that left the factory | 2 relay |
 //! | [`audit`] | who did what, in a log that only grows | 2, 5 |
 //! | `store` | registrations, their secrets sealed and then forgotten | 2, 5 |
@@ -21,8 +22,9 @@ mod dispatch;
 pub mod lists;
 mod metrics;
 mod store;
+mod vouch;
 
-pub use config::{Config, REFERENCE};
+pub use config::{Config, DeviceKeys, REFERENCE};
 
 use anyhow::Context;
 use axum::{extract::Request, http::header};
@@ -50,6 +52,7 @@ pub struct Bound {
     ca: Option<Arc<PrivateCa>>,
     leaf: Arc<Leaf>,
     store: Arc<Store>,
+    manufacturers: vouch::Manufacturers,
     metrics: metrics::Metrics,
     ops: Ops,
     workers: Workers,
@@ -64,6 +67,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     config.check()?;
     let lock = vault::claim_folder(&config.data)?;
     let (ca, leaf) = certificate(&config).context("certificate of the dispatcher")?;
+    let manufacturers = vouch::Manufacturers::open(&config.device_anchors)?;
     let store = Arc::new(Store::open(&config.data).await.context("dispatcher")?);
     let external = listen::bind(config.external, "[dispatcher] external, for devices")?;
     let api = listen::bind(config.api, "[dispatcher] api, for tunnel servers")?;
@@ -76,6 +80,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
         ca,
         leaf,
         store,
+        manufacturers,
         metrics: metrics::Metrics::register(ops),
         ops: ops.clone(),
         workers: workers.clone(),
@@ -132,6 +137,8 @@ impl Bound {
             crowd: Crowd::new(self.config.connections_per_address),
             stop: stop.clone(),
             room: Room::new(),
+            manufacturers: self.manufacturers,
+            keys: self.config.device_keys,
         });
         let rules = store::Rules {
             limit: self.config.registrations_per_account,

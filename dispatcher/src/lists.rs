@@ -4,8 +4,9 @@
 //! whoever lost a label can be helped. A device that is on no list proves its OAK itself, unless the
 //! configuration says that every device is on one.
 //!
-//! A list is a table as spreadsheets export it ([`homing_base::table`]): serial number, OAK, model (may be missing).
-//! Lines are taken in the order of the file, the last one counts.
+//! A list is a table as spreadsheets export it ([`homing_base::table`]): serial number, OAK, model, key (the last two may
+//! be missing; a key is the hexadecimal SHA-256 of the device's public key, DER SubjectPublicKeyInfo). Lines are taken
+//! in the order of the file, the last one counts.
 //!
 //! Invariant: OAKs are sealed in the database, each bound to its serial number.
 
@@ -19,8 +20,9 @@ use homing_base::{
     table::{Column, Table, TableError, Values},
 };
 use homing_protocol::{Oak, Secret, SerialNumber};
+use homing_uplink::Fingerprint;
 use jiff::Timestamp;
-use sqlx::{QueryBuilder, Sqlite, SqlitePool, Transaction};
+use sqlx::{QueryBuilder, Sqlite, SqliteExecutor, SqlitePool, Transaction};
 use std::{collections::HashMap, io::Read, path::Path};
 
 /// Lines taken in one transaction: others that write wait tens of milliseconds at most.
@@ -35,10 +37,12 @@ const MODEL_LONGEST: usize = 100;
 const SERIAL: usize = 0;
 const OAK: usize = 1;
 const MODEL: usize = 2;
+const KEY: usize = 3;
 const COLUMNS: &[Column] = &[
     Column { name: "serial number", headings: &["serial", "mac", "macaddress"], needed: true },
     Column { name: "OAK", headings: &["oak", "ownerauthenticationkey"], needed: true },
     Column { name: "model", headings: &["model", "product"], needed: false },
+    Column { name: "key", headings: &["key", "fingerprint", "publickey", "sha256"], needed: false },
 ];
 
 /// What to do with a line that cannot be read.
@@ -69,6 +73,15 @@ struct Line {
     serial: SerialNumber,
     oak: Oak,
     model: String,
+    key: Option<Fingerprint>,
+}
+
+/// What a list says of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub oak: Oak,
+    /// The key of its certificate, where the list has one.
+    pub key: Option<Fingerprint>,
 }
 
 /// Takes a list; `name` is what the audit log calls it.
@@ -139,12 +152,27 @@ pub(crate) async fn listed(
     vault: &Vault,
     serial: SerialNumber,
 ) -> anyhow::Result<Option<Oak>> {
-    let sealed: Option<(Vec<u8>,)> = sqlx::query_as("SELECT oak FROM listed WHERE serial = $1")
-        .bind(serial.to_string())
-        .fetch_optional(&mut **change)
-        .await
-        .context("list")?;
-    sealed.map(|(sealed,)| open(vault, serial, &sealed)).transpose()
+    Ok(find(&mut **change, vault, serial).await?.map(|listed| listed.oak))
+}
+
+/// What a list says of a device.
+pub(crate) async fn find(
+    database: impl SqliteExecutor<'_>,
+    vault: &Vault,
+    serial: SerialNumber,
+) -> anyhow::Result<Option<Listed>> {
+    let row: Option<(Vec<u8>, Option<String>)> =
+        sqlx::query_as("SELECT oak, key FROM listed WHERE serial = $1")
+            .bind(serial.to_string())
+            .fetch_optional(database)
+            .await
+            .context("list")?;
+    row.map(|(sealed, key)| Ok(Listed { oak: open(vault, serial, &sealed)?, key: parse_stored(key)? }))
+        .transpose()
+}
+
+fn parse_stored(key: Option<String>) -> anyhow::Result<Option<Fingerprint>> {
+    key.map(|key| key.parse().context("key in the database")).transpose()
 }
 
 async fn take(
@@ -164,7 +192,11 @@ async fn take(
     let mut writes = Vec::with_capacity(lines.len());
     for line in lines.into_values() {
         match known.get(&line.serial) {
-            Some((oak, model)) if *oak == line.oak && *model == line.model => imported.same += 1,
+            Some((listed, model))
+                if listed.oak == line.oak && listed.key == line.key && *model == line.model =>
+            {
+                imported.same += 1;
+            }
             Some(_) => {
                 imported.changed += 1;
                 writes.push(line);
@@ -177,11 +209,13 @@ async fn take(
     }
     if !writes.is_empty() {
         let now = Timestamp::now().to_string();
-        let mut insert = QueryBuilder::new("INSERT OR REPLACE INTO listed (serial, oak, model, imported) ");
+        let mut insert =
+            QueryBuilder::new("INSERT OR REPLACE INTO listed (serial, oak, model, key, imported) ");
         insert.push_values(writes, |mut row, line| {
             row.push_bind(line.serial.to_string())
                 .push_bind(seal(vault, line.serial, &line.oak))
                 .push_bind(line.model)
+                .push_bind(line.key.map(|key| key.to_string()))
                 .push_bind(now.clone());
         });
         insert.build().execute(&mut *change).await.context("list")?;
@@ -193,19 +227,20 @@ async fn known(
     change: &mut Transaction<'_, Sqlite>,
     vault: &Vault,
     serials: impl Iterator<Item = SerialNumber>,
-) -> anyhow::Result<HashMap<SerialNumber, (Oak, String)>> {
-    let mut select = QueryBuilder::new("SELECT serial, oak, model FROM listed WHERE serial IN (");
+) -> anyhow::Result<HashMap<SerialNumber, (Listed, String)>> {
+    let mut select = QueryBuilder::new("SELECT serial, oak, model, key FROM listed WHERE serial IN (");
     let mut places = select.separated(", ");
     for serial in serials {
         places.push_bind(serial.to_string());
     }
     select.push(")");
-    let rows: Vec<(String, Vec<u8>, String)> =
+    let rows: Vec<(String, Vec<u8>, String, Option<String>)> =
         select.build_query_as().fetch_all(&mut **change).await.context("list")?;
     rows.into_iter()
-        .map(|(serial, sealed, model)| {
+        .map(|(serial, sealed, model, key)| {
             let serial = serial.parse().context("serial number in the database")?;
-            Ok((serial, (open(vault, serial, &sealed)?, model)))
+            let listed = Listed { oak: open(vault, serial, &sealed)?, key: parse_stored(key)? };
+            Ok((serial, (listed, model)))
         })
         .collect()
 }
@@ -213,7 +248,7 @@ async fn known(
 fn parse(values: &Values) -> Result<Line, String> {
     let (serial, oak) = (values.get(SERIAL), values.get(OAK));
     if oak.is_empty() {
-        return Err("it has no OAK: serial number, OAK, model".to_owned());
+        return Err("it has no OAK: serial number, OAK, model, key".to_owned());
     }
     let serial = serial.parse().map_err(|error: homing_protocol::serial::ParseHexError| error.to_string())?;
     // The message names what was typed only by its length and the character that does not belong.
@@ -224,7 +259,11 @@ fn parse(values: &Values) -> Result<Line, String> {
             "the model has more than {MODEL_LONGEST} characters, or some that are not printable"
         ));
     }
-    Ok(Line { serial, oak, model: model.to_owned() })
+    let key = match values.get(KEY) {
+        "" => None,
+        key => Some(key.replace(':', "").parse().map_err(|error| format!("the key: {error}"))?),
+    };
+    Ok(Line { serial, oak, model: model.to_owned(), key })
 }
 
 pub(crate) fn purpose(serial: impl std::fmt::Display) -> String {

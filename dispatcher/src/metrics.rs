@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     refused: Family<Label, Counter>,
     dispatches: Family<Label, Counter>,
     postponed: Counter,
+    noted: Family<Label, Counter>,
     requests: Family<Label, Counter>,
 }
 
@@ -27,6 +28,8 @@ impl Metrics {
             registry.register("dispatches", "Attempts of step 5, by result", metrics.dispatches.clone());
             let postponed = "Attempts of step 5 put off because of earlier failures";
             registry.register("postponed", postponed, metrics.postponed.clone());
+            let noted = "Devices dispatched that were noted, by what was odd about them";
+            registry.register("noted", noted, metrics.noted.clone());
             registry.register("api_requests", "API requests, by result", metrics.requests.clone());
         });
         metrics
@@ -51,6 +54,10 @@ impl Metrics {
 
     pub fn postponed(&self) {
         self.postponed.inc();
+    }
+
+    pub fn noted(&self, what: &'static str) {
+        self.noted.get_or_create(&[("what", what)]).inc();
     }
 
     pub fn request(&self, result: &'static str) {

@@ -35,7 +35,8 @@ use std::{
 };
 use tokio::sync::watch;
 
-const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema/1.sql"), include_str!("schema/2.sql"), include_str!("schema/4.sql")];
 
 /// Changes told in one answer; what is left comes with the next question.
 const CHANGES_AT_ONCE: u32 = 500;
@@ -66,6 +67,8 @@ pub(crate) struct Job {
     pub state: RegistrationState,
     pub servers: Vec<String>,
     pub trust_anchor: String,
+    /// The key that it was bound to last, under this or an earlier generation.
+    pub fingerprint: Option<String>,
     /// None once dispatched.
     pub secrets: Option<DeviceSecrets>,
 }
@@ -172,6 +175,11 @@ impl Store {
 
     pub fn pool(&self) -> &SqlitePool {
         &self.pool
+    }
+
+    /// What a manufacturer's list says of a device.
+    pub async fn listed(&self, serial: SerialNumber) -> anyhow::Result<Option<lists::Listed>> {
+        lists::find(&self.pool, &self.vault, serial).await
     }
 
     /// Takes a registration, or replaces the account's own earlier one. A refusal of somebody else's claim is
@@ -333,16 +341,18 @@ impl Store {
 
     /// What is registered for a serial number, whoever registered it; nothing while that account is disabled.
     pub async fn job(&self, serial: SerialNumber) -> anyhow::Result<Option<Job>> {
-        type JobRow = (i64, i64, String, String, String, Option<Vec<u8>>);
+        type JobRow = (i64, i64, String, String, String, Option<String>, Option<Vec<u8>>);
         let row: Option<JobRow> = sqlx::query_as(
-            "SELECT generation, account, state, servers, trust_anchor, secrets FROM registration \
+            "SELECT generation, account, state, servers, trust_anchor, fingerprint, secrets FROM registration \
              WHERE serial = $1 AND account IN (SELECT id FROM account WHERE disabled = 0)",
         )
         .bind(serial.to_string())
         .fetch_optional(&self.pool)
         .await
         .context("registration")?;
-        let Some((generation, account, state, servers, trust_anchor, sealed)) = row else { return Ok(None) };
+        let Some((generation, account, state, servers, trust_anchor, fingerprint, sealed)) = row else {
+            return Ok(None);
+        };
         let secrets = match sealed {
             None => None,
             Some(sealed) => {
@@ -360,6 +370,7 @@ impl Store {
             state: from_word(&state)?,
             servers: from_json(&servers)?,
             trust_anchor,
+            fingerprint,
             secrets,
         }))
     }

@@ -37,6 +37,7 @@ const NEEDED: &[(&str, Sign, &str)] = &[
     ("chromium", Sign::Program("chromium"), "browser tests"),
     ("chromium-driver", Sign::Program("chromedriver"), "browser tests"),
     ("python3", Sign::File("/usr/bin/python3"), "peers in the lab"),
+    ("python3-venv", Sign::Python("ensurepip"), "a camera that is not ours: the environment of its own"),
     ("python3-gi", Sign::Python("gi"), "the lab's camera"),
     (
         "python3-gst-1.0",

@@ -1,10 +1,11 @@
 //! The dispatcher in process, on real sockets: steps 2, 4 and 5 of the connection flow, and the
-//! whole flow with its neighbours.
+//! whole flow with its neighbours; `foreign.py` is a camera of another make, for tests in `foreign.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test that finds something else than it expects has failed")]
 
 mod device;
 mod flow;
+mod foreign;
 mod hostile;
 mod step_2_relay;
 mod step_5_dispatch;

@@ -29,7 +29,8 @@
 //! | `wrong-oak`, `unknown-serial` | 422: not what a manufacturer's list says | whoever registered: the label |
 //! | `slow-down` | 429 with `Retry-After` | time: too many wrong passwords or OAKs |
 //! | `wrong-oak`, `wrong-serial`, `wrong-credentials` | problem, `refused` | whoever registered: relay a corrected registration |
-//! | `no-oak-proof`, `device-lacks-service`, `device-key-unknown`, `device-refused` | problem, `refused` | the device's firmware |
+//! | `no-oak-proof`, `key-not-vouched` | problem, `refused` | the dispatcher's administrator: the manufacturer's list, or CA |
+//! | `device-lacks-service`, `device-key-unknown`, `device-refused` | problem, `refused` | the device's firmware |
 //! | `device-gone`, `timeout` | problem, `waiting` | time: tried again when the device comes back |
 
 use super::Target;
