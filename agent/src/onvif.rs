@@ -261,7 +261,8 @@ impl Services {
                 certificate_id: Some(DEVICE_CERTIFICATE_ID.into()),
                 user_level: stored.user_level.clone(),
                 status: shown.and_then(|shown| shown.state.parse().ok()),
-                cert_path_validation_policy_id: Some(stored.policy.clone()),
+                cert_path_validation_policy_id: Some(stored.policy.clone())
+                    .filter(|policy| !policy.is_empty()),
                 authorization_server: None,
                 error: shown.and_then(|shown| shown.error.clone()),
             }

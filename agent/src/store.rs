@@ -4,7 +4,7 @@
 //! policies are named after their content, so that storing the same twice changes nothing.
 //!
 //! Invariant: memory and file agree; what could not be written is not in memory either. An uplink's policy
-//! and a policy's certificates exist.
+//! and a policy's certificates exist; one without a policy has a DNS name.
 
 use crate::files;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -67,7 +67,7 @@ pub struct Policy {
 pub struct StoredUplink {
     /// The key, as it was given.
     pub address: String,
-    /// How the server's certificate is validated.
+    /// How the server's certificate is validated; empty: as browsers do.
     pub policy: String,
     /// The level that requests through it were meant to have. Kept for who asks; requests need the
     /// camera's user and password all the same.
@@ -208,9 +208,10 @@ impl Kept {
         if let Some(id) = uplink.certificate_id.filter(|id| id != DEVICE_CERTIFICATE_ID) {
             return Err(fault::unknown_certificate(&id));
         }
-        // The specification leaves open what happens without: here nobody is trusted unsaid.
+        // The specification leaves open what happens without: here it is what browsers trust, which is for names.
         let policy = uplink.cert_path_validation_policy_id.unwrap_or_default();
-        if !self.policies.iter().any(|known| known.id == policy) {
+        let by_name = is_dns_name(&address);
+        if !(policy.is_empty() && by_name || self.policies.iter().any(|known| known.id == policy)) {
             return Err(fault::unknown_policy(&policy));
         }
         let new = StoredUplink { address: address.clone(), policy, user_level: uplink.user_level };
@@ -240,14 +241,14 @@ impl Kept {
         Ok(key)
     }
 
-    /// The anchors that a chain from this uplink's server may lead to.
+    /// The anchors that a chain from this uplink's server may lead to; without a policy, what browsers trust.
     pub fn roots(&self, address: &str) -> RootCertStore {
         let mut roots = RootCertStore::empty();
-        let policy = self
-            .uplinks
-            .iter()
-            .find(|uplink| uplink.address == address)
-            .and_then(|uplink| self.policies.iter().find(|policy| policy.id == uplink.policy));
+        let Some(uplink) = self.uplinks.iter().find(|uplink| uplink.address == address) else { return roots };
+        if uplink.policy.is_empty() && is_dns_name(address) {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+        let policy = self.policies.iter().find(|policy| policy.id == uplink.policy);
         for anchor in policy.iter().flat_map(|policy| &policy.anchors) {
             if let Some(anchor) = self.anchors.iter().find(|known| known.id == *anchor) {
                 // One that does not parse any more trusts nobody, which is what the dialler then reports.
@@ -256,6 +257,12 @@ impl Kept {
         }
         roots
     }
+}
+
+/// What browsers trust is issued for names; an IP address needs a policy.
+fn is_dns_name(address: &str) -> bool {
+    let host = address.parse::<UplinkAddress>().map(|address| address.host().to_owned());
+    host.is_ok_and(|host| host.parse::<std::net::IpAddr>().is_err())
 }
 
 fn remove<T>(list: &mut Vec<T>, which: impl Fn(&T) -> bool) -> Option<()> {
@@ -322,6 +329,18 @@ mod tests {
         assert!(set("wss://sts.example:8443/").1);
     }
 
+    /// Goal: a tunnel server with a certificate of the public web is trusted as browsers do; by its name alone.
+    #[tokio::test]
+    async fn without_a_policy_a_name_is_trusted_as_browsers_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::load(folder.path()).unwrap();
+        let unsaid = Configuration { cert_path_validation_policy_id: None, ..uplink("sts.example:8443", "") };
+        let (address, _) = store.change(|kept| kept.set_uplink(unsaid)).await.unwrap();
+        let kept = Store::load(folder.path()).unwrap().kept().await;
+        assert_eq!(kept.roots(&address).len(), webpki_roots::TLS_SERVER_ROOTS.len());
+        assert_eq!(kept.roots("https://other.example/").len(), 0);
+    }
+
     #[tokio::test]
     async fn what_cannot_be_honoured_is_a_fault_and_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
@@ -346,7 +365,11 @@ mod tests {
                 "AmbiguousAuthentication",
             ),
             (
-                Configuration { cert_path_validation_policy_id: None, ..good.clone() },
+                Configuration {
+                    remote_address: "https://192.0.2.1/".into(),
+                    cert_path_validation_policy_id: None,
+                    ..good.clone()
+                },
                 "CertPathValidationPolicyID",
             ),
         ] {

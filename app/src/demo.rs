@@ -146,7 +146,7 @@ async fn demo(options: &Options, folder: &Path, stop: &Stop) -> anyhow::Result<(
         };
         homing_dispatcher::bind(config, &ops, &workers).await?
     };
-    let anchor = dispatcher.trust_anchor().context("the demo's dispatcher has a CA of its own")?.to_owned();
+    let anchor = dispatcher.trust_anchor().context("the demo's dispatcher has a CA of its own")?;
 
     let mut agents = Vec::new();
     for (index, camera) in cameras.iter().enumerate() {

@@ -190,7 +190,7 @@ pub(crate) async fn account_of_our_own(
     };
     Ok(homing_tunnel::Dispatcher {
         address: format!("https://{}", reachable(dispatcher.api_addr())),
-        trust_anchor: trust_anchor.to_owned(),
+        trust_anchor,
         account: ACCOUNT.to_owned(),
         password,
     })

@@ -1,8 +1,13 @@
 //! JSON calls from one role to another, over HTTP or HTTPS.
 
+use crate::tls::{Seen, seeing_client_config};
 use anyhow::Context;
 use bytes::Bytes;
-use homing_protocol::{Secret, api::Problem, secret::Credentials};
+use homing_protocol::{
+    Secret,
+    api::{Expiry, Problem},
+    secret::Credentials,
+};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode, Uri,
@@ -15,7 +20,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// The longest JSON answer that is read.
 const ANSWER_LIMIT_BYTES: usize = 16 * 1024 * 1024;
@@ -77,6 +82,7 @@ pub struct ApiClient {
     peer: String,
     base: String,
     authorization: Option<HeaderValue>,
+    seen: Arc<Seen>,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
@@ -110,7 +116,8 @@ impl ApiClient {
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_DEADLINE));
         connector.set_nodelay(true);
-        let tls = crate::tls::client_config(trust).with_context(|| format!("trust anchor of the {role}"))?;
+        let (tls, seen) =
+            seeing_client_config(trust).with_context(|| format!("trust anchor of the {role}"))?;
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
@@ -120,6 +127,7 @@ impl ApiClient {
             peer: format!("{role} at {base}"),
             base,
             authorization,
+            seen,
             client: Client::builder(TokioExecutor::new()).build(connector),
         })
     }
@@ -127,6 +135,11 @@ impl ApiClient {
     /// The peer's role and address, for messages.
     pub fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// When the certificate ends that the peer showed last, where it speaks HTTPS and was reached.
+    pub fn certificate(&self, what: &str) -> Option<Expiry> {
+        self.seen.expiry(what)
     }
 
     /// `GET`, answered in JSON.

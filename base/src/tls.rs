@@ -9,9 +9,11 @@
 mod ca;
 pub mod expiry;
 mod leaf;
+mod seen;
 
 pub use ca::PrivateCa;
 pub use leaf::{LEAF_LIFE, Leaf};
+pub use seen::Seen;
 
 use anyhow::Context;
 use rustls::{
@@ -49,6 +51,25 @@ pub fn server_config(leaf: Arc<Leaf>) -> anyhow::Result<Arc<rustls::ServerConfig
 /// # Errors
 /// When the PEM holds no certificate.
 pub fn client_config(trust: Option<&str>) -> anyhow::Result<rustls::ClientConfig> {
+    Ok(client_builder()?.with_root_certificates(roots(trust)?).with_no_client_auth())
+}
+
+/// The same, which remembers the certificate that the server showed last.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn seeing_client_config(trust: Option<&str>) -> anyhow::Result<(rustls::ClientConfig, Arc<Seen>)> {
+    let seen = Arc::new(Seen::new(roots(trust)?)?);
+    let config = client_builder()?.dangerous().with_custom_certificate_verifier(seen.clone());
+    Ok((config.with_no_client_auth(), seen))
+}
+
+fn client_builder() -> anyhow::Result<rustls::ConfigBuilder<rustls::ClientConfig, rustls::WantsVerifier>> {
+    let builder = rustls::ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into());
+    Ok(builder.with_safe_default_protocol_versions()?)
+}
+
+fn roots(trust: Option<&str>) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     match trust {
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
@@ -59,10 +80,7 @@ pub fn client_config(trust: Option<&str>) -> anyhow::Result<rustls::ClientConfig
             anyhow::ensure!(!roots.is_empty(), "no certificate in the PEM text");
         }
     }
-    Ok(rustls::ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
+    Ok(roots)
 }
 
 #[cfg(test)]

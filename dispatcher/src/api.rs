@@ -302,6 +302,17 @@ fn parse_registration(body: &[u8]) -> Result<NewRegistration, Failure> {
             return Err(Failure::bad_request(rule));
         }
     }
+    if new.trust_anchor.trim().is_empty() {
+        let is_ip = |server: &&String| {
+            let address = format!("https://{server}/").parse::<homing_uplink::UplinkAddress>();
+            address.is_ok_and(|address| address.host().parse::<std::net::IpAddr>().is_ok())
+        };
+        if let Some(server) = new.servers.iter().find(is_ip) {
+            let rule = format!("{server} needs a trust anchor: what browsers trust is for DNS names");
+            return Err(Failure::bad_request(rule));
+        }
+        return Ok(new);
+    }
     homing_uplink::roots_from_pem(new.trust_anchor.as_bytes())
         .map_err(|error| Failure::bad_request(format!("trust anchor: {error}")))?;
     Ok(new)

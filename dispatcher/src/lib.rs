@@ -33,7 +33,7 @@ use homing_base::{
     Ops, Stop, Workers,
     crowd::Crowd,
     http, listen,
-    tls::{LEAF_LIFE, Leaf, PrivateCa, server_config},
+    tls::{LEAF_LIFE, Leaf, PrivateCa, expiry, server_config},
     vault,
 };
 use homing_protocol::Secret;
@@ -117,7 +117,7 @@ impl Bound {
 
     /// PEM of its own CA, which devices and tunnel servers are to trust; none if the certificate was
     /// given by configuration, and then they trust whoever issued that.
-    pub fn trust_anchor(&self) -> Option<&str> {
+    pub fn trust_anchor(&self) -> Option<String> {
         self.ca.as_ref().map(|ca| ca.trust_anchor())
     }
 
@@ -150,8 +150,13 @@ impl Bound {
         let router = api.router().merge(self.ops.router("Bearer", move |request| is_sent(&token, request)));
         tracing::info!(external = %self.external_addr, api = %self.api_addr, "dispatcher is ready");
         self.ops.report("dispatcher", Ok(()));
-        stop.spawn(self.leaf.keep_fresh(stop.clone()));
+        stop.spawn(self.leaf.clone().keep_fresh(stop.clone()));
         stop.spawn(vault.keep(stop.clone()));
+        let certificates = {
+            let leaf = self.leaf;
+            Arc::new(move || leaf.expiries("devices and tunnel servers"))
+        };
+        stop.spawn(expiry::watch("dispatcher", self.ops.clone(), certificates, stop.clone()));
         let handle = move |tcp, peer| devices.clone().handle(tcp, peer);
         tokio::join!(
             http::serve(self.api, router, Some(api_tls), stop.clone()),

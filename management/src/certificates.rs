@@ -60,11 +60,11 @@ fn advice(expiry: &Expiry, now: Timestamp) -> Option<String> {
     match expiry.renews {
         false if within(Duration::ZERO) => Some(
             "It has ended, and whoever checks it is refused. Put a new certificate and key where the server's \
-             configuration names them, and restart the server.",
+             configuration names them; it reads them within a minute.",
         ),
         false if within(WARNING) => Some(
             "It does not renew itself. Before it ends, put a new certificate and key where the server's configuration \
-             names them, and restart the server.",
+             names them; it reads them within a minute.",
         ),
         true if within(OVERDUE) => Some(
             "The server should have renewed it by itself: look at its log and its clock, and restart it.",

@@ -189,6 +189,8 @@ impl Bound {
             None => None,
             Some(leaf) => {
                 stop.spawn(leaf.clone().keep_fresh(stop.clone()));
+                let own = own_certificates(Some(leaf.clone()));
+                stop.spawn(tls::expiry::warn_daily("management", own, stop.clone()));
                 Some(tls::server_config(leaf)?)
             }
         };
@@ -252,8 +254,8 @@ async fn first_user(accounts: &Accounts, given: &Secret) -> anyhow::Result<Optio
 }
 
 /// What the page itself is served with.
-fn own_certificates(_leaf: Option<Arc<tls::Leaf>>) -> certificates::Own {
-    Arc::new(Vec::new)
+fn own_certificates(leaf: Option<Arc<tls::Leaf>>) -> certificates::Own {
+    Arc::new(move || leaf.as_ref().map_or_else(Vec::new, |leaf| leaf.expiries("the page")))
 }
 
 /// Everything that is served, behind the gate.

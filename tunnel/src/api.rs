@@ -130,8 +130,8 @@ async fn server(State(api): State<Api>) -> Json<Server> {
         dispatcher: dispatcher.address().to_owned(),
         dispatcher_problem: dispatcher.problem(),
         account: dispatcher.account().to_owned(),
-        trust_anchor: dispatcher.trust_anchor().to_owned(),
-        certificates: Vec::new(),
+        trust_anchor: dispatcher.trust_anchor(),
+        certificates: dispatcher.certificates(),
     })
 }
 

@@ -5,11 +5,14 @@
 
 use crate::{config, metrics::Metrics, registrations::Secrets};
 use anyhow::ensure;
-use homing_base::client::{ApiClient, Auth, CallError};
+use homing_base::{
+    client::{ApiClient, Auth, CallError},
+    tls::{Leaf, expiry},
+};
 use homing_protocol::{
     SerialNumber, Step,
     api::{
-        Problem, ProblemDetail,
+        Expiry, Problem, ProblemDetail,
         dispatcher::{Arrived, Changes, NewRegistration, Offer, Registration},
     },
     secret::Credentials,
@@ -32,7 +35,9 @@ pub(crate) struct Dispatcher {
     account: String,
     /// What devices are told to dial, and to trust there.
     servers: Vec<String>,
-    trust_anchor: String,
+    leaf: Arc<Leaf>,
+    /// PEM of what we trust at the dispatcher; none: the public web's.
+    trust: Option<String>,
     problem: Mutex<Option<ProblemDetail>>,
     recovered: Notify,
     metrics: Arc<Metrics>,
@@ -53,7 +58,7 @@ impl Dispatcher {
     pub fn new(
         config: &config::Dispatcher,
         servers: Vec<String>,
-        trust_anchor: String,
+        leaf: Arc<Leaf>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         ensure!(
@@ -70,7 +75,8 @@ impl Dispatcher {
             address,
             account: config.account.clone(),
             servers,
-            trust_anchor,
+            leaf,
+            trust,
             problem: Mutex::default(),
             recovered: Notify::new(),
             metrics,
@@ -93,8 +99,17 @@ impl Dispatcher {
     }
 
     /// What devices are told to trust.
-    pub fn trust_anchor(&self) -> &str {
-        &self.trust_anchor
+    pub fn trust_anchor(&self) -> String {
+        self.leaf.trust_anchor()
+    }
+
+    /// Certificates of the external address, and of what we rely on.
+    pub fn certificates(&self) -> Vec<Expiry> {
+        let mut all = self.leaf.expiries("the external address");
+        all.extend(self.client.certificate("certificate of the dispatcher"));
+        let trust = self.trust.as_deref().unwrap_or_default();
+        all.extend(expiry::of_pem("[tunnel.dispatcher] trust_anchor", trust, false));
+        all
     }
 
     /// What is wrong between us and it.
@@ -114,7 +129,7 @@ impl Dispatcher {
             user: secrets.credentials.user.clone(),
             password: secrets.credentials.password.clone(),
             servers: self.servers.clone(),
-            trust_anchor: self.trust_anchor.clone(),
+            trust_anchor: self.trust_anchor(),
         };
         let path = format!("/api/v1/registrations/{serial}");
         let answer = self.client.send::<_, Registration>(Method::PUT, &path, &registration).await;

@@ -21,7 +21,7 @@ use crate::{
 use anyhow::Context;
 use homing_base::{
     Ops, Stop, Workers,
-    tls::{LEAF_LIFE, Leaf, PrivateCa},
+    tls::{LEAF_LIFE, Leaf, PrivateCa, expiry},
     vault,
 };
 use homing_uplink::UplinkAddress;
@@ -62,13 +62,13 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let public = config.public_addresses(external_addr)?;
     let authorities: Vec<String> = public.iter().map(UplinkAddress::authority).collect();
 
-    let (leaf, trust_anchor) = certificate(&config, &public)?;
+    let leaf = certificate(&config, &public)?;
     let store = Registrations::open(&config.data).await?;
     let devices = Arc::new(Devices::open(store).await?);
     let metrics = Arc::new(Metrics::default());
     metrics.register(ops, &devices);
     let dispatcher =
-        Dispatcher::new(&config.dispatcher, authorities.clone(), trust_anchor, Arc::clone(&metrics))?;
+        Dispatcher::new(&config.dispatcher, authorities.clone(), Arc::clone(&leaf), Arc::clone(&metrics))?;
     let relay = Arc::new(Relay::new(Arc::clone(&devices), dispatcher, &config.limits));
     let errands = Arc::new(Errands::new(Arc::clone(&devices), authorities.clone()));
     let handle = TunnelHandle::new(&config.name, Arc::clone(&devices));
@@ -92,19 +92,25 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     })
 }
 
-/// The external certificate, and the PEM that devices are told to trust.
-fn certificate(config: &Config, public: &[UplinkAddress]) -> anyhow::Result<(Arc<Leaf>, String)> {
+/// The external certificate, and with it what devices are told to trust: browsers' anchors, where a certificate is given
+/// and none with it.
+fn certificate(config: &Config, public: &[UplinkAddress]) -> anyhow::Result<Arc<Leaf>> {
     if !config.certificate.as_os_str().is_empty() {
-        let leaf = Leaf::from_files(&config.certificate, &config.private_key)?;
-        let path = &config.trust_anchor;
-        let anchor = std::fs::read_to_string(path)
-            .with_context(|| format!("[tunnel] trust_anchor: cannot read {}", path.display()))?;
-        return Ok((leaf, anchor));
+        let anchor = Some(config.trust_anchor.as_path()).filter(|path| !path.as_os_str().is_empty());
+        let by_name = |address: &&UplinkAddress| address.host().parse::<std::net::IpAddr>().is_err();
+        if let (None, Some(address)) = (anchor, public.iter().find(|address| !by_name(address))) {
+            anyhow::bail!(
+                "[tunnel] trust_anchor is missing: without it devices trust what browsers trust, which is for DNS \
+                 names, and public has {}",
+                address.authority()
+            );
+        }
+        let leaf = Leaf::from_files_with_anchor(&config.certificate, &config.private_key, anchor);
+        return leaf.context("[tunnel] certificate");
     }
     let ca = Arc::new(PrivateCa::open(&config.data, "tunnel")?);
-    let anchor = ca.trust_anchor().to_owned();
     let names = public.iter().map(|address| address.host().to_owned()).collect();
-    Ok((Leaf::issued_by(ca, names, LEAF_LIFE)?, anchor))
+    Leaf::issued_by(ca, names, LEAF_LIFE)
 }
 
 impl Bound {
@@ -155,6 +161,11 @@ impl Bound {
         let proxy = Proxy { tunnel: self.handle, guard, metrics: self.metrics, stop: stop.clone() };
         let service = api::service(api, proxy, &self.ops);
         self.ops.report("tunnel", Ok(()));
+        let certificates = {
+            let relay = Arc::clone(&self.relay);
+            Arc::new(move || relay.dispatcher().certificates())
+        };
+        stop.spawn(expiry::watch("tunnel", self.ops.clone(), certificates, stop.clone()));
         tracing::info!(
             name = self.config.name,
             external = %self.facts.external,

@@ -155,7 +155,7 @@ impl World {
         let voucher = Arc::new(Voucher { fingerprints, trust_anchor: Default::default() });
 
         let ca = Arc::new(tls::PrivateCa::open(folder.path(), "dispatcher")?);
-        let anchor = ca.trust_anchor().to_owned();
+        let anchor = ca.trust_anchor();
         let leaf = tls::Leaf::issued_by(ca, vec!["127.0.0.1".to_owned()], Duration::from_secs(86_400))?;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let api = listener.local_addr()?;

@@ -51,6 +51,13 @@ pub(super) fn to_pem(der: &[u8]) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
+/// Whether a CA of Homing has issued it, which renews what it issues; by the name of the issuer.
+pub(super) fn is_ours(der: &[u8]) -> bool {
+    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(der) else { return false };
+    let issuer = certificate.issuer().iter_common_name().next().and_then(|name| name.as_str().ok());
+    issuer.is_some_and(|name| name.starts_with("Homing ") && name.contains(" CA"))
+}
+
 /// One certificate's; none for what cannot be read.
 pub fn of(what: &str, der: &[u8], renews: bool) -> Option<Expiry> {
     let expires = jiff::Timestamp::try_from(ends(der).ok()?).ok()?;
@@ -87,6 +94,11 @@ pub type Certificates = Arc<dyn Fn() -> Vec<Expiry> + Send + Sync>;
 /// once and then once a day.
 pub async fn watch(role: &'static str, ops: Ops, certificates: Certificates, stop: Stop) {
     ops.register(role, |registry| registry.register_collector(Box::new(Ends(Arc::clone(&certificates)))));
+    warn_daily(role, certificates, stop).await;
+}
+
+/// The warnings alone, for a role that has a metric of its own.
+pub async fn warn_daily(role: &'static str, certificates: Certificates, stop: Stop) {
     loop {
         warn(role, &certificates(), SystemTime::now());
         tokio::select! {

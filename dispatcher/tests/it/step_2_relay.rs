@@ -126,6 +126,7 @@ async fn step_2_relay_a_registration_that_cannot_work_is_refused_with_the_reason
         ("servers", serde_json::json!(["a b"]), "host:port"),
         ("servers", serde_json::json!(["sts/path"]), "host:port"),
         ("trust_anchor", serde_json::json!("no PEM"), "trust anchor"),
+        ("trust_anchor", serde_json::json!(""), "needs a trust anchor"),
         ("user", serde_json::json!(""), "user"),
         ("password", serde_json::json!(long), "password"),
         ("pasword", serde_json::json!("x"), "unknown field"),

@@ -67,6 +67,25 @@ async fn step_5_dispatch_in_scenario_c_the_waiting_device_is_dispatched_within_a
     world.stop().await;
 }
 
+/// A tunnel server with a certificate of the public web: the device is told an address and no policy.
+#[tokio::test]
+async fn step_5_dispatch_without_a_trust_anchor_the_device_trusts_what_browsers_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let password = account(folder.path(), "shop").await;
+    let world = World::start(folder.path()).await;
+    let sts = world.sts("shop", &password);
+    let device = device(OAK);
+    let mut new = Sts::registration(OAK, PASSWORD, "");
+    new.servers = vec!["sts.example:8443".into()];
+    sts.put(&new).await.unwrap();
+    let _uplink = world.phone_home(&device).await.unwrap();
+    sts.until_state(State::Dispatched).await;
+    let uplinks = device.uplinks.borrow().clone();
+    assert_eq!(uplinks[0].remote_address, "https://sts.example:8443/");
+    assert_eq!(uplinks[0].cert_path_validation_policy_id, None);
+    world.stop().await;
+}
+
 /// A device that is dispatched again (its tunnel server moved back, say) does not fill up with anchors.
 #[tokio::test]
 async fn step_5_dispatch_a_device_that_returns_is_relayed_and_dispatched_again() {

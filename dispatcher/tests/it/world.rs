@@ -59,7 +59,7 @@ impl World {
         let (ops, workers) = (Ops::new(), Workers::start(2).unwrap());
         let bound = homing_dispatcher::bind(config, &ops, &workers).await.unwrap();
         let (external, api) = (bound.external_addr(), bound.api_addr());
-        let trust = bound.trust_anchor().unwrap().to_owned();
+        let trust = bound.trust_anchor().unwrap();
         let stop = Stop::new();
         #[expect(clippy::disallowed_methods, reason = "awaited in World::stop")]
         let running = tokio::spawn(bound.run(stop.clone()));

@@ -87,7 +87,7 @@ impl Dispatcher {
     }
 
     pub fn trust_anchor(&self) -> String {
-        self.ca.trust_anchor().to_owned()
+        self.ca.trust_anchor()
     }
 
     /// Begins to listen; it ends with `stop`.

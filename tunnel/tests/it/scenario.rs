@@ -46,7 +46,7 @@ impl Whole {
         };
         let account = homing_dispatcher::accounts::create(&config.data, "shop").await.unwrap();
         let dispatcher = homing_dispatcher::bind(config, &ops, &workers).await.unwrap();
-        let anchor = dispatcher.trust_anchor().unwrap().to_owned();
+        let anchor = dispatcher.trust_anchor().unwrap();
 
         let agent = homing_agent::bind(homing_agent::Config {
             data: folder.path().join("agent"),
