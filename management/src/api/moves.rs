@@ -99,10 +99,7 @@ pub async fn undo(
     let has_gone = moving.state == MoveState::Moved || there.is_some_and(|there| there.connected);
     let old = devices::tunnel_server(&app, Some(&from.tunnel_server))?;
     let new = there.map(|there| devices::tunnel_server(&app, Some(&there.tunnel_server))).transpose()?;
-    let undone = match new {
-        Some(new) if has_gone => send_back(&app, serial, new, old).await,
-        _ => keep(&app, serial, old, new).await,
-    };
+    let undone = call_back(&app, serial, old, new, has_gone).await;
     let detail = match &undone {
         Ok(()) if has_gone => format!("back to {}", old.name()),
         Ok(()) => format!("stays at {}", old.name()),
@@ -193,29 +190,32 @@ async fn send(
     }
 }
 
-/// The device is at `new`: the same way back to `old`, which still has its registration.
-async fn send_back(
-    app: &App,
-    serial: SerialNumber,
-    new: &TunnelServer,
-    old: &TunnelServer,
-) -> Result<(), Failure> {
-    let to = order(new, old).await?;
-    let before = old.undo_move(serial).await.map_err(passed_through)?;
-    app.world.device(old.name(), before);
-    app.world.device(new.name(), new.begin_move(serial, &to).await.map_err(passed_through)?);
-    Ok(())
-}
-
-/// The device has not gone: it stays at `old`, and `new` forgets it.
-async fn keep(
+/// The device stays at `old`, or comes back the same way: `new` is told to send it there. Where it has not gone yet,
+/// `new` forgets it after that: a registration that moves on does not end the claim that the two share.
+async fn call_back(
     app: &App,
     serial: SerialNumber,
     old: &TunnelServer,
     new: Option<&TunnelServer>,
+    has_gone: bool,
 ) -> Result<(), Failure> {
-    app.world.device(old.name(), old.undo_move(serial).await.map_err(passed_through)?);
-    if let Some(new) = new {
+    let Some(new) = new else {
+        app.world.device(old.name(), old.undo_move(serial).await.map_err(passed_through)?);
+        return Ok(());
+    };
+    let to = order(new, old).await?;
+    app.world.device(new.name(), new.begin_move(serial, &to).await.map_err(passed_through)?);
+    match old.undo_move(serial).await {
+        Ok(device) => app.world.device(old.name(), device),
+        Err(error) => {
+            let taken_back = new.undo_move(serial).await;
+            if let Ok(device) = &taken_back {
+                app.world.device(new.name(), device.clone());
+            }
+            return Err(with_trace(passed_through(error), taken_back, new));
+        }
+    };
+    if !has_gone {
         new.unregister(serial).await.map_err(passed_through)?;
         app.world.device_removed(new.name(), serial);
     }
