@@ -7,6 +7,7 @@ use crate::{
 };
 use homing_camera::scene::Timing;
 use jiff::Timestamp;
+use serde_json::Value;
 use std::io;
 
 /// Pictures a second of the demo's cameras.
@@ -121,6 +122,109 @@ fn a_newcomer_registers_presses_adds_watches_and_plays_back() {
     if let Some(pictures) = std::env::var_os("HOMING_TEST_PICTURES") {
         browser.screenshot(&std::path::Path::new(&pictures).join("camera.png"));
     }
+}
+
+/// The goal: a list from a spreadsheet is looked at before anything is sent; a mistake is corrected in its line, what
+/// the server refuses is corrected and repeated, and no OAK or password stays in the page. Then the password of a device
+/// is shown, for a reason and to who signs for it.
+#[test]
+fn a_list_is_previewed_corrected_registered_and_a_password_shown() {
+    let folder = Folder::new();
+    let browser = Browser::start(1280, 900);
+    let demo = Demo::start(&folder.join("data"), &["--cameras", "1"]);
+    let spare = demo.info["cameras"][0].clone();
+    let of_spare = |key: &str| spare[key].as_str().expect("text").to_owned();
+    let (serial, oak, password) = (of_spare("serial"), of_spare("oak"), of_spare("password"));
+    browser.sign_in(demo.text("/url"), demo.text("/user"), demo.text("/password"));
+
+    // The page reads a list as the command does.
+    let cases: Value = serde_json::from_str(include_str!("../../testdata/lists.json")).unwrap();
+    let script = "const base = document.querySelector('script[type=module]').src;
+         const { readList } = await import(new URL('csv.js', base).href);
+         return arguments[0].map((list) => {
+             const given = ({ line, fault, serial, oak, user, password, name, description, server }) =>
+                 fault ? { line, fault: fault.column } : { line, serial, oak, user, password, name, description, server };
+             try { return readList(list.text, { user: 'root', password: list.password ?? '' }).map(given); }
+             catch { return 'refused'; }
+         });";
+    let script = format!(
+        "return (async (...args) => {{ {} }})(...arguments)",
+        script.replace("arguments[0]", "args[0]")
+    );
+    let read = browser.run(&script, &[cases.clone()]).unwrap();
+    for (case, read) in cases.as_array().unwrap().iter().zip(read.as_array().unwrap()) {
+        let expected = if case["error"].is_string() { &Value::from("refused") } else { &case["rows"] };
+        assert_eq!(read, expected, "{}", case["text"]);
+    }
+
+    // A file with a mistake, a wrong OAK that only the dispatcher could know, and the spare camera.
+    let list = folder.join("devices.csv");
+    let text = format!(
+        "\u{feff}Name;Serial number;OAK;User;Password\r\nYard;02484D0000;0123-4567-89AB;root;sesame-1\r\n\
+         Mine;{serial};{oak};{};{password}\r\nShed;02484D0000E1;0123-4567-89AB;root;sesame-2\r\n",
+        of_spare("user"),
+    );
+    std::fs::write(&list, text).unwrap();
+    browser.run("location.hash = '#/register-list'", &[]).unwrap();
+    browser.choose_file("[data-testid=list-file]", &list);
+    browser.wait_for_text("[data-testid=list-summary]", "3 lines, 1 to correct", seconds(10));
+    browser.wait_for_text("[data-testid=list-line-2]", "10 digits where there should be 12", seconds(5));
+    assert_eq!(demo.api.json("/api/v1/devices").unwrap().as_array().unwrap().len(), 0, "nothing is sent yet");
+    pictures(&browser, "list-preview");
+    browser.click("[data-testid=list-correct-2]");
+    pictures(&browser, "list-line");
+    browser.enter("[data-testid=line-serial]", "02:48:4d:00:00:e0");
+    browser.click("[data-testid=line-save]");
+    browser.wait_for_text("[data-testid=list-register]", "Register 3", seconds(5));
+    // While we looked, somebody else registered one: it is no failure.
+    let taken = serde_json::json!({"serial": "02484D0000E1", "oak": "0123-4567-89AB", "user": "root", "password": "x"});
+    demo.api.post("/api/v1/devices", &taken).unwrap();
+    browser.click("[data-testid=list-register]");
+    browser.wait_for_text("[data-testid=list-summary]", "3 registered", seconds(20));
+    browser.wait_for_text("[data-testid=list-line-3]", "Registered", seconds(5));
+    browser.wait_for_text("[data-testid=list-line-4]", "Was registered", seconds(5));
+    pictures(&browser, "list-done");
+    let page = browser.run("return document.documentElement.outerHTML", &[]).unwrap();
+    let page = page.as_str().expect("text");
+    assert!(
+        page.contains(&serial) && !page.contains("sesame") && !page.contains(&oak),
+        "a secret stays in the page"
+    );
+
+    // A device's page, its menu by keyboard, and its password.
+    browser.run(&format!("location.hash = '#/device/{serial}'"), &[]).unwrap();
+    browser.click("[data-testid=device-more]");
+    pictures(&browser, "device-menu");
+    browser.click("[data-testid=show-password]");
+    browser.enter("[data-testid=password-reason]", "its own page");
+    browser.enter("[data-testid=own-password]", "not the password");
+    browser.click("[data-testid=password-dialog-submit]");
+    browser.wait_for_text("[data-testid=password-dialog]", "not correct", seconds(10));
+    let complaints = browser.complaints();
+    // That it was registered before, and the password that was not right.
+    assert!(complaints.iter().all(|line| line.contains("409") || line.contains("403")), "{complaints:#?}");
+    browser.enter("[data-testid=own-password]", demo.text("/password"));
+    pictures(&browser, "password-dialog");
+    browser.click("[data-testid=password-dialog-submit]");
+    browser.wait_for_text("[data-testid=shown-password]", &password, seconds(10));
+    let audit = demo.api.json("/api/v1/audit").unwrap();
+    assert_eq!((&audit[0]["action"], &audit[0]["detail"]), (&"show-password".into(), &"its own page".into()));
+    let complaints = browser.complaints();
+    assert!(complaints.is_empty(), "the page's scripts complained: {complaints:#?}");
+}
+
+/// What the page looks like now, on a desk and on a phone, in both colours; for people, who ask for it.
+fn pictures(browser: &Browser, name: &str) {
+    let Some(folder) = std::env::var_os("HOMING_TEST_PICTURES") else { return };
+    for (kind, width, height) in [("desk", 1280, 900), ("phone", 390, 844)] {
+        browser.resize(width, height);
+        for theme in ["light", "dark"] {
+            let script = "document.documentElement.dataset.theme = arguments[0]";
+            browser.run(script, &[theme.into()]).unwrap();
+            browser.screenshot(&std::path::Path::new(&folder).join(format!("{name}-{kind}-{theme}.png")));
+        }
+    }
+    browser.resize(1280, 900);
 }
 
 fn now() -> u32 {

@@ -110,6 +110,15 @@ impl Browser {
         });
     }
 
+    /// Chooses a file, as in the dialog that a browser shows for it.
+    #[track_caller]
+    pub fn choose_file(&self, selector: &str, file: &Path) {
+        wait_for(&format!("choose a file at {selector}"), PATIENCE, || {
+            let element = self.element(selector)?;
+            self.post(&format!("/element/{element}/value"), &json!({"text": file}))
+        });
+    }
+
     /// Waits until an element is there, and gives its visible text.
     #[track_caller]
     pub fn text(&self, selector: &str) -> String {
@@ -155,6 +164,13 @@ impl Browser {
         let frame = self.run(&script.replace("export function", "function"), &[json!(video)])?;
         let frame = frame.as_u64().and_then(|frame| u32::try_from(frame).ok());
         frame.ok_or_else(|| io::Error::other("no readable picture"))
+    }
+
+    /// Gives what the page is seen in this size, as a telephone would; windows do not get that narrow.
+    pub fn resize(&self, width: u32, height: u32) {
+        let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": size});
+        self.post("/goog/cdp/execute", &command).unwrap();
     }
 
     /// Saves a picture of the window.

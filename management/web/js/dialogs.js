@@ -13,7 +13,7 @@ import { markOf } from "./tree.js";
 /** @typedef {import("./types.js").Hardware} Hardware */
 
 /** Which field a refusal of step 1 belongs to. @type {Record<string, "serial" | "oak" | "user" | "password" | "name">} */
-const FIELD_OF = {
+export const FIELD_OF = {
   "bad-serial": "serial",
   "already-registered": "serial",
   "claimed-by-another-account": "serial",
@@ -96,7 +96,11 @@ export function registerDevice(label) {
       servers.length > 1 && server.box,
       general,
     ],
-    foot: [h("button", { class: "button", type: "button", onclick: () => dialog.close() }, "Cancel"), submit],
+    foot: [
+      h("a", { class: "foot-link", href: "#/register-list", "data-testid": "register-list", onclick: () => dialog.close() }, "Many? Register a list"),
+      h("button", { class: "button", type: "button", onclick: () => dialog.close() }, "Cancel"),
+      submit,
+    ],
     submit: async () => {
       general.hidden = true;
       Object.values(fields).forEach((field) => field.refuse(""));
@@ -340,7 +344,7 @@ export function addHardware(preselected = []) {
 
   function drawChoice() {
     const devices = ready();
-    const away = store.devices.filter((device) => !device.connected && device.hardware === undefined);
+    const away = store.devices.filter((device) => device.state === "red");
     chosen.forEach((serial) => devices.some((device) => device.serial === serial) || chosen.delete(serial));
     /** @param {string} serial @param {boolean} on */
     const choose = (serial, on) => {

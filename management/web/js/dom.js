@@ -150,6 +150,46 @@ export function morphNode(present, wanted) {
 }
 
 /**
+ * A button that opens a few choices below it.
+ * @param {string} text
+ * @param {string} testid
+ * @param {(false | undefined | null | [symbol: string, text: string, testid: string, act: () => void, kind?: string])[]} choices
+ */
+export function menu(text, testid, choices) {
+  /** @param {Event} event */
+  const close = (event) => {
+    const details = /** @type {HTMLElement} */ (event.currentTarget).closest("details");
+    if (details) details.open = false;
+    return details;
+  };
+  return h(
+    "details",
+    {
+      class: "more",
+      "data-key": testid,
+      // Elsewhere, or with Escape: it closes.
+      onfocusout: (/** @type {FocusEvent} */ event) => {
+        const details = /** @type {HTMLDetailsElement} */ (event.currentTarget);
+        if (!details.contains(/** @type {Node | null} */ (event.relatedTarget))) details.open = false;
+      },
+      onkeydown: (/** @type {KeyboardEvent} */ event) => {
+        if (event.key === "Escape") close(event)?.querySelector("summary")?.focus();
+      },
+    },
+    h("summary", { class: "button", "data-testid": testid }, icon("more"), text),
+    h(
+      "div",
+      { class: "menu-below" },
+      choices.map((choice) => {
+        if (!choice) return null;
+        const [symbol, words, name, act, kind] = choice;
+        return h("button", { type: "button", class: kind, "data-key": name, "data-testid": name, onclick: (/** @type {Event} */ event) => { close(event); act(); } }, icon(symbol), words);
+      }),
+    ),
+  );
+}
+
+/**
  * The element with this id, which the page is known to have.
  * @param {string} id
  * @returns {HTMLElement}

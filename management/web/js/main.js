@@ -5,6 +5,7 @@ import { announce, byId, h, icon, morph, theme } from "./dom.js";
 import { addHardware, registerDevice } from "./dialogs.js";
 import { deviceMark } from "./steps.js";
 import { store } from "./store.js";
+import { certificates } from "./certificates.js";
 import { drawTree, markOf, startTree } from "./tree.js";
 import { plural } from "./format.js";
 import { AuditPage } from "./page-audit.js";
@@ -12,6 +13,7 @@ import { CameraPage } from "./page-camera.js";
 import { DevicePage } from "./page-device.js";
 import { HomePage } from "./page-home.js";
 import { LabelsPage } from "./page-labels.js";
+import { ListPage } from "./page-list.js";
 import { hardwarePage, recordingPage, serversPage, servicesPage, tunnelPage } from "./page-servers.js";
 import { SettingsPage } from "./page-settings.js";
 
@@ -48,6 +50,8 @@ function open(hash, into) {
       return simple(into, "Servers", serversPage);
     case "camera":
       return new CameraPage(into, Number(name), new URLSearchParams(query));
+    case "register-list":
+      return new ListPage(into);
     case "labels":
       return new LabelsPage(into);
     case "settings":
@@ -140,6 +144,7 @@ async function start() {
   };
   startTree(byId("tree"), place);
   store.listen(draw);
+  certificates.watch();
   // What changes on its own is said aloud, once, in the words that stand on the page.
   store.deviceListeners.add((before, now) => {
     const word = deviceMark(now).word;

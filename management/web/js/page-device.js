@@ -1,10 +1,10 @@
 // A registered device: where it stands on the way from a label to a picture, and what to do next.
 
 import { call, words } from "./api.js";
-import { confirmThen, field, openDialog } from "./dialog.js";
+import { movingWords, moveDevice, releaseLeft, rename, showPassword, targets, transfer, undoMove, unregister } from "./device-dialogs.js";
 import { addHardware, badge, correctRegistration } from "./dialogs.js";
-import { h, icon, morph, toast } from "./dom.js";
-import { bytes, full, sentence, sinceThen } from "./format.js";
+import { h, icon, menu, morph, toast } from "./dom.js";
+import { bytes, full, plural, sentence, sinceThen } from "./format.js";
 import { cameraMark, stepNumber, STEPS, stepTitle, whatNext } from "./steps.js";
 import { store } from "./store.js";
 import { markOf } from "./tree.js";
@@ -58,6 +58,9 @@ export class DevicePage {
     const cameras = hardware ? store.camerasOf(hardware.id) : [];
     const refused = device.problem !== undefined && device.relay === "refused";
     const figures = device.connected ? this.figures : null;
+    // While it moves it is registered at two tunnel servers; the move is told by the one that it leaves.
+    const from = store.registrations(device.serial).find((known) => known.moving) ?? device;
+    const moving = from.moving;
     return h(
       "div",
       { class: "page", "data-testid": "device-page", "data-key": `device-${device.serial}` },
@@ -74,13 +77,49 @@ export class DevicePage {
           "div",
           { class: "actions" },
           h("button", { class: "button", type: "button", onclick: () => rename(device) }, icon("edit"), "Rename"),
-          h("button", { class: "button danger", type: "button", "data-testid": "unregister", onclick: () => unregister(device) }, icon("trash"), "Unregister"),
+          menu("More", "device-more", [
+            targets(device).length > 0 && !moving && ["tunnel", "Move to another server…", "move", () => moveDevice(device)],
+            moving && ["refresh", moving.state === "moved" ? "Bring it back…" : "Undo the move…", "undo-move", () => undoMove(from, movingWords(moving).to)],
+            ["user", "Give to another owner…", "transfer", () => transfer(device)],
+            ["eye", "Show the password…", "show-password", () => showPassword(device)],
+            ["trash", "Unregister…", "unregister", () => unregister(device), "danger"],
+          ]),
         ),
       ),
+      device.contested &&
+        h(
+          "div",
+          { class: "notice warn", "data-key": "contested", "data-testid": "device-contested" },
+          icon("alert"),
+          h(
+            "div",
+            { class: "notice-body" },
+            h("h2", {}, "Somebody else has tried to register this device"),
+            h("p", {}, `${plural(device.contested.attempts, "time")}, last on ${full(device.contested.last)}. It is yours, and they were refused. Where that was a mistake of yours or theirs, compare the labels; where it is theirs now, give it to them.`),
+          ),
+        ),
+      moving &&
+        h(
+          "div",
+          { class: `notice ${moving.problem ? "warn" : "next"}`, "data-key": "moving", "data-testid": "device-moving" },
+          icon("tunnel"),
+          h(
+            "div",
+            { class: "notice-body" },
+            h("h2", {}, moving.state === "moved" ? `Moved here from ${from.tunnel_server}` : movingWords(moving).title),
+            h("p", {}, moving.state === "moved" ? `${from.tunnel_server} keeps the registration until the move is finished, so that it can be undone.` : movingWords(moving).text),
+            h(
+              "div",
+              { class: "actions" },
+              moving.state === "moved" && device !== from && h("button", { class: "button small primary", type: "button", "data-testid": "finish-move", onclick: () => releaseLeft(from) }, "Finish the move"),
+              h("button", { class: "button small", type: "button", onclick: () => undoMove(from, movingWords(moving).to) }, moving.state === "moved" ? "Bring it back" : "Undo"),
+            ),
+          ),
+        ),
       device.problem &&
         h(
           "div",
-          { class: "notice bad", "data-testid": "device-problem" },
+          { class: "notice bad", "data-key": "problem", "data-testid": "device-problem" },
           icon("alert"),
           h(
             "div",
@@ -95,7 +134,7 @@ export class DevicePage {
       !refused &&
         h(
           "div",
-          { class: `notice ${device.hardware !== undefined && device.connected ? "good" : "next"}` },
+          { class: `notice ${device.hardware !== undefined && device.connected ? "good" : "next"}`, "data-key": "next" },
           icon(device.hardware !== undefined && device.connected ? "check" : "info"),
           h(
             "div",
@@ -140,6 +179,7 @@ export class DevicePage {
             fact("Serial number", h("span", { class: "mono" }, device.serial)),
             fact("Tunnel server", h("a", { href: `#/tunnel/${encodeURIComponent(device.tunnel_server)}` }, device.tunnel_server)),
             fact("Device's user", device.user),
+            device.own_password && fact("Its password", "Its own, in place of the factory default"),
             fact("Description", device.description || "–"),
             fact("Hardware", hardware ? h("a", { href: `#/hardware/${hardware.id}` }, hardware.name) : "Not added"),
           ),
@@ -201,53 +241,4 @@ export async function press(serial) {
   } catch (error) {
     toast(words(error), "bad");
   }
-}
-
-/** @param {Device} device */
-function rename(device) {
-  const name = field({ label: "Name", name: "name", input: { value: device.name, maxlength: 64, autofocus: true } });
-  const description = field({ label: "Description", name: "description", input: { value: device.description, maxlength: 256 } });
-  const dialog = openDialog({
-    title: "Rename device",
-    body: [name.box, description.box],
-    foot: [h("button", { class: "button", type: "button", onclick: () => dialog.close() }, "Cancel"), h("button", { class: "button primary", type: "submit" }, "Save")],
-    submit: async () => {
-      try {
-        await call("PATCH", `/api/v1/devices/${device.serial}`, { name: name.value, description: description.value });
-        dialog.close();
-      } catch (error) {
-        name.refuse(words(error));
-      }
-    },
-  });
-}
-
-/** @param {Device} device */
-function unregister(device) {
-  const named = device.name || device.serial;
-  if (device.hardware !== undefined) {
-    const dialog = openDialog({
-      title: `${named} is still recorded`,
-      body: [h("p", {}, "Remove its hardware from the recording server first. Then the registration can be released.")],
-      foot: [
-        h("button", { class: "button", type: "button", onclick: () => dialog.close() }, "Close"),
-        h("button", { class: "button primary", type: "submit" }, "Go to the hardware"),
-      ],
-      submit: () => {
-        dialog.close();
-        location.hash = `#/hardware/${device.hardware}`;
-      },
-    });
-    return;
-  }
-  confirmThen({
-    title: `Unregister ${named}?`,
-    text: "Its tunnel is closed and the claim is released: whoever holds the label can register it then, elsewhere or here again.",
-    action: "Unregister",
-    act: async () => {
-      await call("DELETE", `/api/v1/devices/${device.serial}`);
-      toast(`${named} is no longer registered.`);
-      location.hash = `#/tunnel/${encodeURIComponent(device.tunnel_server)}`;
-    },
-  });
 }

@@ -1,6 +1,7 @@
 // What stands around devices and cameras: tunnel servers, recording servers, hardware.
 
 import { call } from "./api.js";
+import { certificateCard } from "./certificates.js";
 import { confirmThen } from "./dialog.js";
 import { addHardware, badge, registerDevice } from "./dialogs.js";
 import { h, icon, toast } from "./dom.js";
@@ -41,7 +42,12 @@ export function servicesPage() {
   return h(
     "div",
     { class: "page", "data-key": "services" },
-    h("div", { class: "page-head" }, h("div", { class: "page-title" }, h("h1", {}, "Remote connect services"))),
+    h(
+      "div",
+      { class: "page-head" },
+      h("div", { class: "page-title" }, h("h1", {}, "Remote connect services")),
+      h("div", { class: "actions" }, h("a", { class: "button", href: "#/register-list" }, icon("list"), "Register a list")),
+    ),
     h("p", { class: "lead" }, "Devices at other places keep a tunnel to one of these servers. Nothing is opened in the other places' routers."),
     servers.length === 0
       ? h("div", { class: "card empty" }, icon("tunnel"), h("h2", {}, "No tunnel server"), h("p", {}, "Add one to tunnel_servers in the [management] section of the configuration, and restart."))
@@ -69,6 +75,7 @@ export function servicesPage() {
             ),
           ),
         ),
+    certificateCard(),
   );
 }
 
@@ -84,7 +91,7 @@ export function tunnelPage(name) {
       "div",
       { class: "page-head" },
       h("div", { class: "page-title" }, crumbs([["#/services", "Remote connect services"]]), h("h1", {}, server.name, stateBadge(reach(server)))),
-      h("div", { class: "actions" }, h("button", { class: "button primary", type: "button", onclick: () => registerDevice() }, icon("plus"), "Register device")),
+      h("div", { class: "actions" }, h("a", { class: "button", href: "#/register-list" }, icon("list"), "Register a list"), h("button", { class: "button primary", type: "button", onclick: () => registerDevice() }, icon("plus"), "Register device")),
     ),
     server.problem && h("div", { class: "notice bad" }, icon("alert"), h("div", { class: "notice-body" }, h("h2", {}, server.reachable ? "Its dispatcher has a problem" : "It cannot be reached"), h("p", {}, sentence(server.problem.message)))),
     h(
@@ -99,6 +106,7 @@ export function tunnelPage(name) {
         fact("Listens for devices", h("span", { class: "mono" }, server.external ?? "–")),
         fact("Devices dial", h("span", { class: "mono" }, server.public.join(", ") || "–")),
         fact("Dispatcher", h("span", { class: "mono" }, server.dispatcher ?? "–")),
+        server.account && fact("Account there", h("span", { class: "mono" }, server.account)),
       ),
     ),
     h(

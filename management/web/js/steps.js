@@ -26,6 +26,7 @@ export function stepTitle(name) {
 
 /** What the administrator can do now, in words. @param {Device} device */
 export function whatNext(device) {
+  if (device.state === "grey") return { title: "The device is at another tunnel server", text: "Its registration here is kept so that it can come back." };
   if (device.hardware !== undefined) {
     return device.connected
       ? { title: "Everything is in place", text: "The device is connected, added and recorded." }
@@ -52,6 +53,7 @@ export function whatNext(device) {
 /** How an added device or a registered one is shown: a mark with shape and colour, and a word. @param {Device} device */
 export function deviceMark(device) {
   if (device.state === "green" && !device.connected) return { mark: "offline", word: device.word };
+  if (device.state === "grey") return { mark: "none", word: device.moving?.tunnel_server ? `${device.word} to ${device.moving.tunnel_server}` : device.word };
   return { mark: device.state, word: device.word };
 }
 

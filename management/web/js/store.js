@@ -167,10 +167,18 @@ class Store {
     return this.byName("camera");
   }
 
-  /** @param {string} serial @returns {Device | undefined} */
+  /** Where it is; not what it left behind when it moved. @param {string} serial @returns {Device | undefined} */
   device(serial) {
-    if (this.bySerial.size === 0) this.devices.forEach((device) => this.bySerial.set(device.serial, device));
+    if (this.bySerial.size === 0) {
+      const here = (/** @type {Device} */ device) => (device.connected ? 2 : device.state === "grey" ? 0 : 1);
+      [...this.devices].sort((a, b) => here(a) - here(b)).forEach((device) => this.bySerial.set(device.serial, device));
+    }
     return this.bySerial.get(serial);
+  }
+
+  /** Every registration of a device: two while it moves. @param {string} serial */
+  registrations(serial) {
+    return this.devices.filter((device) => device.serial === serial);
   }
 
   /** @param {number} id @returns {Camera | undefined} */

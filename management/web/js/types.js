@@ -8,7 +8,7 @@
  * @property {string} name
  * @property {string} description
  * @property {string} user
- * @property {"red"|"yellow"|"green"} state
+ * @property {"red"|"yellow"|"green"|"grey"} state
  * @property {string} word
  * @property {boolean} connected
  * @property {string} step
@@ -22,6 +22,11 @@
  * @property {Problem} [problem]
  * @property {string} tunnel_server
  * @property {number} [hardware]
+ * @property {Moving} [moving]
+ * @property {{attempts: number, last: string}} [contested]
+ * @property {boolean} own_password
+ *
+ * @typedef {{state: "queued"|"trying"|"moved", tunnel_server?: string, servers: string[], since: string, problem?: Problem}} Moving
  *
  * @typedef {object} TunnelServer
  * @property {string} name
@@ -34,6 +39,9 @@
  * @property {Problem} [problem]
  * @property {number} devices
  * @property {number} connected
+ * @property {string} account
+ *
+ * @typedef {{server: string, what: string, expires: string, renews: boolean, advice?: string}} Certificate
  *
  * @typedef {object} RecordingServer
  * @property {string} name
