@@ -1,7 +1,7 @@
 //! Add Hardware (step 8): ask a device who it is and what it shows, and make cameras of its channels.
 //!
 //! 1. ONVIF GetDeviceInformation, GetServices, Media2 GetProfiles and GetStreamUri, as the given user; for a plain
-//!    RTSP address a session is opened and closed instead.
+//!    RTSP address a session is opened and closed instead. Through a tunnel it must have RTSP over WebSocket.
 //! 2. Of each channel (video source) the best H.264 profile is taken.
 //!
 //! Not here: storing what was found.
@@ -16,9 +16,9 @@ use homing_base::http::Failure;
 use homing_base::onvif::{Carrier, Device, DeviceError};
 use homing_protocol::api::Problem;
 use homing_protocol::api::recording::{DeviceAddress, NewHardware};
-use homing_protocol::onvif::device::{GetDeviceInformation, media2_path};
-use homing_protocol::onvif::media2::{GetProfiles, GetStreamUri, Profile};
-use homing_protocol::onvif::{DEVICE_PATH, MEDIA2_PATH};
+use homing_protocol::onvif::device::{GetDeviceInformation, Services, media2_path};
+use homing_protocol::onvif::media2::{self, GetProfiles, GetStreamUri, Profile};
+use homing_protocol::onvif::{DEVICE_PATH, MEDIA2_NS, MEDIA2_PATH};
 use homing_protocol::secret::Credentials;
 use homing_protocol::{SerialNumber, Step};
 use http::{Request, Response, StatusCode};
@@ -78,6 +78,9 @@ pub(crate) async fn ask(connectors: &Connectors, new: &NewHardware) -> Result<Fo
     let serial = serial(&new.device, &information.serial_number)?;
     let services = device.services().await.map_err(failed)?;
     let media = media2_path(&services).unwrap_or_else(|| MEDIA2_PATH.to_owned());
+    if let DeviceAddress::Tunnel { .. } = &new.device {
+        check_rtsp(&mut device, &services, &media, new).await?;
+    }
     let profiles = device.call(&media, &GetProfiles::all()).await.map_err(failed)?;
     let best = best_profiles(&profiles.0);
     if best.is_empty() {
@@ -92,6 +95,33 @@ pub(crate) async fn ask(connectors: &Connectors, new: &NewHardware) -> Result<Fo
     }
     let model = [information.manufacturer.as_str(), information.model.as_str()].join(" ");
     Ok(Found { serial, model: model.trim().chars().take(200).collect(), channels })
+}
+
+/// Pictures come through a tunnel by RTSP over WebSocket alone; a device without it is named here, not when its
+/// recording stays empty.
+async fn check_rtsp(
+    device: &mut Device<ToDevice<'_>>,
+    services: &Services,
+    media: &str,
+    new: &NewHardware,
+) -> Result<(), Failure> {
+    let Some(named) = services.find(MEDIA2_NS) else { return Ok(()) };
+    let told = match &named.capabilities {
+        Some(told) => media2::ServiceCapabilities::from_capabilities(told),
+        None => match device.call(media, &media2::GetServiceCapabilities).await {
+            Ok(told) => told,
+            Err(error) => return Err(device_failure(new, &error)),
+        },
+    };
+    if told.rtsp_web_socket_uri.is_some() {
+        return Ok(());
+    }
+    let message = format!(
+        "{} has no RTSP over WebSocket, by which pictures come through a tunnel; check its firmware, or put a site \
+         agent in front of it",
+        describe(&new.device)
+    );
+    Err(failure(StatusCode::UNPROCESSABLE_ENTITY, "no-rtsp-over-websocket", message))
 }
 
 async fn ask_rtsp(

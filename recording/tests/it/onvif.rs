@@ -9,9 +9,9 @@ use homing_protocol::SerialNumber;
 use homing_protocol::api::ProblemDetail;
 use homing_protocol::api::recording::{CameraState, DeviceAddress, Hardware, NewHardware};
 use homing_protocol::digest::DigestGuard;
-use homing_protocol::onvif::device::{DeviceInformation, Services};
-use homing_protocol::onvif::media2::{Profile, Profiles, StreamUri, VideoEncoder, VideoSource};
-use homing_protocol::onvif::{DeviceRequest, Message as _};
+use homing_protocol::onvif::device::{DeviceInformation, Service, Services};
+use homing_protocol::onvif::media2::{self, Profile, Profiles, StreamUri, VideoEncoder, VideoSource};
+use homing_protocol::onvif::{DeviceRequest, MEDIA2_NS, Message as _};
 use homing_protocol::soap::Envelope;
 use homing_recording::connect::{BoxFuture, ConnectError, DeviceConnector, Stream};
 use http::{Request, Response, StatusCode, header};
@@ -27,6 +27,8 @@ struct Tunnel {
     guard: DigestGuard,
     source: String,
     connected: AtomicBool,
+    /// Whether it has RTSP over WebSocket.
+    websocket: AtomicBool,
     streams: AtomicUsize,
     home: tokio::runtime::Handle,
 }
@@ -52,7 +54,18 @@ impl Tunnel {
                 ..DeviceInformation::default()
             }
             .to_element(),
-            DeviceRequest::GetServices(_) => Services::default().to_element(),
+            DeviceRequest::GetServices(_) => Services(vec![Service {
+                namespace: MEDIA2_NS.into(),
+                xaddr: "http://192.168.0.90/media2".into(),
+                capabilities: None,
+                version: (26, 6),
+            }])
+            .to_element(),
+            DeviceRequest::GetMediaServiceCapabilities(_) => media2::ServiceCapabilities {
+                rtsp_web_socket_uri: self.websocket.load(Ordering::Relaxed).then(|| "/rtsp".into()),
+                ..Default::default()
+            }
+            .to_element(),
             DeviceRequest::GetProfiles(_) => Profiles(profiles()).to_element(),
             DeviceRequest::GetStreamUri(asked) => {
                 // The site's own address, with a port that means nothing here, and with a password.
@@ -124,7 +137,7 @@ impl DeviceConnector for Tunnel {
     }
 }
 
-/// Goal: step 8 add. Wrong credentials and an absent device are told as such; each channel becomes a camera that records
+/// Goal: step 8 add. Wrong credentials, an absent device and one without RTSP over WebSocket are told as such; each channel becomes a camera that records
 /// over the device's own connection, on its own runtime; when the device is away the tunnel server's reason is shown.
 #[tokio::test(flavor = "multi_thread")]
 async fn step_8_add() {
@@ -140,6 +153,7 @@ async fn step_8_add() {
         guard: DigestGuard::new("device", [5; 32]),
         source: source.url.clone(),
         connected: AtomicBool::new(false),
+        websocket: AtomicBool::new(false),
         streams: AtomicUsize::new(0),
         home: home.handle().clone(),
     });
@@ -169,6 +183,10 @@ async fn step_8_add() {
     );
     let (_, problem) = add("ACCC8E000001", "sesame").await.unwrap_err();
     assert_eq!(problem.code, "wrong-serial");
+    let (status, problem) = add(SERIAL, "sesame").await.unwrap_err();
+    assert_eq!((status, problem.code.as_str()), (422, "no-rtsp-over-websocket"));
+    assert!(problem.message.contains("site agent"), "{problem:?}");
+    tunnel.websocket.store(true, Ordering::Relaxed);
 
     let hardware = add(SERIAL, "sesame").await.unwrap();
     assert_eq!((hardware.serial.to_string().as_str(), hardware.model.as_str()), (SERIAL, "Maker E 2"));
