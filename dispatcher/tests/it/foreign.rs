@@ -392,6 +392,34 @@ async fn step_5_dispatch_a_camera_of_another_make_may_be_odd() {
     world.stop().await;
 }
 
+/// Goal: without a battery a camera begins in 1970: it finds our certificates valid all the same, and is told the time;
+/// one that does not take it is not stranded.
+#[tokio::test]
+async fn steps_4_phone_home_to_7_tunnel_a_camera_that_believes_it_is_1970() {
+    let (folder, maker) = (tempfile::tempdir().unwrap(), Maker::new());
+    let (world, tunnel, _) = start(folder.path(), &maker, 2, false).await;
+    let offset = 60 - jiff::Timestamp::now().as_second();
+    for (index, locked) in [false, true].into_iter().enumerate() {
+        let quirks = json!({ "clock_offset_s": offset, "clock_locked": locked });
+        register(&tunnel, serial(index)).await;
+        let mut camera = Foreign::start(folder.path(), &world, serial(index), &Born::Issued(&maker), quirks);
+        assert_reachable(&tunnel, serial(index), "1970").await;
+        if !locked {
+            let set = camera.until("clock-set").await;
+            assert_eq!(
+                (&set["by"], &set["summer"]),
+                (&json!("Manual"), &json!("true")),
+                "its summer time stays"
+            );
+        }
+        let noted = if locked { "clock-wrong" } else { "clock-set" };
+        world.until_metric(&format!(r#"noted_total{{what="{noted}"}} 1"#)).await;
+        assert!(camera.stop().await.iter().all(|seen| seen["event"] != "failed"));
+    }
+    tunnel.stop().await;
+    world.stop().await;
+}
+
 /// A registration at the dispatcher itself, and what became of it.
 async fn put(sts: &Sts, serial: SerialNumber, world: &World, password: &str) -> Registration {
     let new = NewRegistration { user: USER.into(), ..Sts::registration(OAK, password, &world.trust) };
