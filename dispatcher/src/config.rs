@@ -115,6 +115,13 @@ mod tests {
     }
 
     #[test]
+    fn anchors_without_effect_are_refused() {
+        let device_anchors = vec!["maker.pem".into()];
+        let config = Config { device_keys: DeviceKeys::Proven, device_anchors, ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("device_anchors"));
+    }
+
+    #[test]
     fn half_a_certificate_is_refused() {
         let config = Config { certificate: "chain.pem".into(), ..Config::default() };
         assert!(config.check().unwrap_err().to_string().contains("belong together"));

@@ -327,6 +327,22 @@ mod tests {
         );
     }
 
+    /// Goal: a list may have each device's key, as tools print it; what is no key is named.
+    #[tokio::test]
+    async fn a_list_may_have_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = ["AB"; 32].join(":");
+        let text = format!("00408C702009,0A1B2C3D4E5F,Dome,{key}\n00408C70200A,0A1B2C3D4E5F,Dome,AB:CD\n");
+        let imported = import_text(folder.path(), &text, OnFault::Skip).await;
+        assert_eq!((imported.new, imported.faulty), (1, 1));
+        assert!(imported.faults[0].1.contains("key"), "{:?}", imported.faults);
+        let store = store::Store::open(folder.path()).await.unwrap();
+        let listed = store.listed("00408C702009".parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!(listed.key, Some(Fingerprint([0xAB; 32])));
+        let without = import_text(folder.path(), "00408C702009,0A1B2C3D4E5F,Dome\n", OnFault::Skip).await;
+        assert_eq!(without.changed, 1, "the last line counts");
+    }
+
     /// Goal: asked to, the import stops at the first faulty line; what stood before it is taken.
     #[tokio::test]
     async fn it_stops_where_it_is_asked_to() {

@@ -127,6 +127,19 @@ mod tests {
     const OAK: Oak = Oak::new([1; 6]);
     const KEY: Fingerprint = Fingerprint([7; 32]);
 
+    /// Goal: a file that holds no CA is named at the start.
+    #[test]
+    fn a_file_without_a_ca_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("maker.pem");
+        for text in ["", "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n"] {
+            std::fs::write(&file, text).unwrap();
+            let error = Manufacturers::open(std::slice::from_ref(&file)).err().unwrap();
+            assert!(format!("{error:#}").contains("maker.pem"), "{error:#}");
+        }
+        assert!(Manufacturers::open(&["/nowhere/maker.pem".into()]).is_err());
+    }
+
     /// Goal: only list and vouched key together do, and each way of vouching counts where it should.
     #[test]
     fn step_5_whose_key_is_believed() {

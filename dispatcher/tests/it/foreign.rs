@@ -42,7 +42,7 @@ const PACKAGES: [&str; 3] = ["h2==4.3.0", "hpack==4.2.0", "hyperframe==6.1.0"];
 fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("python-{}", PACKAGES.join("-")));
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("python-{}", PACKAGES.join("-").replace("==", "-")));
         let python = folder.join("bin/python");
         let run = |program: &Path, arguments: &[&str]| {
             let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
