@@ -68,8 +68,9 @@ impl<'d, C: Carrier> Uplinks<'d, C> {
         Ok(Uplinks { device, security, uplink: path, scheme })
     }
 
-    /// Tells it where to dial (the first of `servers`, and as many more as it has room for), and to trust `trust_anchor` (PEM) alone there; empty: what browsers trust. It shows the
-    /// certificate there that `is_own` recognises by its DER.
+    /// Tells it where to dial (the first of `servers`, and as many more as it has room for), and to trust
+    /// `trust_anchor` (PEM) alone there; empty: what browsers trust. It shows the certificate there that `is_own`
+    /// recognises by its DER.
     ///
     /// # Errors
     /// What the device refuses. What it was told until then it knows.
