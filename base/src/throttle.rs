@@ -32,6 +32,17 @@ impl Tolerance {
     /// For people and programs that log in: five mistakes free, then 1 s up to a minute.
     pub const LOG_IN: Tolerance =
         Tolerance { free: 5, first: Duration::from_secs(1), longest: Duration::from_secs(60) };
+
+    /// The wait after so many mistakes.
+    pub fn pause(&self, count: u32) -> Duration {
+        match count.checked_sub(self.free) {
+            None | Some(0) => Duration::ZERO,
+            Some(beyond) => {
+                let doubled = 1u32 << (beyond - 1).min(20);
+                self.first.saturating_mul(doubled).min(self.longest)
+            }
+        }
+    }
 }
 
 struct Mistakes {
@@ -55,7 +66,7 @@ impl<K: Eq + Hash + Clone> Throttle<K> {
     pub fn wait(&self, key: &K, now: Instant) -> Duration {
         let mistakes = self.mistakes.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(made) = mistakes.get(key) else { return Duration::ZERO };
-        self.pause(made.count).saturating_sub(now.saturating_duration_since(made.last))
+        self.tolerance.pause(made.count).saturating_sub(now.saturating_duration_since(made.last))
     }
 
     /// It was wrong.
@@ -76,16 +87,6 @@ impl<K: Eq + Hash + Clone> Throttle<K> {
     /// It was right: what came before is forgiven.
     pub fn handle_right(&self, key: &K) {
         self.mistakes.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-    }
-
-    fn pause(&self, count: u32) -> Duration {
-        match count.checked_sub(self.tolerance.free) {
-            None | Some(0) => Duration::ZERO,
-            Some(beyond) => {
-                let doubled = 1u32 << (beyond - 1).min(20);
-                self.tolerance.first.saturating_mul(doubled).min(self.tolerance.longest)
-            }
-        }
     }
 }
 

@@ -1,83 +1,202 @@
-//! Dispatcher accounts: who may register devices here (step 2).
+//! Dispatcher accounts: who may register devices here, how many, and where it may send them (step 2).
 //!
-//! The functions are for the command line and work on the database while the dispatcher runs. `Gate` is
-//! what every API request passes.
-//!
-//! Invariant: a password is verified with argon2id once, not at every poll; what is remembered
-//! in between is a keyed hash of user, password and the stored hash together, so that a changed password or
-//! a disabled account counts at once.
+//! The functions that take a data folder are for the command line, and work on the database while the dispatcher runs;
+//! those on a pool are the operator's API. What they change counts at once.
 
 use crate::{
     audit::{self, Action},
-    store::{self, AccountId},
+    store::{self, AccountId, from_json, to_json},
 };
-use anyhow::{Context, ensure};
-use homing_base::{
-    crowd::network,
-    password,
-    throttle::{Throttle, Tolerance},
-};
-use homing_protocol::{Secret, secret::Credentials};
-use sqlx::SqlitePool;
-use std::{
-    collections::HashMap,
-    fmt,
-    net::IpAddr,
-    path::Path,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout},
-};
+use anyhow::Context;
+use homing_base::password;
+use homing_protocol::Secret;
+use serde::{Deserialize, Deserializer, Serialize};
+use sqlx::{Row, SqlitePool};
+use std::{fmt, path::Path};
 
 /// Characters of a password that is made here, 5.8 bits each.
 const PASSWORD_LENGTH: usize = 24;
 
-/// How long a verified log-in is remembered after its last use.
-const REMEMBERED_FOR: Duration = Duration::from_secs(300);
+/// Addresses that an account's devices may be sent to.
+const SERVERS_MOST: usize = 64;
 
-/// Verified log-ins remembered at once; when full all are forgotten, which costs one argon2id each.
-const REMEMBERED: usize = 4096;
-
-/// Passwords being verified at once: each takes 19 MiB and tens of milliseconds of a core.
-const VERIFICATIONS: usize = 2;
-
-/// How long a log-in may wait for its turn to be verified. Whoever sprays wrong names makes others wait
-/// this long at most; who is remembered does not wait at all.
-const VERIFICATION_WAIT: Duration = Duration::from_secs(3);
-
-/// One account, as `list` shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One account, as its operator sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Account {
     /// Its name.
     pub name: String,
-    /// Whether it was disabled.
+    /// Whether it is refused.
     pub disabled: bool,
     /// How many devices it has registered.
     pub registrations: u32,
+    /// Its limits.
+    #[serde(flatten)]
+    pub limits: Limits,
+    /// Wrong and corrected OAKs lately.
+    pub wrong_oaks: u32,
+    /// Wrong passwords lately.
+    pub wrong_passwords: u32,
 }
 
-/// A line of the list: name, devices, and whether it is disabled.
+/// What an account may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Limits {
+    /// Devices that it may register; none: as the dispatcher's configuration says.
+    #[serde(default)]
+    pub devices: Option<u32>,
+    /// Registrations that it may send in a minute; none: as the dispatcher's configuration says.
+    #[serde(default)]
+    pub per_minute: Option<u32>,
+    /// Tunnel servers that it may send devices to, `host` or `host:port`; none: any. What is registered stays.
+    #[serde(default)]
+    pub servers: Option<Vec<String>>,
+}
+
+/// What is to be different; whatever is not given stays.
+#[derive(Clone, Debug, Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeAccount {
+    /// Whether it is refused from now on. Its devices stay claimed, and are not sent to it.
+    #[serde(default)]
+    pub disabled: Option<bool>,
+    /// As in [`Limits`]; `null`: as configured.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    pub devices: Option<Option<u32>>,
+    /// As in [`Limits`]; `null`: as configured.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    pub per_minute: Option<Option<u32>>,
+    /// As in [`Limits`]; `null`: any.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub servers: Option<Option<Vec<String>>>,
+}
+
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// Why an account is not made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// Choose another name.
+    #[error("an account's name has 1 to 64 letters, digits or any of - _ . @")]
+    Unusable,
+    /// Choose another name.
+    #[error("there is an account {0:?} already")]
+    Taken(String),
+    /// Look at the list.
+    #[error("there is no account {0:?}")]
+    Unknown(String),
+    /// Says which limit, and what it may be.
+    #[error("{0}")]
+    Limits(String),
+    /// The database or the data folder.
+    #[error(transparent)]
+    Internal(#[from] anyhow::Error),
+}
+
+impl From<sqlx::Error> for AccountError {
+    fn from(error: sqlx::Error) -> Self {
+        AccountError::Internal(anyhow::Error::new(error).context("accounts"))
+    }
+}
+
+/// A line of the list.
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let disabled = if self.disabled { "  disabled" } else { "" };
-        write!(f, "{:<24} {:>6} registered{disabled}", self.name, self.registrations)
+        let Account { name, disabled, registrations, limits, wrong_oaks, wrong_passwords } = self;
+        write!(f, "{name:<24} {registrations:>6}")?;
+        match limits.devices {
+            Some(devices) => write!(f, " of {devices:<6} registered")?,
+            None => write!(f, "{:10} registered", "")?,
+        }
+        if let Some(rate) = limits.per_minute {
+            write!(f, "  {rate} a minute")?;
+        }
+        if let Some(servers) = &limits.servers {
+            write!(f, "  to {}", servers.join(", "))?;
+        }
+        if *wrong_oaks > 0 || *wrong_passwords > 0 {
+            write!(f, "  wrong lately: {wrong_oaks} OAKs, {wrong_passwords} passwords")?;
+        }
+        if *disabled { write!(f, "  disabled") } else { Ok(()) }
     }
+}
+
+/// Whether an account may be called so.
+pub(crate) fn is_usable(name: &str) -> bool {
+    let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
+    (1..=64).contains(&name.len()) && name.chars().all(usable)
 }
 
 /// Makes an account; gives its password back, which is stored nowhere in clear.
 ///
 /// # Errors
 /// When the name is taken or unusable, or the data folder cannot be used.
-pub async fn create(data: &Path, name: &str) -> anyhow::Result<Secret> {
-    let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
-    ensure!(
-        (1..=64).contains(&name.len()) && name.chars().all(usable),
-        "an account's name has 1 to 64 letters, digits or any of - _ . @"
-    );
+pub async fn create(data: &Path, name: &str) -> Result<Secret, AccountError> {
     let pool = store::open_database(data).await?;
+    let made = make(&pool, name).await;
+    pool.close().await;
+    made
+}
+
+/// Gives an account a new password.
+///
+/// # Errors
+/// When there is no such account.
+pub async fn set_password(data: &Path, name: &str) -> Result<Secret, AccountError> {
+    let pool = store::open_database(data).await?;
+    let secret = new_password(&pool, name).await;
+    pool.close().await;
+    secret
+}
+
+/// Refuses an account from now on; its devices stay claimed, and are not sent to it.
+///
+/// # Errors
+/// When there is no such account.
+pub async fn disable(data: &Path, name: &str) -> Result<(), AccountError> {
+    change(data, name, ChangeAccount { disabled: Some(true), ..ChangeAccount::default() }).await
+}
+
+/// Takes that back.
+///
+/// # Errors
+/// When there is no such account.
+pub async fn enable(data: &Path, name: &str) -> Result<(), AccountError> {
+    change(data, name, ChangeAccount { disabled: Some(false), ..ChangeAccount::default() }).await
+}
+
+/// Changes what is given.
+///
+/// # Errors
+/// When there is no such account, or a limit cannot be.
+pub async fn change(data: &Path, name: &str, change: ChangeAccount) -> Result<(), AccountError> {
+    let pool = store::open_database(data).await?;
+    let changed = set(&pool, name, change).await;
+    pool.close().await;
+    changed
+}
+
+/// All accounts, by name.
+///
+/// # Errors
+/// When the data folder cannot be used.
+pub async fn list(data: &Path) -> Result<Vec<Account>, AccountError> {
+    let pool = store::open_database(data).await?;
+    let all = all(&pool, None).await;
+    pool.close().await;
+    Ok(all?)
+}
+
+pub(crate) async fn make(pool: &SqlitePool, name: &str) -> Result<Secret, AccountError> {
+    if !is_usable(name) {
+        return Err(AccountError::Unusable);
+    }
     let secret = password::generate(PASSWORD_LENGTH);
     let hash = password::hash(secret.clone()).await?;
     let mut change = pool.begin_with("BEGIN IMMEDIATE").await?;
@@ -86,166 +205,143 @@ pub async fn create(data: &Path, name: &str) -> anyhow::Result<Secret> {
         .bind(hash)
         .execute(&mut *change)
         .await?;
-    ensure!(made.rows_affected() == 1, "there is an account {name:?} already");
+    if made.rows_affected() != 1 {
+        return Err(AccountError::Taken(name.to_owned()));
+    }
     audit::write(&mut change, audit::OPERATOR, Action::AccountCreated, None, name).await?;
     change.commit().await?;
-    pool.close().await;
     Ok(secret)
 }
 
-/// Gives an account a new password and enables it.
-///
-/// # Errors
-/// When there is no such account.
-pub async fn set_password(data: &Path, name: &str) -> anyhow::Result<Secret> {
+pub(crate) async fn new_password(pool: &SqlitePool, name: &str) -> Result<Secret, AccountError> {
     let secret = password::generate(PASSWORD_LENGTH);
     let hash = password::hash(secret.clone()).await?;
-    change(data, name, Some(hash), false).await?;
+    let mut change = pool.begin_with("BEGIN IMMEDIATE").await?;
+    let changed = sqlx::query("UPDATE account SET password = $2 WHERE name = $1")
+        .bind(name)
+        .bind(hash)
+        .execute(&mut *change)
+        .await?;
+    if changed.rows_affected() != 1 {
+        return Err(AccountError::Unknown(name.to_owned()));
+    }
+    audit::write(&mut change, audit::OPERATOR, Action::PasswordSet, None, name).await?;
+    change.commit().await?;
     Ok(secret)
 }
 
-/// Refuses an account from now on; its devices stay claimed, and are not sent to it.
-///
-/// # Errors
-/// When there is no such account.
-pub async fn disable(data: &Path, name: &str) -> anyhow::Result<()> {
-    change(data, name, None, true).await
-}
-
-async fn change(data: &Path, name: &str, hash: Option<String>, disabled: bool) -> anyhow::Result<()> {
-    let pool = store::open_database(data).await?;
+pub(crate) async fn set(pool: &SqlitePool, name: &str, asked: ChangeAccount) -> Result<(), AccountError> {
+    let refuse = |why: String| Err(AccountError::Limits(why));
+    if asked.devices == Some(Some(0)) || asked.per_minute == Some(Some(0)) {
+        return refuse("a limit is at least 1; disable the account instead".to_owned());
+    }
+    if let Some(Some(servers)) = &asked.servers {
+        if !(1..=SERVERS_MOST).contains(&servers.len()) {
+            return refuse(format!("give 1 to {SERVERS_MOST} tunnel servers, or null for any"));
+        }
+        let bad = |server: &&String| {
+            server.contains('/')
+                || format!("https://{server}/").parse::<homing_uplink::UplinkAddress>().is_err()
+        };
+        if let Some(server) = servers.iter().find(bad) {
+            let shown: String = server.chars().take(100).collect();
+            return refuse(format!(
+                "{shown:?} is no address of a tunnel server: write it as host or host:port"
+            ));
+        }
+    }
     let mut change = pool.begin_with("BEGIN IMMEDIATE").await?;
-    let changed =
-        sqlx::query("UPDATE account SET password = coalesce($2, password), disabled = $3 WHERE name = $1")
-            .bind(name)
-            .bind(hash)
-            .bind(disabled)
-            .execute(&mut *change)
-            .await?;
-    ensure!(changed.rows_affected() == 1, "there is no account {name:?}");
-    let action = if disabled { Action::AccountDisabled } else { Action::PasswordSet };
-    audit::write(&mut change, audit::OPERATOR, action, None, name).await?;
+    let Some(Account { disabled, mut limits, .. }) = all(&mut *change, Some(name)).await?.pop() else {
+        return Err(AccountError::Unknown(name.to_owned()));
+    };
+    let before = limits.clone();
+    limits.devices = asked.devices.unwrap_or(limits.devices);
+    limits.per_minute = asked.per_minute.unwrap_or(limits.per_minute);
+    limits.servers = asked.servers.unwrap_or(limits.servers);
+    sqlx::query(
+        "UPDATE account SET disabled = $2, devices = $3, per_minute = $4, servers = $5 WHERE name = $1",
+    )
+    .bind(name)
+    .bind(asked.disabled.unwrap_or(disabled))
+    .bind(limits.devices)
+    .bind(limits.per_minute)
+    .bind(limits.servers.as_ref().map(to_json))
+    .execute(&mut *change)
+    .await?;
+    match asked.disabled {
+        Some(true) if !disabled => {
+            audit::write(&mut change, audit::OPERATOR, Action::AccountDisabled, None, name).await?;
+        }
+        Some(false) if disabled => {
+            audit::write(&mut change, audit::OPERATOR, Action::AccountEnabled, None, name).await?;
+        }
+        _ => {}
+    }
+    if limits != before {
+        let detail = format!("{name}: {}", to_json(&limits));
+        audit::write(&mut change, audit::OPERATOR, Action::AccountChanged, None, &detail).await?;
+    }
     change.commit().await?;
-    pool.close().await;
     Ok(())
 }
 
-/// All accounts, by name.
-///
-/// # Errors
-/// When the data folder cannot be used.
-pub async fn list(data: &Path) -> anyhow::Result<Vec<Account>> {
-    let pool = store::open_database(data).await?;
-    let rows: Vec<(String, bool, u32)> = sqlx::query_as(
-        "SELECT name, disabled, (SELECT count(*) FROM registration WHERE account = account.id) \
-         FROM account ORDER BY name",
+/// All accounts, or one.
+pub(crate) async fn all<'a>(
+    from: impl sqlx::SqliteExecutor<'a>,
+    name: Option<&str>,
+) -> anyhow::Result<Vec<Account>> {
+    let rows = sqlx::query(
+        "SELECT name, disabled, devices, per_minute, servers, \
+         (SELECT count(*) FROM registration WHERE account = account.id AND state != 'transferred') AS registrations, \
+         (SELECT count FROM attempt WHERE what = 'oak-by-account' AND who = name) AS wrong_oaks, \
+         (SELECT count FROM attempt WHERE what = 'password-for-account' AND who = name) AS wrong_passwords \
+         FROM account WHERE $1 IS NULL OR name = $1 ORDER BY name",
     )
-    .fetch_all(&pool)
-    .await?;
-    pool.close().await;
-    let account = |(name, disabled, registrations)| Account { name, disabled, registrations };
-    Ok(rows.into_iter().map(account).collect())
+    .bind(name)
+    .fetch_all(from)
+    .await
+    .context("accounts")?;
+    let account = |row: &sqlx::sqlite::SqliteRow| {
+        let servers: Option<&str> = row.try_get("servers")?;
+        Ok(Account {
+            name: row.try_get("name")?,
+            disabled: row.try_get("disabled")?,
+            registrations: row.try_get("registrations")?,
+            limits: Limits {
+                devices: row.try_get("devices")?,
+                per_minute: row.try_get("per_minute")?,
+                servers: servers.map(from_json).transpose()?,
+            },
+            wrong_oaks: row.try_get::<Option<u32>, _>("wrong_oaks")?.unwrap_or_default(),
+            wrong_passwords: row.try_get::<Option<u32>, _>("wrong_passwords")?.unwrap_or_default(),
+        })
+    };
+    rows.iter().map(account).collect()
 }
 
-/// Why somebody did not pass the [`Gate`].
-#[derive(Debug)]
-pub(crate) enum Refused {
-    /// Wrong name, wrong password or disabled; which of them is not told.
-    Wrong,
-    /// Too many wrong tries: come back later.
-    Later(Duration),
-    /// The database failed.
-    Internal(anyhow::Error),
+/// Name and limits of an account that has passed the gate.
+pub(crate) async fn limits(pool: &SqlitePool, account: AccountId) -> anyhow::Result<(String, Limits)> {
+    let row = sqlx::query("SELECT name, devices, per_minute, servers FROM account WHERE id = $1")
+        .bind(account.0)
+        .fetch_one(pool)
+        .await
+        .context("account")?;
+    let servers: Option<&str> = row.try_get("servers")?;
+    let limits = Limits {
+        devices: row.try_get("devices")?,
+        per_minute: row.try_get("per_minute")?,
+        servers: servers.map(from_json).transpose()?,
+    };
+    Ok((row.try_get("name")?, limits))
 }
 
-/// Lets API requests in by Basic credentials.
-pub(crate) struct Gate {
-    pool: SqlitePool,
-    /// Random, for this process alone.
-    key: [u8; 32],
-    remembered: Mutex<HashMap<[u8; 32], Instant>>,
-    throttle: Throttle<(IpAddr, String)>,
-    verifications: Semaphore,
-}
-
-impl Gate {
-    pub fn new(pool: SqlitePool) -> Self {
-        let mut key = [0; 32];
-        rand::Rng::fill(&mut rand::rng(), &mut key);
-        Gate {
-            pool,
-            key,
-            remembered: Mutex::default(),
-            throttle: Throttle::new(Tolerance::LOG_IN),
-            verifications: Semaphore::new(VERIFICATIONS),
-        }
-    }
-
-    /// The account that these credentials open.
-    pub async fn pass(&self, peer: IpAddr, credentials: &Credentials) -> Result<AccountId, Refused> {
-        let found: Option<(i64, String)> =
-            sqlx::query_as("SELECT id, password FROM account WHERE name = $1 AND disabled = 0")
-                .bind(&credentials.user)
-                .fetch_optional(&self.pool)
-                .await
-                .context("account")
-                .map_err(Refused::Internal)?;
-        let (id, stored) = found.map_or((None, None), |(id, stored)| (Some(AccountId(id)), Some(stored)));
-        let digest = self.digest(credentials, stored.as_deref().unwrap_or_default());
-        if let Some(id) = id
-            && self.is_remembered(&digest)
-        {
-            return Ok(id);
-        }
-        let guesser = (network(peer), credentials.user.chars().take(64).collect());
-        let wait = self.throttle.wait(&guesser, Instant::now());
-        if !wait.is_zero() {
-            return Err(Refused::Later(wait));
-        }
-        let Ok(permit) = timeout(VERIFICATION_WAIT, self.verifications.acquire()).await else {
-            return Err(Refused::Later(VERIFICATION_WAIT));
-        };
-        let right = password::verify(credentials.password.clone(), stored).await;
-        drop(permit);
-        match id {
-            Some(id) if right => {
-                self.throttle.handle_right(&guesser);
-                self.remember(digest);
-                Ok(id)
-            }
-            _ => {
-                self.throttle.handle_wrong(&guesser, Instant::now());
-                Err(Refused::Wrong)
-            }
-        }
-    }
-
-    fn digest(&self, credentials: &Credentials, stored: &str) -> [u8; 32] {
-        use hmac::{Hmac, Mac};
-        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
-        for part in [credentials.user.as_str(), credentials.password.expose(), stored] {
-            // With its length, so that no two logins run together to the same bytes.
-            mac.update(&(part.len() as u64).to_be_bytes());
-            mac.update(part.as_bytes());
-        }
-        mac.finalize().into_bytes().into()
-    }
-
-    fn is_remembered(&self, digest: &[u8; 32]) -> bool {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(used) = remembered.get_mut(digest).filter(|used| used.elapsed() < REMEMBERED_FOR) else {
-            return false;
-        };
-        *used = Instant::now();
-        true
-    }
-
-    fn remember(&self, digest: [u8; 32]) {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if remembered.len() >= REMEMBERED {
-            remembered.clear();
-        }
-        remembered.insert(digest, Instant::now());
+impl Limits {
+    /// Whether devices may be sent there (`host:port`).
+    pub(crate) fn allow(&self, server: &str) -> bool {
+        let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
+        self.servers.as_ref().is_none_or(|servers| {
+            servers.iter().any(|one| one.eq_ignore_ascii_case(server) || one.eq_ignore_ascii_case(host))
+        })
     }
 }
 
@@ -253,58 +349,38 @@ impl Gate {
 mod tests {
     use super::*;
 
-    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-
     #[tokio::test]
-    async fn an_account_passes_with_its_password_until_that_is_changed_or_the_account_disabled() {
+    async fn limits_are_set_and_taken_back_and_everything_is_audited() {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path();
-        let first = create(data, "shop").await.unwrap();
-        assert!(create(data, "shop").await.unwrap_err().to_string().contains("already"));
-        create(data, "a:b").await.unwrap_err();
-        let gate = Gate::new(store::open_database(data).await.unwrap());
-        let pass = async |password: &Secret| {
-            gate.pass(PEER, &Credentials::new("shop", password.clone())).await.map_err(|_| ())
-        };
-
-        let id = pass(&first).await.unwrap();
-        assert_eq!(pass(&first).await, Ok(id), "remembered");
-        assert!(pass(&"wrong".into()).await.is_err());
-
-        let second = set_password(data, "shop").await.unwrap();
-        assert!(pass(&first).await.is_err(), "a changed password counts at once");
-        assert_eq!(pass(&second).await, Ok(id));
-
-        disable(data, "shop").await.unwrap();
-        assert!(pass(&second).await.is_err(), "so does disabling");
-        let accounts = list(data).await.unwrap();
-        assert_eq!(accounts, [Account { name: "shop".into(), disabled: true, registrations: 0 }]);
-        assert!(disable(data, "nobody").await.unwrap_err().to_string().contains("nobody"));
-    }
-
-    #[tokio::test]
-    async fn guessing_is_slowed_and_does_not_lock_out_who_is_remembered() {
-        let folder = tempfile::tempdir().unwrap();
-        let password = create(folder.path(), "shop").await.unwrap();
-        let gate = Gate::new(store::open_database(folder.path()).await.unwrap());
-        let right = Credentials::new("shop", password);
-        gate.pass(PEER, &right).await.unwrap();
-
-        let wrong = Credentials::new("shop", "guess");
-        let mut refusals = Vec::new();
-        for _ in 0..8 {
-            refusals.push(gate.pass(PEER, &wrong).await.unwrap_err());
+        create(data, "shop").await.unwrap();
+        let asked = |json: &str| serde_json::from_str::<ChangeAccount>(json).unwrap();
+        let set = async |json: &str| change(data, "shop", asked(json)).await;
+        set(r#"{"devices": 5, "per_minute": 10, "servers": ["sts.example", "sts2.example:8443"]}"#)
+            .await
+            .unwrap();
+        let account = list(data).await.unwrap().remove(0);
+        assert!(account.limits.allow("STS.example:443") && account.limits.allow("sts2.example:8443"));
+        assert!(!account.limits.allow("sts2.example:443") && !account.limits.allow("other:443"));
+        assert_eq!(
+            account.to_string().trim_end(),
+            "shop                          0 of 5      registered  10 a minute  to \
+            sts.example, sts2.example:8443"
+        );
+        set(r#"{"disabled": true}"#).await.unwrap();
+        set(r#"{"devices": null, "servers": null}"#).await.unwrap();
+        let account = list(data).await.unwrap().remove(0);
+        let limits = Limits { per_minute: Some(10), ..Limits::default() };
+        assert_eq!((account.disabled, account.limits), (true, limits));
+        for wrong in
+            [r#"{"devices": 0}"#, r#"{"per_minute": 0}"#, r#"{"servers": []}"#, r#"{"servers": ["a b"]}"#]
+        {
+            assert!(matches!(set(wrong).await, Err(AccountError::Limits(_))), "{wrong}");
         }
-        assert!(matches!(refusals[0], Refused::Wrong));
-        assert!(matches!(refusals[7], Refused::Later(wait) if !wait.is_zero()));
-        gate.pass(PEER, &right).await.unwrap();
-
-        // Nor does it help to have a network of addresses to guess from.
-        let mut slowed = false;
-        for address in 0..8 {
-            let peer = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, address]);
-            slowed |= matches!(gate.pass(peer, &wrong).await, Err(Refused::Later(_)));
-        }
-        assert!(slowed);
+        let unknown = change(data, "nobody", asked("{}")).await;
+        assert!(matches!(unknown, Err(AccountError::Unknown(_))));
+        let mut told = Vec::new();
+        audit::read(data, None, |entry| told.push(entry.action.clone())).await.unwrap();
+        assert_eq!(told, ["account-created", "account-changed", "account-disabled", "account-changed"]);
     }
 }

@@ -30,32 +30,50 @@ const PAGE: i64 = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     AccountCreated,
+    AccountChanged,
+    AccountEnabled,
     AccountDisabled,
     PasswordSet,
     ListOpened,
     ListImported,
     OakShown,
+    Registered,
+    RegistrationChanged,
+    RegistrationDeleted,
+    DestinationUsed,
     Claimed,
     ClaimRefused,
-    RegistrationChanged,
+    Offered,
+    OfferWithdrawn,
+    Transferred,
     Released,
     Dispatched,
+    Arrived,
 }
 
 impl Action {
     fn word(self) -> &'static str {
         match self {
             Action::AccountCreated => "account-created",
+            Action::AccountChanged => "account-changed",
+            Action::AccountEnabled => "account-enabled",
             Action::AccountDisabled => "account-disabled",
             Action::PasswordSet => "password-set",
             Action::ListOpened => "list-opened",
             Action::ListImported => "list-imported",
             Action::OakShown => "oak-shown",
+            Action::Registered => "registered",
+            Action::RegistrationChanged => "registration-changed",
+            Action::RegistrationDeleted => "registration-deleted",
+            Action::DestinationUsed => "destination-used",
             Action::Claimed => "claimed",
             Action::ClaimRefused => "claim-refused",
-            Action::RegistrationChanged => "registration-changed",
+            Action::Offered => "offered",
+            Action::OfferWithdrawn => "offer-withdrawn",
+            Action::Transferred => "transferred",
             Action::Released => "released",
             Action::Dispatched => "dispatched",
+            Action::Arrived => "arrived",
         }
     }
 }

@@ -8,6 +8,9 @@ use std::{net::SocketAddr, path::PathBuf};
 /// The reference file: every key with its default and what it does.
 pub const REFERENCE: &str = include_str!("../dispatcher.toml");
 
+/// Whoever has it can make accounts.
+const OPERATOR_TOKEN_SHORTEST: usize = 20;
+
 /// How a dispatcher is set up. Every key's meaning is in [`REFERENCE`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -26,6 +29,8 @@ pub struct Config {
     pub private_key: PathBuf,
     /// Bearer token for `/metrics`; empty: only this machine reads them.
     pub metrics_token: Secret,
+    /// Bearer token for the operator's part of the API; empty: there is none.
+    pub operator_token: Secret,
     /// Whether devices may speak TLS 1.2.
     pub tls_1_2: bool,
     /// Devices connected at once.
@@ -34,6 +39,8 @@ pub struct Config {
     pub connections_per_address: usize,
     /// Registrations that one account may have.
     pub registrations_per_account: u32,
+    /// Registrations that one account may send in a minute.
+    pub registrations_per_minute: u32,
     /// Whether only devices on a manufacturer's list may be registered.
     pub listed_only: bool,
     /// Which devices of other makes are dispatched.
@@ -65,10 +72,12 @@ impl Default for Config {
             certificate: PathBuf::new(),
             private_key: PathBuf::new(),
             metrics_token: Secret::default(),
+            operator_token: Secret::default(),
             tls_1_2: false,
             connections: 10_000,
             connections_per_address: 256,
             registrations_per_account: 10_000,
+            registrations_per_minute: 600,
             listed_only: false,
             device_keys: DeviceKeys::default(),
             device_anchors: Vec::new(),
@@ -96,6 +105,15 @@ impl Config {
             self.connections > 0 && self.connections_per_address > 0,
             "[dispatcher] connections and connections_per_address must be at least 1"
         );
+        let token = self.operator_token.expose().len();
+        ensure!(
+            token == 0 || token >= OPERATOR_TOKEN_SHORTEST,
+            "[dispatcher] operator_token is too short: give at least {OPERATOR_TOKEN_SHORTEST} random characters, or none"
+        );
+        ensure!(
+            self.registrations_per_account > 0 && self.registrations_per_minute > 0,
+            "[dispatcher] registrations_per_account and registrations_per_minute must be at least 1"
+        );
         Ok(())
     }
 }
@@ -108,7 +126,7 @@ mod tests {
     fn the_reference_file_is_the_default() {
         let mut reference = homing_base::config::reference_value(REFERENCE).unwrap();
         let table = reference.remove("dispatcher").unwrap();
-        assert_eq!(table.as_table().unwrap().len(), 14, "every key is documented");
+        assert_eq!(table.as_table().unwrap().len(), 16, "every key is documented");
         assert_eq!(table.try_into::<Config>().unwrap(), Config::default());
         assert!(reference.is_empty());
         Config::default().check().unwrap();
@@ -122,9 +140,11 @@ mod tests {
     }
 
     #[test]
-    fn half_a_certificate_is_refused() {
+    fn what_cannot_work_is_refused() {
         let config = Config { certificate: "chain.pem".into(), ..Config::default() };
         assert!(config.check().unwrap_err().to_string().contains("belong together"));
+        let config = Config { operator_token: "short".into(), ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("operator_token"));
         let config = Config { names: Vec::new(), ..Config::default() };
         assert!(config.check().unwrap_err().to_string().contains("names"));
     }

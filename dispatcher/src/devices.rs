@@ -1,17 +1,18 @@
 //! Devices that phone home (step 4), and when each of them is dispatched (step 5, in `dispatch.rs`).
 //!
 //! A device that is let in takes a seat and waits for a registration of the serial number that it claims.
-//! Several keys may claim one number; they are tried side by side, and the OAK proof decides.
+//! Several keys may claim one number, and several accounts register it; all are tried, and the OAK proof decides.
 //!
 //! Invariants:
 //! - a seat belongs to a key: the key's newest uplink replaces its older one, and nobody else's;
-//! - every seat tries each generation of a registration at most once;
+//! - every seat is asked for one proof, and tries each generation of a registration at most once;
 //! - what a device that proved nothing does to a registration is a word in its status: the attempt that
 //!   holds the proof is never interrupted by another's failure.
 
 use crate::{
+    attempts::{Counted, What},
     config::DeviceKeys,
-    dispatch::Attempt,
+    dispatch::{self, Answer, Attempt},
     metrics::Metrics,
     store::{Entered, Generation, Job, Store},
     vouch::Manufacturers,
@@ -34,19 +35,18 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{net::TcpStream, sync::Notify, time::Instant};
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, OnceCell},
+    time::Instant,
+};
 
 /// Keys that may claim one serial number at a time, in all and from one site. When there are more,
 /// [`gives_way`] says who leaves; it may come again.
 const SEATS_PER_SERIAL: usize = 16;
 const SEATS_PER_SITE: usize = 4;
 
-/// Tries from one site that ended without a proof: mistyped OAKs of a whole site are free, guessing is not,
-/// nor is making the dispatcher work.
-const WITHOUT_PROOF: Tolerance =
-    Tolerance { free: 20, first: Duration::from_secs(1), longest: Duration::from_secs(30) };
-
-/// Tries of one key for one registration that were refused. A device that comes back again and again
+/// Tries of one key for one registration that it had proven and that were refused. A device that comes back again and again
 /// must not be logged in to with the same wrong password until it locks its user out.
 const REFUSED: Tolerance =
     Tolerance { free: 2, first: Duration::from_secs(60), longest: Duration::from_secs(3600) };
@@ -75,7 +75,9 @@ pub(crate) struct Seat {
     pub exporter: Exporter,
     /// Something may have to be done for it.
     wake: Notify,
-    /// The generation that it has tried last.
+    /// What it answered to the challenge: it is asked once, however many accounts register it.
+    answer: OnceCell<Answer>,
+    /// The newest generation of those that it has tried last.
     tried: AtomicI64,
 }
 
@@ -95,6 +97,7 @@ pub(crate) struct Devices {
     pub store: Arc<Store>,
     pub acceptor: Acceptor,
     pub metrics: Metrics,
+    pub counted: Arc<Counted>,
     pub workers: Workers,
     pub crowd: Arc<Crowd>,
     pub stop: Stop,
@@ -106,17 +109,12 @@ pub(crate) struct Devices {
 /// Who is here.
 pub(crate) struct Room {
     seats: Mutex<HashMap<SerialNumber, Vec<Arc<Seat>>>>,
-    without_proof: Throttle<IpAddr>,
     refused: Throttle<(Fingerprint, Generation)>,
 }
 
 impl Room {
     pub fn new() -> Self {
-        Room {
-            seats: Mutex::default(),
-            without_proof: Throttle::new(WITHOUT_PROOF),
-            refused: Throttle::new(REFUSED),
-        }
+        Room { seats: Mutex::default(), refused: Throttle::new(REFUSED) }
     }
 
     /// A registration has come or gone.
@@ -255,15 +253,15 @@ impl Devices {
         tracing::info!(%serial, %peer, step = %Step::PhoneHome, key = %fingerprint, "device phones home");
         self.metrics.arrived();
         let tried = AtomicI64::new(0);
-        let wake = Notify::new();
-        let seat = Seat { serial, fingerprint, issued, peer, uplink, exporter, wake, tried };
+        let (wake, answer) = (Notify::new(), OnceCell::new());
+        let seat = Seat { serial, fingerprint, issued, peer, uplink, exporter, wake, answer, tried };
         let seat = Arc::new(seat);
         self.room.enter(seat.clone());
         let reason = self.run(driver, &seat).await;
         self.room.leave(&seat);
         self.metrics.left();
         // Whoever waits for this device's try must not wait for ever.
-        if let Ok(Some(job)) = self.store.job(serial).await {
+        for job in self.store.jobs(serial).await.unwrap_or_default() {
             self.store.handle_change(job.account);
         }
         tracing::info!(%serial, %peer, step = %Step::PhoneHome, %reason, "device has left");
@@ -292,97 +290,133 @@ impl Devices {
     }
 
     async fn attend_once(&self, seat: &Seat, arriving: bool) -> anyhow::Result<()> {
-        let Some(job) = self.store.job(seat.serial).await? else { return Ok(()) };
-        if seat.has_tried(job.generation) {
+        let jobs = self.store.jobs(seat.serial).await?;
+        // Another connection is being dispatched, and wakes this one when that has ended.
+        if jobs.iter().any(|job| job.state == State::Dispatching) {
             return Ok(());
         }
-        match job.state {
-            // Another connection is being dispatched, and wakes this one when that has ended.
-            State::Dispatching => return Ok(()),
-            State::Waiting | State::Refused | State::Returned if job.secrets.is_some() => {
-                if self.attempt(seat, &job).await? == Tried::No {
-                    return Ok(());
-                }
-            }
-            State::Dispatched if arriving => {
-                let returned = Entered {
-                    state: State::Returned,
-                    step: Step::PhoneHome,
-                    fingerprint: None,
-                    problem: None,
-                };
-                self.store.enter(job.generation, &[State::Dispatched], returned).await?;
-            }
-            // Who sat here while another connection was dispatched has not come back.
-            State::Dispatched | State::Waiting | State::Refused | State::Returned | State::Transferred => {}
+        let untried: Vec<&Job> = jobs.iter().filter(|job| !seat.has_tried(job.generation)).collect();
+        let Some(newest) = untried.iter().map(|job| job.generation).max() else { return Ok(()) };
+        let with_secrets: Vec<&Job> = untried.iter().copied().filter(|job| job.secrets.is_some()).collect();
+        let tried = match with_secrets.is_empty() {
+            true => Tried::ToNoAvail,
+            false => self.attempt(seat, &with_secrets).await?,
+        };
+        if tried == Tried::No {
+            return Ok(());
         }
-        seat.tried.store(job.generation.0, Ordering::Release);
-        self.store.handle_change(job.account);
+        // Who sat here while another connection was dispatched has not come back.
+        let dispatched = untried.iter().find(|job| job.state == State::Dispatched && arriving);
+        if let (Some(job), Tried::ToNoAvail) = (dispatched, &tried) {
+            let returned =
+                Entered { state: State::Returned, step: Step::PhoneHome, fingerprint: None, problem: None };
+            self.store.enter(job.generation, &[State::Dispatched], returned).await?;
+        }
+        seat.tried.store(newest.0, Ordering::Release);
+        untried.iter().for_each(|job| self.store.handle_change(job.account));
         self.room.wake(seat.serial);
         Ok(())
     }
 
     /// Step 5, and what came of it.
-    async fn attempt(&self, seat: &Seat, job: &Job) -> anyhow::Result<Tried> {
-        let Some(secrets) = &job.secrets else { return Ok(Tried::No) };
-        let (serial, peer, step) = (job.serial, seat.peer, Step::Dispatch);
-        let (from, key) = (network(seat.address()), (seat.fingerprint, job.generation));
-        let now = Instant::now();
-        let wait = self.room.without_proof.wait(&from, now).max(self.room.refused.wait(&key, now));
-        if !wait.is_zero() {
-            self.metrics.postponed();
-            tracing::info!(%serial, %peer, %step, wait_s = wait.as_secs(), "device has failed too often, and waits");
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                // The registration may be another one by now: look again.
-                () = seat.wake.notified() => {
-                    seat.wake.notify_one();
+    async fn attempt(&self, seat: &Seat, jobs: &[&Job]) -> anyhow::Result<Tried> {
+        let (serial, peer, step) = (seat.serial, seat.peer, Step::Dispatch);
+        let from = network(seat.address()).to_string();
+        let is_asked = seat.answer.initialized();
+        if !is_asked && !self.pause(seat, self.counted.wait(What::ProofByNetwork, &from)).await {
+            return Ok(Tried::No);
+        }
+        let proven = async {
+            let answer = seat.answer.get_or_try_init(|| dispatch::ask(seat)).await?;
+            dispatch::find_proven(&self.store, self.keys, seat, answer, jobs).await
+        };
+        let (error, concerned) = match Box::pin(proven).await {
+            Ok(proven) => {
+                let (job, key) = (proven.job, (seat.fingerprint, proven.job.generation));
+                self.counted.handle_right(What::ProofByNetwork, &from);
+                if !self.pause(seat, self.room.refused.wait(&key, Instant::now())).await {
                     return Ok(Tried::No);
                 }
-                _ = seat.uplink.closed() => return Ok(Tried::No),
+                let dispatched = async {
+                    Attempt::begin(&self.store, &self.metrics, seat, proven).await?.dispatch().await
+                };
+                match Box::pin(dispatched).await {
+                    Ok(()) => {
+                        self.metrics.dispatched("ok");
+                        tracing::info!(%serial, %peer, %step, "device dispatched");
+                        return Ok(Tried::Yes);
+                    }
+                    Err(error) => {
+                        if !error.is_passing() {
+                            self.room.refused.handle_wrong(&key, Instant::now());
+                        }
+                        (error, Some(job))
+                    }
+                }
             }
-        }
-        let (store, keys, metrics) = (&self.store, self.keys, &self.metrics);
-        let mut attempt = Attempt { store, keys, metrics, device: seat, job, secrets, begun: false };
-        let error = match Box::pin(attempt.dispatch()).await {
-            Ok(()) => {
-                self.metrics.dispatched("ok");
-                self.room.without_proof.handle_right(&from);
-                tracing::info!(%serial, %peer, %step, "device dispatched");
-                return Ok(Tried::Yes);
+            Err(error) => {
+                if !is_asked {
+                    self.counted.handle_wrong(What::ProofByNetwork, &from);
+                    self.counted.handle_wrong(What::ProofForDevice, &serial.to_string());
+                }
+                (error, None)
             }
-            Err(error) => error,
         };
         let code = error.code();
-        if !attempt.begun {
-            self.room.without_proof.handle_wrong(&from, Instant::now());
-        }
-        if !error.is_passing() {
-            self.room.refused.handle_wrong(&key, Instant::now());
-        }
         self.metrics.dispatched(code);
         tracing::warn!(%serial, %peer, %step, code, %error, "device not dispatched");
-        let state = if error.is_passing() { State::Waiting } else { State::Refused };
-        let failed =
-            Entered { state, step: Step::PhoneHome, fingerprint: None, problem: Some(error.problem()) };
-        let mine: &[State] = match attempt.begun {
-            true => &[State::Dispatching],
-            // Somebody who proved nothing leaves the attempt of somebody who did alone.
-            false => &[State::Waiting, State::Refused, State::Returned],
+        let failed = || Entered {
+            state: if error.is_passing() { State::Waiting } else { State::Refused },
+            step: Step::PhoneHome,
+            fingerprint: None,
+            problem: Some(error.problem()),
         };
-        self.store.enter(job.generation, mine, failed).await?;
+        match concerned {
+            Some(job) => {
+                self.store.enter(job.generation, &[State::Dispatching], failed()).await?;
+            }
+            // Somebody who proved nothing leaves the attempt of somebody who did alone.
+            None => {
+                for job in jobs {
+                    let waiting = [State::Waiting, State::Refused, State::Returned];
+                    self.store.enter(job.generation, &waiting, failed()).await?;
+                }
+            }
+        }
         if error.is_passing() {
             // It comes back by itself, at its own intervals, and is tried then.
             seat.uplink.close(EndReason::Closed(format!("dispatch failed: {code}")));
         }
-        Ok(Tried::Yes)
+        Ok(if concerned.is_some() { Tried::Yes } else { Tried::ToNoAvail })
+    }
+
+    /// Waits for who has failed too often; `false` when it left meanwhile, or there is another registration to look at.
+    async fn pause(&self, seat: &Seat, wait: Duration) -> bool {
+        if wait.is_zero() {
+            return true;
+        }
+        self.metrics.postponed();
+        let (serial, peer, step) = (seat.serial, seat.peer, Step::Dispatch);
+        tracing::info!(%serial, %peer, %step, wait_s = wait.as_secs(), "device has failed too often, and waits");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => true,
+            () = seat.wake.notified() => {
+                seat.wake.notify_one();
+                false
+            }
+            _ = seat.uplink.closed() => false,
+        }
     }
 }
 
 /// Whether an attempt was made.
 #[derive(PartialEq)]
 enum Tried {
+    /// One was made, for a registration that the device has proven.
     Yes,
+    /// The device has proven nothing that is registered.
+    ToNoAvail,
+    /// Not yet.
     No,
 }
 

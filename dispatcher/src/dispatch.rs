@@ -1,8 +1,9 @@
 //! Step 5, dispatch: from a device that only claims to be somebody to one that knows its owner's tunnel server.
 //!
-//! [`Attempt::dispatch`] is the whole of it, one line a step, in the order of `docs/connection-flow.md`.
-//! Everything before the log-in assumes that the device may be somebody else's: it is asked for the OAK
-//! proof and nothing is shown to it. A device of another make has no proof; `vouch.rs` says whether its key is believed. Who may try when is decided in `devices.rs`.
+//! [`ask`], [`find_proven`], [`Attempt::begin`] and [`Attempt::dispatch`] are the whole of it, in the order of
+//! `docs/connection-flow.md`. Everything before the log-in assumes that the device may be somebody else's: it is asked
+//! for the OAK proof, once, and nothing is shown to it. A device of another make has no proof; `vouch.rs` says whether
+//! its key is believed. Who may try when is decided in `devices.rs`, whose device it is in `claims.rs`.
 
 use crate::{
     config::DeviceKeys,
@@ -17,9 +18,9 @@ use homing_base::onvif::{
     uplinks::{TellError, Uplinks},
 };
 use homing_protocol::{
-    SerialNumber, Step,
+    Oak, SerialNumber, Step,
     api::{ProblemDetail, dispatcher::RegistrationState as State},
-    oak::{Challenge, EXPORTER_LABEL, PROOF_PATH, ProofAnswer, ProofRequest},
+    oak::{Challenge, EXPORTER_LABEL, PROOF_PATH, Proof, ProofAnswer, ProofKey, ProofRequest},
     onvif::{
         self,
         device::{GetDeviceInformation, GetSystemDateAndTime, SetSystemDateAndTime},
@@ -47,7 +48,8 @@ const PROOF_LIMIT_BYTES: usize = 1024;
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(3600);
 
 /// Proof keys being derived at once: 8 MiB and tens of milliseconds each.
-static DERIVATIONS: Semaphore = Semaphore::const_new(4);
+pub(crate) const DERIVATIONS_AT_ONCE: usize = 4;
+static DERIVATIONS: Semaphore = Semaphore::const_new(DERIVATIONS_AT_ONCE);
 
 /// Why a device was not dispatched; the text names device and step, and says what to check.
 #[derive(Debug, thiserror::Error)]
@@ -143,114 +145,159 @@ impl DispatchError {
     }
 }
 
-/// One device, one registration, one try.
-pub(crate) struct Attempt<'a> {
-    pub store: &'a Store,
-    pub keys: DeviceKeys,
-    pub metrics: &'a Metrics,
-    pub device: &'a Seat,
+/// What a device answered to the challenge. It is asked once a connection; whatever is registered later is compared with
+/// this.
+pub(crate) enum Answer {
+    /// That it knows an OAK, on this very connection.
+    Proof { challenge: Challenge, exported: [u8; 32], proof: Proof },
+    /// It has no answer to such a question; what came instead. One of another make answers whatever it answers to a
+    /// path that it does not know.
+    Missing(String),
+}
+
+/// The key that proofs are made with; tens of milliseconds of another thread, after those who came before.
+pub(crate) async fn derive(serial: SerialNumber, oak: Oak) -> anyhow::Result<ProofKey> {
+    let _permit = DERIVATIONS.acquire().await.expect("never closed");
+    Ok(tokio::task::spawn_blocking(move || oak.proof_key(serial)).await?)
+}
+
+/// 5.1: a device answers a challenge on this very connection.
+pub(crate) async fn ask(device: &Seat) -> Result<Answer, DispatchError> {
+    let (serial, peer) = (device.serial, device.address());
+    let doing = "proving its OAK";
+    let gone = |reason| DispatchError::Gone { serial, peer, doing, reason };
+    let mut random = [0; 32];
+    rand::Rng::fill(&mut rand::rng(), &mut random);
+    let challenge = Challenge(random);
+    let question = serde_json::to_vec(&ProofRequest { challenge: challenge.clone() });
+    let request = Request::post(PROOF_PATH)
+        .header(header::HOST, serial.host())
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Bytes::from(question.expect("plain values are JSON")))
+        .expect("constant parts");
+    let exchange = async {
+        let response = device.uplink.request(request).await.map_err(|error| error.to_string())?;
+        if response.status() != StatusCode::OK {
+            return Ok(Err(format!("HTTP status {}", response.status())));
+        }
+        match response.into_body().collect(PROOF_LIMIT_BYTES).await {
+            Ok(body) => Ok(serde_json::from_slice(&body).map_err(|_| "another page".to_owned())),
+            Err(BodyError::TooLong { .. }) => Ok(Err("another page".to_owned())),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    let answer: Result<ProofAnswer, String> = timeout(ANSWER_DEADLINE, exchange)
+        .await
+        .map_err(|_| DispatchError::Timeout { serial, peer, doing })?
+        .map_err(gone)?;
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(found) => return Ok(Answer::Missing(found)),
+    };
+    if answer.serial != serial {
+        return Err(DispatchError::WrongSerial { serial, peer, told: answer.serial.to_string() });
+    }
+    let exported = device.exporter.export(EXPORTER_LABEL, b"").map_err(|error| gone(error.to_string()))?;
+    Ok(Answer::Proof { challenge, exported, proof: answer.proof })
+}
+
+/// 5.1: the first of these registrations that the device is proven to be the device of.
+pub(crate) async fn find_proven<'a>(
+    store: &Store,
+    keys: DeviceKeys,
+    device: &Seat,
+    answer: &Answer,
+    jobs: &[&'a Job],
+) -> Result<Proven<'a>, DispatchError> {
+    let (serial, peer) = (device.serial, device.address());
+    let (challenge, exported, proof) = match answer {
+        Answer::Proof { challenge, exported, proof } => (challenge, exported, proof),
+        Answer::Missing(found) => return find_vouched_for(store, keys, device, found, jobs).await,
+    };
+    for job in jobs {
+        let Some(secrets) = &job.secrets else { continue };
+        let key = derive(serial, secrets.oak.clone()).await?;
+        if key.verify(serial, challenge, exported, proof) {
+            return Ok(Proven { job, secrets, key: Some(key) });
+        }
+    }
+    Err(DispatchError::WrongOak { serial, peer })
+}
+
+/// 5.1, without a proof: the manufacturer says what the OAK is, and whose the key.
+async fn find_vouched_for<'a>(
+    store: &Store,
+    keys: DeviceKeys,
+    device: &Seat,
+    found: &str,
+    jobs: &[&'a Job],
+) -> Result<Proven<'a>, DispatchError> {
+    let (serial, peer) = (device.serial, device.address());
+    let listed = store.listed(serial).await?;
+    let mut doubt = Doubt::WrongOak;
+    for job in jobs {
+        let Some(secrets) = &job.secrets else { continue };
+        let (key, oak, bound) = (device.fingerprint, &secrets.oak, job.fingerprint.as_deref());
+        match vouch(keys, listed.as_ref(), &Claim { key, issued: device.issued, oak, bound }) {
+            Ok(by) => {
+                tracing::info!(%serial, %peer, step = %Step::Dispatch, by, "a device of another make is vouched for");
+                return Ok(Proven { job, secrets, key: None });
+            }
+            Err(because) => doubt = because,
+        }
+    }
+    let found = found.to_owned();
+    Err(match doubt {
+        Doubt::ProofRequired => {
+            let lacks = "this dispatcher takes no devices without (device_keys)";
+            DispatchError::NoProof { serial, peer, found, lacks }
+        }
+        Doubt::Unlisted => {
+            DispatchError::NoProof { serial, peer, found, lacks: "it is on no manufacturer's list here" }
+        }
+        Doubt::WrongOak => DispatchError::WrongOak { serial, peer },
+        Doubt::Key(why) => DispatchError::NotVouched { serial, peer, why },
+    })
+}
+
+/// A registration that the device is proven to be the device of.
+pub(crate) struct Proven<'a> {
     pub job: &'a Job,
-    pub secrets: &'a DeviceSecrets,
-    /// The proof held, and the registration's state is this attempt's to change.
-    pub begun: bool,
+    secrets: &'a DeviceSecrets,
+    /// None where the manufacturer vouched for it.
+    key: Option<ProofKey>,
+}
+
+/// One device, and the registration that it has proven.
+pub(crate) struct Attempt<'a> {
+    store: &'a Store,
+    metrics: &'a Metrics,
+    device: &'a Seat,
+    job: &'a Job,
+    secrets: &'a DeviceSecrets,
 }
 
 impl<'a> Attempt<'a> {
-    /// Step 5, from the challenge to the forgotten secrets.
-    pub async fn dispatch(&mut self) -> Result<(), DispatchError> {
-        if let Proof::Missing(found) = self.prove_oak().await? {
-            self.be_vouched_for(found).await?;
-        }
-        self.begin().await?;
+    /// From here on the registration has the claim, its state is this attempt's to change, and no other device is
+    /// tried for it.
+    pub async fn begin(
+        store: &'a Store,
+        metrics: &'a Metrics,
+        device: &'a Seat,
+        proven: Proven<'a>,
+    ) -> Result<Self, DispatchError> {
+        let Proven { job, secrets, key } = proven;
+        let begun = store.prove(job.serial, job.generation, &secrets.oak, key.as_ref()).await?;
+        begun.map(|_| Attempt { store, metrics, device, job, secrets }).ok_or(DispatchError::Withdrawn)
+    }
+
+    /// Step 5, from the log-in to the forgotten secrets.
+    pub async fn dispatch(&self) -> Result<(), DispatchError> {
         let mut session = self.log_in().await?;
         self.check_clock(&mut session).await?;
         self.announce_key().await?;
         self.send_on(&mut session).await?;
         self.forget_secrets().await
-    }
-
-    /// 5.1: the device knows the OAK on its label, on this very connection. One of another make answers whatever it
-    /// answers to a path that it does not know.
-    async fn prove_oak(&self) -> Result<Proof, DispatchError> {
-        let (serial, peer) = (self.job.serial, self.device.address());
-        let doing = "proving its OAK";
-        let mut random = [0; 32];
-        rand::Rng::fill(&mut rand::rng(), &mut random);
-        let challenge = Challenge(random);
-        let question = serde_json::to_vec(&ProofRequest { challenge: challenge.clone() });
-        let request = Request::post(PROOF_PATH)
-            .header(header::HOST, serial.host())
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Bytes::from(question.expect("plain values are JSON")))
-            .expect("constant parts");
-        let exchange = async {
-            let response = self.device.uplink.request(request).await.map_err(|error| error.to_string())?;
-            if response.status() != StatusCode::OK {
-                return Ok(Err(format!("HTTP status {}", response.status())));
-            }
-            match response.into_body().collect(PROOF_LIMIT_BYTES).await {
-                Ok(body) => Ok(serde_json::from_slice(&body).map_err(|_| "another page".to_owned())),
-                Err(BodyError::TooLong { .. }) => Ok(Err("another page".to_owned())),
-                Err(error) => Err(error.to_string()),
-            }
-        };
-        let answer: Result<ProofAnswer, String> = timeout(ANSWER_DEADLINE, exchange)
-            .await
-            .map_err(|_| self.timed_out(doing))?
-            .map_err(|reason| self.gone(doing, reason))?;
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(found) => return Ok(Proof::Missing(found)),
-        };
-        if answer.serial != serial {
-            return Err(DispatchError::WrongSerial { serial, peer, told: answer.serial.to_string() });
-        }
-        let exported = self.device.exporter.export(EXPORTER_LABEL, b"");
-        let exported = exported.map_err(|error| self.gone(doing, error.to_string()))?;
-
-        let oak = self.secrets.oak.clone();
-        let permit = DERIVATIONS.acquire().await.expect("never closed");
-        let key = tokio::task::spawn_blocking(move || oak.proof_key(serial)).await;
-        drop(permit);
-        let key = key.map_err(|error| DispatchError::Internal(error.into()))?;
-        match key.verify(serial, &challenge, &exported, &answer.proof) {
-            true => Ok(Proof::Given),
-            false => Err(DispatchError::WrongOak { serial, peer }),
-        }
-    }
-
-    /// 5.1, without a proof: the manufacturer says what the OAK is, and whose the key.
-    async fn be_vouched_for(&self, found: String) -> Result<(), DispatchError> {
-        let (serial, peer) = (self.job.serial, self.device.address());
-        let listed = self.store.listed(serial).await?;
-        let claim = Claim {
-            key: self.device.fingerprint,
-            issued: self.device.issued,
-            oak: &self.secrets.oak,
-            bound: self.job.fingerprint.as_deref(),
-        };
-        let by = vouch(self.keys, listed.as_ref(), &claim).map_err(|doubt| match doubt {
-            Doubt::ProofRequired => {
-                let lacks = "this dispatcher takes no devices without (device_keys)";
-                DispatchError::NoProof { serial, peer, found, lacks }
-            }
-            Doubt::Unlisted => {
-                DispatchError::NoProof { serial, peer, found, lacks: "it is on no manufacturer's list here" }
-            }
-            Doubt::WrongOak => DispatchError::WrongOak { serial, peer },
-            Doubt::Key(why) => DispatchError::NotVouched { serial, peer, why },
-        })?;
-        tracing::info!(%serial, %peer, step = %Step::Dispatch, by, "a device of another make is vouched for");
-        Ok(())
-    }
-
-    /// From here on this device is the registered one, and no other is tried.
-    async fn begin(&mut self) -> Result<(), DispatchError> {
-        let dispatching = self.entered(State::Dispatching, Step::PhoneHome, None);
-        let from = [State::Waiting, State::Refused, State::Returned];
-        let begun = self.store.enter(self.job.generation, &from, dispatching).await?;
-        self.begun = begun.is_some();
-        begun.map(drop).ok_or(DispatchError::Withdrawn)
     }
 
     /// 5.2: it takes the registered credentials, and has the registered serial number.
@@ -380,14 +427,6 @@ impl<'a> Attempt<'a> {
 /// What a device says, as far as it goes into a message: short, and without line breaks for a log.
 fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(SHOWN).collect()
-}
-
-/// What came of the question for the OAK proof.
-enum Proof {
-    /// The device knows the OAK.
-    Given,
-    /// It has no answer to such a question; what came instead.
-    Missing(String),
 }
 
 /// Carries requests through a device's uplink.

@@ -3,31 +3,40 @@
 //! | module | what | step |
 //! |---|---|---|
 //! | [`accounts`] | who may register devices here | 2 relay |
-//! | `api` | what tunnel servers ask | 2 relay |
+//! | `gate`, `limits` | who is let in, and what it may do | 2 relay |
+//! | [`attempts`] | wrong secrets: counted, slowed, shown | 2, 4, 5 |
+//! | `api` | what tunnel servers and the operator ask | 2 relay |
 //! | `devices` | who has phoned home and waits | 4 phone-home |
 //! | `dispatch` | OAK proof, log-in, trust anchor, address | 5 dispatch |
 //! | `vouch` | whose key is believed without a proof | 5 dispatch |
 //! | [`lists`] | manufacturers' lists: the OAK of every device that left the factory | 2 relay |
 //! | [`audit`] | who did what, in a log that only grows | 2, 5 |
+//! | `claims`, `offers` | who of several accounts has a device, and how it goes to another | 2, 5 |
 //! | `store` | registrations, their secrets sealed and then forgotten | 2, 5 |
 //!
 //! Not here: the tunnel. A device is at the dispatcher for seconds, or waits idle for its registration.
 
 pub mod accounts;
 mod api;
+pub mod attempts;
 pub mod audit;
+mod claims;
 mod config;
 mod devices;
 mod dispatch;
+mod gate;
+mod limits;
 pub mod lists;
 mod metrics;
+mod offers;
 mod store;
 mod vouch;
 
 pub use config::{Config, DeviceKeys, REFERENCE};
 
 use anyhow::Context;
-use axum::{extract::Request, http::header};
+use attempts::Counted;
+use axum::http::{HeaderMap, header};
 use devices::{Devices, Room};
 use homing_base::{
     Ops, Stop, Workers,
@@ -38,9 +47,12 @@ use homing_base::{
 };
 use homing_protocol::Secret;
 use homing_uplink::{AcceptLimits, Acceptor, TlsPolicy, server_tls_config};
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use store::Store;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
+
+/// How often offers and signposts are looked through.
+const SWEPT_EVERY: Duration = Duration::from_secs(3600);
 
 /// A dispatcher whose sockets and files are open; [`run`](Self::run) it.
 pub struct Bound {
@@ -89,8 +101,8 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
 }
 
 /// Whether a request carries the token that the configuration sets; an empty one opens nothing.
-fn is_sent(token: &Secret, request: &Request) -> bool {
-    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+fn is_sent(token: &Secret, headers: &HeaderMap) -> bool {
+    let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let sent = sent.and_then(|value| value.strip_prefix("Bearer "));
     !token.is_empty() && sent.is_some_and(|sent| token.matches(sent))
 }
@@ -129,10 +141,13 @@ impl Bound {
         let policy = if self.config.tls_1_2 { TlsPolicy::Tls12AndUp } else { TlsPolicy::Tls13 };
         let device_tls = server_tls_config(self.leaf.clone(), policy).context("TLS for devices")?;
         let api_tls = server_config(self.leaf.clone())?;
+        let counted = Counted::open(self.store.pool().clone(), self.metrics.clone()).await?;
+        let counted = Arc::new(counted);
         let devices = Arc::new(Devices {
             store: self.store.clone(),
             acceptor: Acceptor::new(Arc::new(device_tls), AcceptLimits::default()),
             metrics: self.metrics.clone(),
+            counted: counted.clone(),
             workers: self.workers,
             crowd: Crowd::new(self.config.connections_per_address),
             stop: stop.clone(),
@@ -140,14 +155,12 @@ impl Bound {
             manufacturers: self.manufacturers,
             keys: self.config.device_keys,
         });
-        let rules = store::Rules {
-            limit: self.config.registrations_per_account,
-            listed_only: self.config.listed_only,
-        };
-        let vault = self.store.vault();
-        let api = Arc::new(api::Api::new(self.store, devices.clone(), self.metrics, rules));
+        let vault = self.store.vault().clone();
+        stop.spawn(housekeeping(self.store.clone(), counted.clone(), stop.clone()));
+        let api = Arc::new(api::Api::new(&self.config, self.store, devices.clone(), counted, self.metrics));
         let token = self.config.metrics_token;
-        let router = api.router().merge(self.ops.router("Bearer", move |request| is_sent(&token, request)));
+        let router =
+            api.router().merge(self.ops.router("Bearer", move |request| is_sent(&token, request.headers())));
         tracing::info!(external = %self.external_addr, api = %self.api_addr, "dispatcher is ready");
         self.ops.report("dispatcher", Ok(()));
         stop.spawn(self.leaf.clone().keep_fresh(stop.clone()));
@@ -163,5 +176,27 @@ impl Bound {
             listen::accept_loop(self.external, self.config.connections, stop, handle),
         );
         Ok(())
+    }
+}
+
+/// Writes counts that nobody waits for, and forgets offers and signposts that have had their time.
+async fn housekeeping(store: Arc<Store>, counted: Arc<Counted>, stop: Stop) {
+    let mut swept = Instant::now();
+    loop {
+        let is_last = tokio::select! {
+            () = tokio::time::sleep(attempts::WRITTEN_EVERY) => false,
+            () = stop.cancelled() => true,
+        };
+        let mut done = counted.write().await;
+        if swept.elapsed() >= SWEPT_EVERY {
+            swept = Instant::now();
+            done = done.and(store.sweep().await);
+        }
+        if let Err(error) = done {
+            tracing::error!(error = format!("{error:#}"), "the dispatcher's database was not tidied");
+        }
+        if is_last {
+            return;
+        }
     }
 }

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     postponed: Counter,
     noted: Family<Label, Counter>,
     requests: Family<Label, Counter>,
+    wrong: Family<Label, Counter>,
 }
 
 impl Metrics {
@@ -31,6 +32,8 @@ impl Metrics {
             let noted = "Devices dispatched that were noted, by what was odd about them";
             registry.register("noted", noted, metrics.noted.clone());
             registry.register("api_requests", "API requests, by result", metrics.requests.clone());
+            let wrong = "Wrong OAKs, proofs and passwords, by what they are counted by";
+            registry.register("wrong_secrets", wrong, metrics.wrong.clone());
         });
         metrics
     }
@@ -62,5 +65,9 @@ impl Metrics {
 
     pub fn request(&self, result: &'static str) {
         self.requests.get_or_create(&[("result", result)]).inc();
+    }
+
+    pub fn wrong(&self, what: &'static str) {
+        self.wrong.get_or_create(&[("what", what)]).inc();
     }
 }

@@ -1,7 +1,8 @@
 //! Registrations and what has become of them, in one SQLite file (steps 2 and 5).
 //!
+//! Who of several accounts has a device is decided in `claims.rs` and `offers.rs`; here is what both stand on.
+//!
 //! Invariants:
-//! - a serial number belongs to one account, until that deletes the registration;
 //! - OAK and credentials are stored sealed and bound to their serial number, and are gone from the file
 //!   once the device has been dispatched;
 //! - each change of a registration takes the next place in its account's sequence, in one transaction, so
@@ -9,25 +10,27 @@
 //! - a `PUT` makes a new generation: what was begun under an older one can no longer write.
 
 use crate::{
-    audit::{self, Action},
+    audit::Action,
+    claims::{self, PUSHES, audited},
     lists,
 };
 use anyhow::Context;
 use homing_base::{
     Vault, database,
+    throttle::Throttle,
     vault::{self, SealedColumn},
 };
 use homing_protocol::{
-    Oak, Secret, SerialNumber, Step,
+    Oak, SerialNumber, Step,
     api::{
         ProblemDetail,
-        dispatcher::{Changes, NewRegistration, Registration, RegistrationState},
+        dispatcher::{Changes, Contested, Registration, RegistrationState},
     },
     secret::Credentials,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use sqlx::{Row, Sqlite, SqlitePool, Transaction, sqlite::SqliteRow};
 use std::{
     collections::HashMap,
     path::Path,
@@ -35,8 +38,12 @@ use std::{
 };
 use tokio::sync::watch;
 
-const MIGRATIONS: &[&str] =
-    &[include_str!("schema/1.sql"), include_str!("schema/2.sql"), include_str!("schema/4.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema/1.sql"),
+    include_str!("schema/2.sql"),
+    include_str!("schema/3.sql"),
+    include_str!("schema/4.sql"),
+];
 
 /// Changes told in one answer; what is left comes with the next question.
 const CHANGES_AT_ONCE: u32 = 500;
@@ -88,28 +95,25 @@ pub(crate) struct Entered {
     pub problem: Option<ProblemDetail>,
 }
 
-/// What a registration must keep to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rules {
-    /// Registrations that one account may have.
-    pub limit: u32,
-    /// Whether every device must be on a manufacturer's list.
-    pub listed_only: bool,
+/// What a change did, besides what it was made for.
+#[derive(Default)]
+pub(crate) struct Touched {
+    /// Whose tunnel servers have something to be told.
+    pub accounts: Vec<AccountId>,
+    /// Secrets were deleted.
+    pub forgot: bool,
 }
 
-/// Why a registration is not taken.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PutError {
-    #[error("claimed by another account since {0}")]
-    Claimed(Timestamp),
-    #[error("the account has {0} registrations, which is its limit")]
-    Limit(u32),
-    #[error("the manufacturer's list has another OAK")]
-    WrongOak,
-    #[error("on no manufacturer's list")]
-    Unlisted,
-    #[error(transparent)]
-    Internal(#[from] anyhow::Error),
+impl Touched {
+    pub fn of(account: AccountId) -> Self {
+        Touched { accounts: vec![account], forgot: false }
+    }
+
+    pub fn add(&mut self, account: AccountId) {
+        if !self.accounts.contains(&account) {
+            self.accounts.push(account);
+        }
+    }
 }
 
 /// Opens the database in a data folder, which is made where it is missing.
@@ -127,7 +131,13 @@ const SEALED: &[SealedColumn] = &[
         table: "registration",
         key: "serial",
         column: "secrets",
-        purpose: |serial| purpose(serial),
+        purpose: |serial| claims::purpose(serial),
+    },
+    SealedColumn {
+        table: "registration",
+        key: "serial",
+        column: "verifier",
+        purpose: |serial| claims::verifier_purpose(serial),
     },
     SealedColumn { table: "listed", key: "serial", column: "oak", purpose: |serial| lists::purpose(serial) },
 ];
@@ -141,17 +151,18 @@ pub(crate) struct Store {
     pool: SqlitePool,
     vault: Vault,
     progress: Mutex<HashMap<AccountId, watch::Sender<Progress>>>,
+    /// Who has pushed out whom, in `claims.rs`.
+    pub(crate) pushes: Throttle<(AccountId, SerialNumber)>,
 }
 
-type Row = (String, String, String, Option<String>, Option<String>, String, i64);
-const ROW: &str = "serial, state, step, fingerprint, problem, since, seq";
+const ROW: &str = "serial, state, step, fingerprint, problem, since, seq, next, attempts, attempted";
 
 impl Store {
     /// Opens database and master key. What was being dispatched when the last process ended waits again.
     pub async fn open(data: &Path) -> anyhow::Result<Store> {
         let pool = open_database(data).await?;
         let vault = Vault::open(ROLE, data, &pool, SEALED).await?;
-        let store = Store { pool, vault, progress: Mutex::default() };
+        let store = Store { pool, vault, progress: Mutex::default(), pushes: Throttle::new(PUSHES) };
         let cut_short: Vec<(i64,)> =
             sqlx::query_as("SELECT generation FROM registration WHERE state = 'dispatching'")
                 .fetch_all(&store.pool)
@@ -165,16 +176,16 @@ impl Store {
             };
             store.enter(Generation(generation), &[RegistrationState::Dispatching], waiting).await?;
         }
+        store.sweep().await?;
         Ok(store)
-    }
-
-    /// Its keys, to be kept while the role runs.
-    pub fn vault(&self) -> Vault {
-        self.vault.clone()
     }
 
     pub fn pool(&self) -> &SqlitePool {
         &self.pool
+    }
+
+    pub fn vault(&self) -> &Vault {
+        &self.vault
     }
 
     /// What a manufacturer's list says of a device.
@@ -182,102 +193,19 @@ impl Store {
         lists::find(&self.pool, &self.vault, serial).await
     }
 
-    /// Takes a registration, or replaces the account's own earlier one. A refusal of somebody else's claim is
-    /// in the audit log, too.
-    pub async fn put(
-        &self,
-        account: AccountId,
-        serial: SerialNumber,
-        new: &NewRegistration,
-        rules: Rules,
-    ) -> Result<Generation, PutError> {
-        let sealed = self.seal(serial, new).context("sealing").map_err(PutError::Internal)?;
-        let generation = self.put_sealed(account, serial, new, sealed, rules).await?;
-        self.handle_change(account);
-        Ok(generation)
+    /// A transaction that writes.
+    pub async fn begin(&self) -> anyhow::Result<Transaction<'static, Sqlite>> {
+        self.pool.begin_with("BEGIN IMMEDIATE").await.context("database")
     }
 
-    fn seal(&self, serial: SerialNumber, new: &NewRegistration) -> anyhow::Result<Vec<u8>> {
-        let credentials = Credentials::new(new.user.clone(), new.password.clone());
-        let secrets = DeviceSecrets { oak: new.oak.clone(), credentials };
-        let secrets = Secret::new(serde_json::to_string(&secrets)?);
-        Ok(self.vault.seal(&purpose(serial), &secrets))
-    }
-
-    async fn put_sealed(
-        &self,
-        account: AccountId,
-        serial: SerialNumber,
-        new: &NewRegistration,
-        sealed: Vec<u8>,
-        rules: Rules,
-    ) -> Result<Generation, PutError> {
-        let internal = |error: sqlx::Error| PutError::Internal(anyhow::Error::new(error).context("database"));
-        let now = Timestamp::now().to_string();
-        let mut change = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(internal)?;
-        let claim: Option<(i64, String, Option<String>)> =
-            sqlx::query_as("SELECT account, claimed, fingerprint FROM registration WHERE serial = $1")
-                .bind(serial.to_string())
-                .fetch_optional(&mut *change)
-                .await
-                .map_err(internal)?;
-        let is_new = claim.is_none();
-        let (claimed, fingerprint) = match claim {
-            Some((owner, claimed, _)) if owner != account.0 => {
-                let claimed = claimed.parse().context("time of a claim").map_err(PutError::Internal)?;
-                audited(&mut change, account, Action::ClaimRefused, serial)
-                    .await
-                    .map_err(PutError::Internal)?;
-                change.commit().await.map_err(internal)?;
-                return Err(PutError::Claimed(claimed));
-            }
-            Some((_, claimed, fingerprint)) => (claimed, fingerprint),
-            None => {
-                let (count,): (u32,) = sqlx::query_as("SELECT count(*) FROM registration WHERE account = $1")
-                    .bind(account.0)
-                    .fetch_one(&mut *change)
-                    .await
-                    .map_err(internal)?;
-                if count >= rules.limit {
-                    return Err(PutError::Limit(count));
-                }
-                (now.clone(), None)
-            }
-        };
-        match lists::listed(&mut change, &self.vault, serial).await.map_err(PutError::Internal)? {
-            Some(oak) if oak != new.oak => return Err(PutError::WrongOak),
-            None if rules.listed_only => return Err(PutError::Unlisted),
-            _ => {}
+    /// Makes a change last, and tells of it.
+    pub async fn commit(&self, change: Transaction<'static, Sqlite>, touched: Touched) -> anyhow::Result<()> {
+        change.commit().await.context("database")?;
+        if touched.forgot {
+            self.forget_log().await;
         }
-        let action = if is_new { Action::Claimed } else { Action::RegistrationChanged };
-        audited(&mut change, account, action, serial).await.map_err(PutError::Internal)?;
-        let seq = next_seq(&mut change, account).await?;
-        sqlx::query("DELETE FROM registration WHERE serial = $1")
-            .bind(serial.to_string())
-            .execute(&mut *change)
-            .await
-            .map_err(internal)?;
-        let (generation,): (i64,) = sqlx::query_as(
-            "INSERT INTO registration \
-             (serial, account, claimed, secrets, servers, trust_anchor, state, step, fingerprint, since, seq) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING generation",
-        )
-        .bind(serial.to_string())
-        .bind(account.0)
-        .bind(claimed)
-        .bind(sealed)
-        .bind(to_json(&new.servers))
-        .bind(&new.trust_anchor)
-        .bind(word(RegistrationState::Waiting))
-        .bind(Step::Relay.name())
-        .bind(fingerprint)
-        .bind(now)
-        .bind(seq)
-        .fetch_one(&mut *change)
-        .await
-        .map_err(internal)?;
-        change.commit().await.map_err(internal)?;
-        Ok(Generation(generation))
+        touched.accounts.into_iter().for_each(|account| self.handle_change(account));
+        Ok(())
     }
 
     /// The account's registration of that serial number.
@@ -286,7 +214,7 @@ impl Store {
         account: AccountId,
         serial: SerialNumber,
     ) -> anyhow::Result<Option<Registration>> {
-        let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT {ROW} FROM registration WHERE serial = $1 AND account = $2"
         )))
         .bind(serial.to_string())
@@ -294,25 +222,33 @@ impl Store {
         .fetch_optional(&self.pool)
         .await
         .context("registration")?;
-        row.map(registration).transpose()
+        row.as_ref().map(registration).transpose()
     }
 
-    /// Releases the account's claim; `false` if it had none.
+    /// Deletes the account's registration, and with it its claim; `false` if it had none.
     pub async fn delete(&self, account: AccountId, serial: SerialNumber) -> anyhow::Result<bool> {
-        let mut change = self.pool.begin_with("BEGIN IMMEDIATE").await.context("database")?;
-        let deleted = sqlx::query("DELETE FROM registration WHERE serial = $1 AND account = $2")
+        let mut change = self.begin().await?;
+        let deleted: Option<(String, bool)> = sqlx::query_as(
+            "DELETE FROM registration WHERE serial = $1 AND account = $2 RETURNING state, claimed IS NOT NULL",
+        )
+        .bind(serial.to_string())
+        .bind(account.0)
+        .fetch_optional(&mut *change)
+        .await
+        .context("registration")?;
+        let Some((state, is_claim)) = deleted else { return Ok(false) };
+        // Where a device went that is somebody else's now is only forgotten.
+        if state != word(RegistrationState::Transferred) {
+            let action = if is_claim { Action::Released } else { Action::RegistrationDeleted };
+            audited(&mut change, account, action, serial, "").await?;
+        }
+        sqlx::query("DELETE FROM offer WHERE serial = $1 AND owner = $2")
             .bind(serial.to_string())
             .bind(account.0)
             .execute(&mut *change)
             .await
-            .context("registration")?;
-        if deleted.rows_affected() == 0 {
-            return Ok(false);
-        }
-        audited(&mut change, account, Action::Released, serial).await?;
-        change.commit().await.context("registration")?;
-        self.forget_log().await;
-        self.handle_change(account);
+            .context("offer")?;
+        self.commit(change, Touched { accounts: vec![account], forgot: true }).await?;
         Ok(true)
     }
 
@@ -325,7 +261,7 @@ impl Store {
             .context("account")?;
         // Whoever has seen more than there is has seen another database: begin anew.
         let after = i64::try_from(after).ok().filter(|after| *after <= newest).unwrap_or(0);
-        let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT {ROW} FROM registration WHERE account = $1 AND seq > $2 ORDER BY seq LIMIT $3"
         )))
         .bind(account.0)
@@ -334,45 +270,53 @@ impl Store {
         .fetch_all(&self.pool)
         .await
         .context("changes")?;
-        let changes: Vec<Registration> = rows.into_iter().map(registration).collect::<Result<_, _>>()?;
+        let changes: Vec<Registration> = rows.iter().map(registration).collect::<Result<_, _>>()?;
         let last = changes.last().map_or(after as u64, |last| last.seq);
         Ok(Changes { changes, last })
     }
 
-    /// What is registered for a serial number, whoever registered it; nothing while that account is disabled.
-    pub async fn job(&self, serial: SerialNumber) -> anyhow::Result<Option<Job>> {
-        type JobRow = (i64, i64, String, String, String, Option<String>, Option<Vec<u8>>);
-        let row: Option<JobRow> = sqlx::query_as(
-            "SELECT generation, account, state, servers, trust_anchor, fingerprint, secrets FROM registration \
-             WHERE serial = $1 AND account IN (SELECT id FROM account WHERE disabled = 0)",
+    /// What a device with this serial number may be dispatched by, in the order in which that is tried: the claim,
+    /// after whom its owner offered it to; or, as long as nobody has proven an OAK, all who registered it, oldest
+    /// first. Nothing for accounts that are disabled.
+    pub async fn jobs(&self, serial: SerialNumber) -> anyhow::Result<Vec<Job>> {
+        let mut read = self.pool.begin().await.context("database")?;
+        let rows = sqlx::query(
+            "SELECT generation, account, state, registration.servers, trust_anchor, fingerprint, secrets, \
+             claimed IS NOT NULL AS is_claim, disabled FROM registration JOIN account ON account.id = account \
+             WHERE serial = $1 AND (claimed IS NOT NULL OR secrets IS NOT NULL) \
+             ORDER BY claimed IS NOT NULL, registered, generation",
         )
         .bind(serial.to_string())
-        .fetch_optional(&self.pool)
+        .fetch_all(&mut *read)
         .await
         .context("registration")?;
-        let Some((generation, account, state, servers, trust_anchor, fingerprint, sealed)) = row else {
-            return Ok(None);
-        };
-        let secrets = match sealed {
-            None => None,
-            Some(sealed) => {
-                let opened = self.vault.open_sealed(&purpose(serial), &sealed)?;
-                // The parser's message could quote what it read.
-                Some(serde_json::from_str(opened.expose()).map_err(|_| {
-                    anyhow::anyhow!("the stored secrets of {serial} were written by another version")
-                })?)
+        let taker = crate::offers::taker(&mut read, serial).await?;
+        let (mut jobs, mut claim) = (Vec::new(), None);
+        for row in &rows {
+            let (account, is_disabled) = (AccountId(row.try_get("account")?), row.try_get("disabled")?);
+            if row.try_get("is_claim")? {
+                claim = Some((account, is_disabled));
             }
-        };
-        Ok(Some(Job {
-            generation: Generation(generation),
-            account: AccountId(account),
-            serial,
-            state: from_word(&state)?,
-            servers: from_json(&servers)?,
-            trust_anchor,
-            fingerprint,
-            secrets,
-        }))
+            if is_disabled {
+                continue;
+            }
+            let sealed: Option<Vec<u8>> = row.try_get("secrets")?;
+            jobs.push(Job {
+                generation: Generation(row.try_get("generation")?),
+                account,
+                serial,
+                state: from_word(row.try_get("state")?)?,
+                servers: from_json(row.try_get("servers")?)?,
+                trust_anchor: row.try_get("trust_anchor")?,
+                fingerprint: row.try_get("fingerprint")?,
+                secrets: sealed.map(|sealed| self.open_secrets(serial, &sealed)).transpose()?,
+            });
+        }
+        if let Some((owner, is_disabled)) = claim {
+            let taker = taker.filter(|(by, _)| *by == owner).map(|(_, taker)| taker);
+            jobs.retain(|job| !is_disabled && (job.account == owner || Some(job.account) == taker));
+        }
+        Ok(jobs)
     }
 
     /// Enters a state if the registration is in one of `from`, still under that generation; its place in
@@ -384,7 +328,7 @@ impl Store {
         from: &[RegistrationState],
         entered: Entered,
     ) -> anyhow::Result<Option<u64>> {
-        let mut change = self.pool.begin_with("BEGIN IMMEDIATE").await.context("database")?;
+        let mut change = self.begin().await?;
         let now: Option<(i64, String, Option<String>, i64, String)> = sqlx::query_as(
             "SELECT account, state, problem, seq, serial FROM registration WHERE generation = $1",
         )
@@ -422,13 +366,9 @@ impl Store {
         .context("registration")?;
         if forget {
             let serial = serial.parse().context("serial number in the database")?;
-            audited(&mut change, account, Action::Dispatched, serial).await?;
+            audited(&mut change, account, Action::Dispatched, serial, "").await?;
         }
-        change.commit().await.context("registration")?;
-        if forget {
-            self.forget_log().await;
-        }
-        self.handle_change(account);
+        self.commit(change, Touched { accounts: vec![account], forgot: forget }).await?;
         Ok(Some(seq as u64))
     }
 
@@ -462,25 +402,22 @@ impl Store {
     }
 }
 
-/// Tells the audit log what an account has done.
-async fn audited(
+pub(crate) async fn account_name(
     change: &mut Transaction<'_, Sqlite>,
     account: AccountId,
-    action: Action,
-    serial: SerialNumber,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<String> {
     let (name,): (String,) = sqlx::query_as("SELECT name FROM account WHERE id = $1")
         .bind(account.0)
         .fetch_one(&mut **change)
         .await
         .context("account")?;
-    if action == Action::ClaimRefused && audit::was_last(change, &name, action, serial).await? {
-        return Ok(());
-    }
-    audit::write(change, &name, action, Some(serial), "").await
+    Ok(name)
 }
 
-async fn next_seq(change: &mut Transaction<'_, Sqlite>, account: AccountId) -> anyhow::Result<i64> {
+pub(crate) async fn next_seq(
+    change: &mut Transaction<'_, Sqlite>,
+    account: AccountId,
+) -> anyhow::Result<i64> {
     let (seq,): (i64,) = sqlx::query_as("UPDATE account SET seq = seq + 1 WHERE id = $1 RETURNING seq")
         .bind(account.0)
         .fetch_one(&mut **change)
@@ -489,46 +426,47 @@ async fn next_seq(change: &mut Transaction<'_, Sqlite>, account: AccountId) -> a
     Ok(seq)
 }
 
-fn registration(row: Row) -> anyhow::Result<Registration> {
-    let (serial, state, step, fingerprint, problem, since, seq) = row;
+fn registration(row: &SqliteRow) -> anyhow::Result<Registration> {
+    let time = |text: &str| text.parse::<Timestamp>().context("time in the database");
+    let (attempts, last): (u32, Option<&str>) = (row.try_get("attempts")?, row.try_get("attempted")?);
+    let contested = last.map(|last| anyhow::Ok(Contested { attempts, last: time(last)? })).transpose()?;
+    let problem: Option<&str> = row.try_get("problem")?;
+    let next: Option<&str> = row.try_get("next")?;
     Ok(Registration {
-        serial: serial.parse().context("serial number in the database")?,
-        state: from_word(&state)?,
-        fingerprint,
-        problem: problem.as_deref().map(from_json).transpose()?,
-        step: step.parse().context("step in the database")?,
-        since: since.parse().context("time in the database")?,
-        seq: u64::try_from(seq).context("sequence in the database")?,
-        next: None,
-        contested: None,
+        serial: row.try_get::<&str, _>("serial")?.parse().context("serial number in the database")?,
+        state: from_word(row.try_get("state")?)?,
+        fingerprint: row.try_get("fingerprint")?,
+        problem: problem.map(from_json).transpose()?,
+        step: row.try_get::<&str, _>("step")?.parse().context("step in the database")?,
+        since: time(row.try_get("since")?)?,
+        seq: u64::try_from(row.try_get::<i64, _>("seq")?).context("sequence in the database")?,
+        next: next.map(from_json).transpose()?,
+        contested,
     })
 }
 
-fn purpose(serial: impl std::fmt::Display) -> String {
-    format!("registration {serial}")
-}
-
 /// The state's word, the same as in the API.
-fn word(state: RegistrationState) -> String {
+pub(crate) fn word(state: RegistrationState) -> String {
     to_json(&state).trim_matches('"').to_owned()
 }
 
-fn from_word(word: &str) -> anyhow::Result<RegistrationState> {
+pub(crate) fn from_word(word: &str) -> anyhow::Result<RegistrationState> {
     from_json(&format!("{word:?}"))
 }
 
-fn to_json(value: &impl Serialize) -> String {
+pub(crate) fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("plain values are JSON")
 }
 
-fn from_json<T: DeserializeOwned>(json: &str) -> anyhow::Result<T> {
+pub(crate) fn from_json<T: DeserializeOwned>(json: &str) -> anyhow::Result<T> {
     serde_json::from_str(json).context("value in the database")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accounts::create;
+    use crate::{accounts::create, claims::Rules};
+    use homing_protocol::api::dispatcher::NewRegistration;
 
     const SERIAL: SerialNumber = SerialNumber::new([0x00, 0x40, 0x8C, 0x70, 0x20, 0x09]);
     const OAK: &str = "0A1B-2C3D-4E5F";
@@ -562,28 +500,6 @@ mod tests {
             fingerprint: Some("f1".into()),
             problem: None,
         }
-    }
-
-    #[tokio::test]
-    async fn step_2_a_claim_holds_against_other_accounts_until_it_is_released() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, a, b) = store(folder.path()).await;
-        let first = store.put(a, SERIAL, &new(), limit(1)).await.unwrap();
-        let refused = store.put(b, SERIAL, &new(), limit(1)).await.unwrap_err();
-        assert!(matches!(refused, PutError::Claimed(_)), "{refused}");
-        assert_eq!(store.get(b, SERIAL).await.unwrap(), None);
-        assert!(!store.delete(b, SERIAL).await.unwrap());
-        let other = SerialNumber::new([0, 1, 2, 3, 4, 5]);
-        assert!(matches!(store.put(a, other, &new(), limit(1)).await, Err(PutError::Limit(1))));
-
-        let second = store.put(a, SERIAL, &new(), limit(1)).await.unwrap();
-        assert!(second > first);
-        assert!(store.enter(first, &[RegistrationState::Waiting], dispatched()).await.unwrap().is_none());
-        assert!(store.delete(a, SERIAL).await.unwrap());
-        assert!(
-            store.put(b, SERIAL, &new(), limit(1)).await.unwrap() > second,
-            "generations are never used again"
-        );
     }
 
     #[tokio::test]
@@ -626,10 +542,12 @@ mod tests {
             assert_eq!(holds(secret.as_bytes()), Vec::<std::path::PathBuf>::new());
         }
         assert!(!holds(&sealed).is_empty(), "the test can find what is there");
-        assert!(store.job(SERIAL).await.unwrap().unwrap().secrets.is_some());
+        assert!(store.jobs(SERIAL).await.unwrap()[0].secrets.is_some());
 
-        store.enter(generation, &[RegistrationState::Waiting], dispatched()).await.unwrap().unwrap();
-        assert!(store.job(SERIAL).await.unwrap().unwrap().secrets.is_none());
+        let oak: Oak = OAK.parse().unwrap();
+        store.prove(SERIAL, generation, &oak, Some(&oak.proof_key(SERIAL))).await.unwrap().unwrap();
+        store.enter(generation, &[RegistrationState::Dispatching], dispatched()).await.unwrap().unwrap();
+        assert!(store.jobs(SERIAL).await.unwrap()[0].secrets.is_none());
         assert_eq!(holds(&sealed), Vec::<std::path::PathBuf>::new(), "before a checkpoint");
         sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(store.pool()).await.unwrap();
         assert_eq!(holds(&sealed), Vec::<std::path::PathBuf>::new(), "after a checkpoint");
@@ -651,7 +569,7 @@ mod tests {
         let store = Store::open(folder.path()).await.unwrap();
         let registration = store.get(a, SERIAL).await.unwrap().unwrap();
         assert_eq!(registration.state, RegistrationState::Waiting);
-        let job = store.job(SERIAL).await.unwrap().unwrap();
-        assert!(job.secrets.unwrap().credentials.password.matches(PASSWORD));
+        let job = &store.jobs(SERIAL).await.unwrap()[0];
+        assert!(job.secrets.as_ref().unwrap().credentials.password.matches(PASSWORD));
     }
 }

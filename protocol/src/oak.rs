@@ -122,6 +122,13 @@ impl ProofKey {
         self.mac(serial, challenge, exporter).verify_slice(&proof.0).is_ok()
     }
 
+    /// What recognises the OAK later and proves nothing to anybody: one way from the key, so that whoever reads it can
+    /// only guess, at one Argon2id each.
+    pub fn verifier(&self) -> [u8; 32] {
+        let mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        mac.chain_update(b"homing oak verifier 1").finalize().into_bytes().into()
+    }
+
     fn mac(&self, serial: SerialNumber, challenge: &Challenge, exporter: &[u8; 32]) -> Hmac<Sha256> {
         // Every part has a fixed length, so that no two inputs run together to the same bytes.
         Hmac::<Sha256>::new_from_slice(&self.0)
@@ -222,6 +229,8 @@ mod tests {
         assert!(!key.verify(other_serial, &challenge, &exporter, &proof));
         assert!(!key.verify(SERIAL, &Challenge([8; 32]), &exporter, &proof));
         assert!(!key.verify(SERIAL, &challenge, &[8; 32], &proof));
+        assert_eq!(key.verifier(), oak.proof_key(SERIAL).verifier());
+        assert_ne!(key.verifier(), other_oak.proof_key(SERIAL).verifier());
     }
 
     #[test]

@@ -6,7 +6,13 @@ use anyhow::{Context, ensure};
 use clap::Subcommand;
 use homing_dispatcher::accounts;
 use homing_protocol::SerialNumber;
-use std::path::{Path, PathBuf};
+use serde::Serialize;
+use std::{
+    fmt::Display,
+    num::ParseIntError,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 #[derive(Subcommand)]
 pub(super) enum DispatcherCommand {
@@ -28,6 +34,12 @@ pub(super) enum DispatcherCommand {
         /// Why, for the audit log.
         #[arg(long, default_value = "")]
         reason: String,
+    },
+    /// Lists who gave wrong OAKs, proofs and passwords lately, most often first.
+    Attempts {
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
     },
     /// Prints the audit log, and checks that nobody has altered it.
     Audit {
@@ -52,13 +64,55 @@ pub(super) enum AccountCommand {
         /// Its name.
         name: String,
     },
+    /// Says what an account may do; what is not given stays.
+    Limit {
+        /// Its name.
+        name: String,
+        /// Devices that it may register; `default`: as configured.
+        #[arg(long)]
+        devices: Option<OrDefault>,
+        /// Registrations that it may send in a minute; `default`: as configured.
+        #[arg(long)]
+        per_minute: Option<OrDefault>,
+        /// The only tunnel servers that it may send devices to, `host` or `host:port`; may be given several times.
+        #[arg(long = "server", conflicts_with = "any_server")]
+        servers: Vec<String>,
+        /// It may send devices to any tunnel server.
+        #[arg(long)]
+        any_server: bool,
+    },
     /// Refuses an account from now on; its devices stay claimed.
     Disable {
         /// Its name.
         name: String,
     },
-    /// Lists accounts.
-    List,
+    /// Takes that back.
+    Enable {
+        /// Its name.
+        name: String,
+    },
+    /// Lists accounts, with their limits and what was wrong lately.
+    List {
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A number, or `default`.
+#[derive(Clone, Copy)]
+pub(super) struct OrDefault(Option<u32>);
+
+impl FromStr for OrDefault {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        if text == "default" {
+            Ok(OrDefault(None))
+        } else {
+            text.parse().map(|number| OrDefault(Some(number)))
+        }
+    }
 }
 
 pub(super) fn run(file: &Path, command: DispatcherCommand) -> anyhow::Result<()> {
@@ -76,13 +130,13 @@ async fn carry_out(data: &Path, command: DispatcherCommand) -> anyhow::Result<()
             print(&format!("{}\n", oak.label()));
             Ok(())
         }
+        DispatcherCommand::Attempts { json } => {
+            let attempts = homing_dispatcher::attempts::list(data).await?;
+            attempts.iter().for_each(|one| line(one, json));
+            Ok(())
+        }
         DispatcherCommand::Audit { serial, json } => {
-            let shown = |entry: &homing_dispatcher::audit::Entry| {
-                print(&match json {
-                    true => format!("{}\n", serde_json::to_string(entry).expect("plain values are JSON")),
-                    false => format!("{entry}\n"),
-                });
-            };
+            let shown = |entry: &homing_dispatcher::audit::Entry| line(entry, json);
             let (count, hash) = homing_dispatcher::audit::read(data, serial, shown).await?;
             if !json {
                 print(&format!("{count} entries, none altered; the last hash is {hash}\n"));
@@ -102,14 +156,29 @@ async fn account(data: &Path, command: AccountCommand) -> anyhow::Result<()> {
             let password = accounts::set_password(data, &name).await?;
             print(&format!("{}\n", password.expose()));
         }
+        AccountCommand::Limit { name, devices, per_minute, servers, any_server } => {
+            let change = accounts::ChangeAccount {
+                disabled: None,
+                devices: devices.map(|devices| devices.0),
+                per_minute: per_minute.map(|per_minute| per_minute.0),
+                servers: (any_server || !servers.is_empty()).then_some((!any_server).then_some(servers)),
+            };
+            accounts::change(data, &name, change).await?;
+        }
         AccountCommand::Disable { name } => accounts::disable(data, &name).await?,
-        AccountCommand::List => {
-            for account in accounts::list(data).await? {
-                print(&format!("{account}\n"));
-            }
+        AccountCommand::Enable { name } => accounts::enable(data, &name).await?,
+        AccountCommand::List { json } => {
+            accounts::list(data).await?.iter().for_each(|account| line(account, json));
         }
     }
     Ok(())
+}
+
+fn line<T: Serialize + Display>(of: &T, json: bool) {
+    print(&match json {
+        true => format!("{}\n", serde_json::to_string(of).expect("plain values are JSON")),
+        false => format!("{of}\n"),
+    });
 }
 
 async fn import(data: &Path, list: &Path, strict: bool) -> anyhow::Result<()> {

@@ -18,7 +18,10 @@ use homing_uplink::{
 use http::{Response, StatusCode, header};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -56,6 +59,8 @@ pub struct Device {
     policies: Mutex<Vec<security::Policy>>,
     /// It was asked for its proof, and is silent.
     pub asked: Notify,
+    /// How often it gave its proof.
+    pub proofs: AtomicUsize,
     /// What SetUplink brought.
     pub uplinks: watch::Sender<Vec<uplink::Configuration>>,
 }
@@ -96,6 +101,7 @@ impl Device {
             stored: Mutex::new(vec![own]),
             policies: Mutex::default(),
             asked: Notify::new(),
+            proofs: AtomicUsize::new(0),
             uplinks: watch::Sender::default(),
         })
     }
@@ -180,6 +186,7 @@ impl Device {
     }
 
     async fn prove(&self, mut incoming: Incoming) {
+        self.proofs.fetch_add(1, Ordering::SeqCst);
         let body = std::mem::take(incoming.request.body_mut()).collect(4096).await.unwrap();
         let question: ProofRequest = serde_json::from_slice(&body).unwrap();
         let exporter = incoming.uplink.exporter.export(EXPORTER_LABEL, b"").unwrap();

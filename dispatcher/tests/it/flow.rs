@@ -294,6 +294,8 @@ async fn step_2_relay_a_device_of_another_owner_is_refused_until_it_is_released(
     let second = Tunnel::start(folder.path(), &world, "beta", &second).await;
     let agent = Agent::start(&folder.path().join("agent"), &world, OAK).await;
     first.register(SERIAL, OAK, PASSWORD).await.unwrap();
+    agent.press().await;
+    first.until_ready().await;
     let (status, code, message) = refusal(second.register(SERIAL, OAK, PASSWORD).await);
     assert_eq!((status, code.as_str()), (409, "claimed-by-another-account"), "{message}");
     let _: () = first.api.send(Method::DELETE, &format!("/api/v1/devices/{SERIAL}"), &()).await.unwrap();

@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that finds something else than it expects has failed")]
 
+mod claims;
 mod device;
 mod flow;
 mod foreign;
 mod hostile;
+mod operator;
 mod step_2_relay;
 mod step_5_dispatch;
 mod stranded;

@@ -32,15 +32,17 @@ async fn step_2_relay_a_registration_waits_through_a_restart_until_it_is_release
     world.stop().await;
 }
 
-/// What one account has claimed another cannot register, and learns the date alone.
+/// What one account has claimed another cannot register, and learns the date alone; the owner learns of it.
 #[tokio::test]
 async fn step_2_relay_a_device_claimed_by_another_account_is_refused_with_the_date() {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (account(folder.path(), "alpha").await, account(folder.path(), "beta").await);
+    let list = format!("{SERIAL},{},Dome\n", OAK.label());
+    lists::import(folder.path(), "factory.csv", list.as_bytes(), OnFault::Stop).await.unwrap();
     let world = World::start(folder.path()).await;
     let (first, second) = (world.sts("alpha", &first), world.sts("beta", &second));
     let new = Sts::registration(OAK, "x", &world.trust);
-    first.put(&new).await.unwrap();
+    assert_eq!(first.put(&new).await.unwrap().contested, None);
 
     let (status, code, message) = refusal(second.put(&new).await);
     assert_eq!((status, code.as_str()), (409, "claimed-by-another-account"));
@@ -49,6 +51,8 @@ async fn step_2_relay_a_device_claimed_by_another_account_is_refused_with_the_da
     assert_eq!(refusal(second.delete().await).0, 404);
     let changes: Changes = second.api.get("/api/v1/changes").await.unwrap();
     assert_eq!(changes.changes, []);
+    let told = first.until(|change| change.contested.is_some()).await;
+    assert_eq!(told.contested.unwrap().attempts, 1);
 
     first.delete().await.unwrap();
     second.put(&new).await.unwrap();

@@ -351,8 +351,7 @@ async fn step_5_dispatch_nothing_is_sent_to_a_disabled_account() {
     let _second = world.phone_home(&device).await.unwrap();
     first.await.unwrap();
 
-    let password = homing_dispatcher::accounts::set_password(folder.path(), "shop").await.unwrap();
-    let sts = world.sts("shop", &password);
+    homing_dispatcher::accounts::enable(folder.path(), "shop").await.unwrap();
     assert_eq!(sts.get().await.unwrap().state, State::Waiting);
     assert!(device.uplinks.borrow().is_empty());
     let new = Sts::registration(OAK, PASSWORD, &world.trust);

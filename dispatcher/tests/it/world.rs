@@ -96,6 +96,12 @@ impl World {
         }
     }
 
+    /// The operator's API, with this token.
+    pub fn operator(&self, token: &str) -> ApiClient {
+        let base = format!("https://{}", self.api);
+        ApiClient::new("dispatcher", &base, &Auth::Bearer(token.into()), Some(&self.trust)).unwrap()
+    }
+
     /// Step 4.
     pub async fn phone_home(&self, device: &Arc<Device>) -> Result<JoinHandle<EndReason>, DialError> {
         let never = CancellationToken::new();

@@ -16,6 +16,9 @@
 //! to `N`: the dispatcher sends a device on its way only after the tunnel server has acknowledged the
 //! device's key (or did not within a few seconds), so that the device does not arrive as a stranger.
 //!
+//! A registration is the account's claim once its OAK is proven, by a manufacturer's list at once or by the device.
+//! Until then other accounts may register the same device; [`Registration::contested`] tells of them.
+//!
 //! One account belongs to one tunnel server. Asking after more than there is (the dispatcher's database was
 //! set back) is answered with everything, and a `last` that is smaller.
 //!
@@ -25,7 +28,10 @@
 //! | `unknown-account` | 401 | the administrators: name, password, or a disabled account |
 //! | `too-many-registrations` | 403 | the dispatcher's administrator |
 //! | `not-found` | 404 | nobody: not registered by this account |
-//! | `claimed-by-another-account` | 409 | the other owner; the message has the date |
+//! | `claimed-by-another-account` | 409; problem, `refused`, when the other account has proven the OAK meanwhile | the other owner; the message has the date |
+//! | `contested` | 409; problem, `refused`, when it gave way | time: many accounts have registered it, and none has proven its OAK |
+//! | `unproven` | 409 to an offer: the device has not proven its OAK yet | time: offer it when it has been dispatched |
+//! | `other-key` | 409 to `arrived`: the claim is bound to another key, or to none | the tunnel server |
 //! | `wrong-oak`, `unknown-serial` | 422: not what a manufacturer's list says | whoever registered: the label |
 //! | `slow-down` | 429 with `Retry-After` | time: too many wrong passwords or OAKs |
 //! | `wrong-oak`, `wrong-serial`, `wrong-credentials` | problem, `refused` | whoever registered: relay a corrected registration |
