@@ -44,7 +44,7 @@ const SHOWN: usize = 200;
 /// The longest answer to a challenge.
 const PROOF_LIMIT_BYTES: usize = 1024;
 
-/// A device's clock may be off by as much: certificates begin a day in the past.
+/// A device's clock may be off by as much: public CAs begin their certificates an hour in the past.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(3600);
 
 /// Proof keys being derived at once: 8 MiB and tens of milliseconds each.
