@@ -5,13 +5,13 @@
 //!
 //! | way | one guess costs | limited by |
 //! |---|---|---|
-//! | an account registers a listed device with a guess and is told | a counted mistake | [`OAKS_BY_ACCOUNT`], per account |
-//! | an account registers a device that waits and has given its proof | a registration, and a derivation of ours | registrations a minute, [`DERIVATIONS_AT_ONCE`] |
-//! | a key that claims the serial number proves a guess, to be taken for the device | a connection, and derivations of ours | [`PROOFS_BY_NETWORK`], [`DERIVATIONS_AT_ONCE`] |
+//! | an account registers a listed device with a guess and is told | a counted mistake | `OAKS_BY_ACCOUNT`, per account |
+//! | an account registers a device that waits and has given its proof | a registration, and a derivation of ours | registrations a minute, `DERIVATIONS_AT_ONCE` |
+//! | a key that claims the serial number proves a guess, to be taken for the device | a connection, and derivations of ours | `PROOFS_BY_NETWORK`, `DERIVATIONS_AT_ONCE` |
 //!
 //! Many serial numbers, accounts and networks at once are taken into account by the test below, which does the
 //! arithmetic: more than a hundred years for the best of all ways together. A key derivation takes milliseconds
-//! whatever one pays for a machine; all devices of a dispatcher wait for the same [`DERIVATIONS_AT_ONCE`].
+//! whatever one pays for a machine; all devices of a dispatcher wait for the same `DERIVATIONS_AT_ONCE`.
 //!
 //! What is slowed is who guesses, never what is guessed: if a serial number or an account's name were slowed, anybody
 //! could keep its owner out. These are counted and shown.
