@@ -3,6 +3,7 @@
 //! | route | answer |
 //! |---|---|
 //! | `GET`, `POST /hardware`, `DELETE /hardware/{id}` | step 8, and what was added |
+//! | `PATCH /hardware/{id}` | the device went to another tunnel server; its cameras go on there |
 //! | `GET /cameras`, `GET`, `PATCH /cameras/{id}` | cameras with their state |
 //! | `GET /cameras/{id}/live` | WebSocket, see `live.rs`; ends when the [`Leave`] of the request is withdrawn |
 //! | `GET /cameras/{id}/timeline?start=&end=` | what was recorded, and the gaps with their causes |
@@ -27,7 +28,7 @@ use homing_media::time::{Ticks, ticks_from_nanos};
 use homing_protocol::SerialNumber;
 use homing_protocol::api::Problem;
 use homing_protocol::api::recording::{
-    Camera, CameraChange, Hardware, NewHardware, Timeline, fragment_headers,
+    Camera, CameraChange, Hardware, HardwareChange, NewHardware, Timeline, fragment_headers,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
@@ -49,7 +50,7 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/recording.mp4", get(recording));
     let api = Router::new()
         .route("/hardware", get(hardware).post(add_hardware))
-        .route("/hardware/{id}", delete(delete_hardware))
+        .route("/hardware/{id}", delete(delete_hardware).patch(change_hardware))
         .route("/cameras", get(all_cameras))
         .route("/devices/{serial}/connected", post(device_connected))
         .nest("/cameras/{id}", cameras);
@@ -71,6 +72,15 @@ async fn add_hardware(
 async fn delete_hardware(State(server): State<Server>, Path(id): Path<i64>) -> Result<StatusCode, Failure> {
     server.delete(id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn change_hardware(
+    State(server): State<Server>,
+    Path(id): Path<i64>,
+    change: Result<Json<HardwareChange>, JsonRejection>,
+) -> Result<Json<Hardware>, Failure> {
+    let Json(change) = change.map_err(|rejection| Failure::bad_request(rejection.body_text()))?;
+    Ok(Json(server.follow(id, &change.server).await?))
 }
 
 async fn device_connected(State(server): State<Server>, Path(serial): Path<SerialNumber>) -> StatusCode {

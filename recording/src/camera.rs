@@ -68,7 +68,7 @@ pub(crate) struct Camera {
     pub serial: SerialNumber,
     pub added: Ticks,
     pub hub: Arc<Hub>,
-    device: DeviceAddress,
+    device: Mutex<DeviceAddress>,
     stream_url: String,
     credentials: Credentials,
     name: Mutex<String>,
@@ -141,7 +141,7 @@ impl Camera {
             serial: new.serial,
             added: new.added,
             hub: Arc::new(Hub::new(new.id)),
-            device: new.device,
+            device: Mutex::new(new.device),
             stream_url: new.stream_url,
             credentials: new.credentials,
             name: Mutex::new(new.name),
@@ -174,6 +174,15 @@ impl Camera {
     /// The device is said to be reachable again: no more waiting.
     pub fn try_now(&self) {
         self.wake.notify_one();
+    }
+
+    /// From the next attempt on it is looked for there.
+    pub fn follow(&self, device: DeviceAddress) {
+        *self.device.lock().unwrap_or_else(PoisonError::into_inner) = device;
+    }
+
+    fn device(&self) -> DeviceAddress {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn rename(&self, name: &str) {
@@ -287,7 +296,7 @@ impl Camera {
 
     /// A session on the runtime that the device's tunnel lives on.
     async fn session_at_home(self: &Arc<Self>, shared: &Arc<Shared>) -> Ended {
-        let Some(home) = shared.connectors.runtime(&self.device) else {
+        let Some(home) = shared.connectors.runtime(&self.device()) else {
             return self.session(shared).await;
         };
         let (camera, shared) = (self.clone(), shared.clone());
@@ -297,7 +306,7 @@ impl Camera {
 
     /// Through a tunnel RTSP has the standard port, whatever it is at the site.
     fn rtsp_port(&self) -> u16 {
-        let stated = match self.device {
+        let stated = match self.device() {
             DeviceAddress::Tunnel { .. } => None,
             _ => url::Url::parse(&self.stream_url).ok().and_then(|url| url.port()),
         };
@@ -307,7 +316,7 @@ impl Camera {
     async fn session(&self, shared: &Shared) -> Ended {
         let opened = async {
             let port = self.rtsp_port();
-            let stream = shared.connectors.connect(&self.device, port).await?;
+            let stream = shared.connectors.connect(&self.device(), port).await?;
             Ok(Session::open(stream, &self.stream_url, self.credentials.clone()).await?)
         };
         let mut session = tokio::select! {

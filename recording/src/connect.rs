@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
+use homing_base::http::Failure;
 use homing_base::onvif::ANSWER_LIMIT_BYTES;
 use homing_protocol::SerialNumber;
 use homing_protocol::api::recording::DeviceAddress;
@@ -172,6 +173,13 @@ impl Connectors {
             DeviceAddress::Tunnel { server, .. } => ConnectError::UnknownServer(server.clone()),
             other => ConnectError::UnknownServer(describe(other)),
         })
+    }
+
+    /// Whether there is a way to it; not whether it answers.
+    pub fn check(&self, device: &DeviceAddress) -> Result<(), Failure> {
+        let problem =
+            |error: ConnectError| Failure::new(StatusCode::BAD_REQUEST, Problem { error: error.problem() });
+        self.to(device).map(|_| ()).map_err(problem)
     }
 
     pub async fn connect(&self, device: &DeviceAddress, port: u16) -> Result<Box<dyn Stream>, ConnectError> {

@@ -14,7 +14,7 @@ use homing_base::http::Failure;
 use homing_media::time::Ticks;
 use homing_protocol::SerialNumber;
 use homing_protocol::api::Problem;
-use homing_protocol::api::recording::{Camera as CameraView, Hardware, NewHardware};
+use homing_protocol::api::recording::{Camera as CameraView, DeviceAddress, Hardware, NewHardware};
 use homing_protocol::secret::Credentials;
 use http::StatusCode;
 use tokio::sync::Semaphore;
@@ -165,6 +165,35 @@ impl Server {
         });
         tracing::info!(hardware = id, "hardware deleted");
         Ok(())
+    }
+
+    /// Its device is at another tunnel server now: its cameras look for it there from the next attempt on.
+    pub async fn follow(&self, id: i64, server: &str) -> Result<Hardware, Failure> {
+        let _change = self.changing.lock().await;
+        let known = self.lock().hardware.get(&id).map(|row| (row.serial, row.device.clone()));
+        let Some((serial, before)) = known else {
+            return Err(Failure::not_found(format!("There is no hardware {id}.")));
+        };
+        let DeviceAddress::Tunnel { serial: behind, .. } = before else {
+            return Err(Failure::bad_request(format!(
+                "Hardware {id} is not reached through a tunnel server."
+            )));
+        };
+        let device = DeviceAddress::Tunnel { server: server.to_owned(), serial: behind };
+        self.shared.connectors.check(&device)?;
+        self.store.move_hardware(id, &device).await?;
+        tracing::info!(%serial, hardware = id, server, "hardware is at another tunnel server");
+        let mut inner = self.lock();
+        inner.cameras.values().filter(|camera| camera.hardware == id).for_each(|camera| {
+            camera.follow(device.clone());
+            camera.try_now();
+        });
+        let Some(row) = inner.hardware.get_mut(&id) else {
+            return Err(Failure::not_found(format!("There is no hardware {id}.")));
+        };
+        row.device = device;
+        let row = row.clone();
+        Ok(inner.view(&row))
     }
 
     pub async fn rename(&self, id: i64, name: &str) -> Result<CameraView, Failure> {

@@ -143,6 +143,16 @@ impl Store {
         Ok(Some(id))
     }
 
+    /// It is reached another way from now on.
+    pub async fn move_hardware(&self, id: i64, device: &DeviceAddress) -> anyhow::Result<()> {
+        sqlx::query("UPDATE hardware SET device = $1 WHERE id = $2")
+            .bind(serde_json::to_string(device)?)
+            .bind(id)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     /// Forgets the hardware and its password; its cameras are kept, as deleted, for their footage.
     pub async fn delete_hardware(&self, id: i64, now: Ticks) -> anyhow::Result<()> {
         let mut transaction = self.pool.begin().await?;

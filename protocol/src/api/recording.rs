@@ -29,6 +29,14 @@ pub enum DeviceAddress {
     },
 }
 
+/// `PATCH /api/v1/hardware/{id}`: its device went to another tunnel server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HardwareChange {
+    /// The tunnel server's name.
+    pub server: String,
+}
+
 /// Add Hardware.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

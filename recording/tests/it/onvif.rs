@@ -24,6 +24,7 @@ const SERIAL: &str = "00408C702009";
 
 /// A tunnel server in process with one device: two channels, of which one is H.265 too.
 struct Tunnel {
+    name: &'static str,
     guard: DigestGuard,
     source: String,
     connected: AtomicBool,
@@ -34,6 +35,18 @@ struct Tunnel {
 }
 
 impl Tunnel {
+    fn new(name: &'static str, source: &Source, home: &tokio::runtime::Runtime) -> Arc<Self> {
+        Arc::new(Tunnel {
+            name,
+            guard: DigestGuard::new("device", [5; 32]),
+            source: source.url.clone(),
+            connected: AtomicBool::new(false),
+            websocket: AtomicBool::new(false),
+            streams: AtomicUsize::new(0),
+            home: home.handle().clone(),
+        })
+    }
+
     fn answer(&self, request: &Request<Bytes>) -> Response<Bytes> {
         let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap());
         let password = |user: &str| (user == "root").then(|| "sesame".into());
@@ -102,7 +115,7 @@ fn profiles() -> Vec<Profile> {
 
 impl DeviceConnector for Tunnel {
     fn serves(&self, device: &DeviceAddress) -> bool {
-        matches!(device, DeviceAddress::Tunnel { server, .. } if server == "sts")
+        matches!(device, DeviceAddress::Tunnel { server, .. } if server == self.name)
     }
 
     fn connect<'a>(
@@ -137,26 +150,65 @@ impl DeviceConnector for Tunnel {
     }
 }
 
+fn home() -> tokio::runtime::Runtime {
+    let mut home = tokio::runtime::Builder::new_multi_thread();
+    home.worker_threads(1).thread_name("home").enable_all().build().unwrap()
+}
+
+/// Goal: hardware follows its device to another tunnel server: the same cameras record on there, after a restart too.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardware_follows_its_device_to_another_tunnel_server() {
+    let script = || Script { is_added: true, many: Some(clip()), speed: 5, ..Script::default() };
+    let (before, after) = (Source::start(script()).await, Source::start(script()).await);
+    let home = home();
+    let (sts, other) = (Tunnel::new("sts", &before, &home), Tunnel::new("other", &after, &home));
+    sts.connected.store(true, Ordering::Relaxed);
+    [&sts, &other].iter().for_each(|tunnel| tunnel.websocket.store(true, Ordering::Relaxed));
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let recorder = async |folder: Arc<tempfile::TempDir>| {
+        let config = config(folder.path());
+        Recorder::with(folder, config, vec![sts.clone(), other.clone()]).await
+    };
+    let recording = recorder(folder).await;
+    let device = DeviceAddress::Tunnel { server: "sts".into(), serial: SERIAL.parse().unwrap() };
+    let new = NewHardware { device, user: "root".into(), password: "sesame".into(), name: "Gate".into() };
+    let new = serde_json::to_value(&new).unwrap();
+    let (status, _, body) = recording.send("POST", "/api/v1/hardware", Some(new)).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let hardware: Hardware = serde_json::from_slice(&body).unwrap();
+    let camera = hardware.cameras[0].id;
+    recording.wait_for_recorded(camera, 2.0).await;
+
+    let path = format!("/api/v1/hardware/{}", hardware.id);
+    let follow = async |recording: &Recorder, server: &str| {
+        recording.send("PATCH", &path, Some(serde_json::json!({ "server": server }))).await.0
+    };
+    assert_eq!(follow(&recording, "nowhere").await, StatusCode::BAD_REQUEST);
+    sts.connected.store(false, Ordering::Relaxed);
+    before.end().await;
+    recording.wait_for_state(camera, CameraState::Error).await;
+    other.connected.store(true, Ordering::Relaxed);
+    assert_eq!(follow(&recording, "other").await, StatusCode::OK);
+    recording.wait_for_state(camera, CameraState::Recording).await;
+    let streams = other.streams.load(Ordering::Relaxed);
+    assert!(streams >= 1);
+
+    let recording = recorder(recording.stop().await).await;
+    recording.wait_for_state(camera, CameraState::Recording).await;
+    assert!(other.streams.load(Ordering::Relaxed) > streams);
+    recording.stop().await;
+    after.end().await;
+    tokio::task::spawn_blocking(move || drop(home)).await.unwrap();
+}
+
 /// Goal: step 8 add. Wrong credentials, an absent device and one without RTSP over WebSocket are told as such; each channel becomes a camera that records
 /// over the device's own connection, on its own runtime; when the device is away the tunnel server's reason is shown.
 #[tokio::test(flavor = "multi_thread")]
 async fn step_8_add() {
     let source =
         Source::start(Script { is_added: true, many: Some(clip()), speed: 5, ..Script::default() }).await;
-    let home = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("home")
-        .enable_all()
-        .build();
-    let home = home.unwrap();
-    let tunnel = Arc::new(Tunnel {
-        guard: DigestGuard::new("device", [5; 32]),
-        source: source.url.clone(),
-        connected: AtomicBool::new(false),
-        websocket: AtomicBool::new(false),
-        streams: AtomicUsize::new(0),
-        home: home.handle().clone(),
-    });
+    let home = home();
+    let tunnel = Tunnel::new("sts", &source, &home);
     let folder = Arc::new(tempfile::tempdir().unwrap());
     let recorder = Recorder::with(folder.clone(), config(folder.path()), vec![tunnel.clone()]).await;
     let add = async |serial: &str, password: &str| -> Result<Hardware, (u16, ProblemDetail)> {
