@@ -26,6 +26,11 @@ const LOOK: Duration = Duration::from_millis(500);
 const SEEN_YELLOW: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
+struct TunnelServer {
+    reachable: bool,
+}
+
+#[derive(Deserialize)]
 struct Device {
     serial: SerialNumber,
     state: String,
@@ -45,18 +50,31 @@ pub(super) async fn tell(demo: Description, stop: Stop) {
 async fn story(demo: &Description) -> anyhow::Result<()> {
     let api = ApiClient::new("management server", &demo.url, &Auth::Bearer(demo.token.clone()), None)?;
     let (_, by_themselves) = demo.cameras.split_last().context("at least one camera")?;
-    let known: Vec<Device> = api.get("/api/v1/devices").await?;
+    let known = known(&api).await?;
     let new: Vec<&CameraDescription> = by_themselves
         .iter()
         .filter(|camera| {
             !known.iter().any(|device| device.serial == camera.serial && device.state == "green")
         })
         .collect();
-    for camera in &new {
+    let is_registered =
+        |camera: &CameraDescription| known.iter().any(|device| device.serial == camera.serial);
+    for camera in new.iter().filter(|camera| !is_registered(camera)) {
         register(&api, camera).await.with_context(|| format!("registering {}", camera.name))?;
     }
     tokio::try_join!(press_all(&new), add_all(&api, &new))?;
     Ok(())
+}
+
+/// The devices of an earlier run: known as soon as the management server has reached the tunnel server.
+async fn known(api: &ApiClient) -> anyhow::Result<Vec<Device>> {
+    loop {
+        let servers: Vec<TunnelServer> = api.get("/api/v1/tunnel-servers").await?;
+        if servers.iter().all(|server| server.reachable) {
+            return Ok(api.get("/api/v1/devices").await?);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 async fn register(api: &ApiClient, camera: &CameraDescription) -> anyhow::Result<()> {
@@ -64,12 +82,8 @@ async fn register(api: &ApiClient, camera: &CameraDescription) -> anyhow::Result
         "serial": camera.serial, "oak": camera.oak, "user": camera.user, "password": camera.password,
         "name": camera.name, "description": "Simulated camera",
     });
-    match api.send::<_, serde_json::Value>(Method::POST, "/api/v1/devices", &registration).await {
-        Ok(_) => Ok(()),
-        // Registered in an earlier run that ended before it was added.
-        Err(CallError::Refused { status: StatusCode::CONFLICT, .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    let _: serde_json::Value = api.send(Method::POST, "/api/v1/devices", &registration).await?;
+    Ok(())
 }
 
 async fn press_all(cameras: &[&CameraDescription]) -> anyhow::Result<()> {

@@ -86,6 +86,11 @@ fn a_killed_server_has_lost_at_most_one_group_of_pictures() {
         println!("seed {seed}, round {round}: {} of {} frames lost", frame_at(killed) - last, TIMING.fps * 2);
         assert!(last >= at_least, "seed {seed}: recorded until frame {last}, should be {at_least} at least");
 
+        // What was set up before is not set up again.
+        let audit = demo.api.json("/api/v1/audit").unwrap();
+        let done = audit.as_array().unwrap().iter().filter(|entry| entry["action"] == "register-device");
+        assert_eq!(done.count(), 1, "{audit}");
+
         // The timeline says that, and why, something is missing.
         let path = format!("/api/v1/cameras/{camera}/timeline?start={start}&end={}", Timestamp::now());
         let timeline = demo.api.json(&path).unwrap();
