@@ -17,7 +17,7 @@ use homing_protocol::{
     SerialNumber,
     api::{
         Problem, ProblemDetail,
-        recording::{Hardware, NewHardware},
+        recording::{Hardware, HardwareChange, NewHardware},
     },
 };
 use http_body_util::{BodyExt, Limited};
@@ -101,10 +101,31 @@ impl Recording {
         }
     }
 
-    /// Keeps [`World`] true about the hardware until the role stops.
+    /// A device may have gone elsewhere: that is looked at now, not at the next poll.
+    pub fn look(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Has hardware follow its device to another tunnel server, so that recording goes on there.
+    async fn follow(&self, id: i64, server: &str) {
+        let change = HardwareChange { server: server.to_owned() };
+        let path = format!("/api/v1/hardware/{id}");
+        match self.call::<_, Hardware>(Method::PATCH, &path, &change).await {
+            Ok(_) => tracing::info!(hardware = id, server, "hardware follows its device"),
+            Err(failure) => {
+                let problem = failure.problem.error.message;
+                tracing::warn!(hardware = id, server, problem, "hardware cannot follow its device");
+            }
+        }
+    }
+
+    /// Keeps [`World`] true about the hardware until the role stops, and hardware where its device is.
     pub async fn watch(self, world: World, stop: Stop) {
         loop {
             world.recording(self.hardware().await.map_err(|failure| failure.problem.error));
+            for (hardware, server) in world.gone_elsewhere() {
+                self.follow(hardware, &server).await;
+            }
             tokio::select! {
                 () = tokio::time::sleep(POLL) => (),
                 () = self.changed.notified() => (),

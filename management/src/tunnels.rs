@@ -211,15 +211,17 @@ impl TunnelServer {
             silence.as_mut().reset(tokio::time::Instant::now() + SILENCE);
             let Ok(bytes) = frame.into_data() else { continue };
             for event in parser.feed(&bytes).map_err(|error| self.lost(&error.to_string()))? {
-                if let Some(serial) = self.happened(world, &event)? {
-                    recording.connected(serial).await;
+                match self.happened(world, &event)? {
+                    Happened::Connected(serial) => recording.connected(serial).await,
+                    Happened::Moved => recording.look(),
+                    Happened::Other => (),
                 }
             }
         }
     }
 
-    /// The device that has a new uplink, if that is what happened.
-    fn happened(&self, world: &World, event: &sse::Event) -> Result<Option<SerialNumber>, Lost> {
+    /// Takes an event into the world.
+    fn happened(&self, world: &World, event: &sse::Event) -> Result<Happened, Lost> {
         #[derive(Deserialize)]
         struct Removed {
             serial: SerialNumber,
@@ -234,8 +236,12 @@ impl TunnelServer {
                     tunnel = self.name, serial = %device.serial, step = %device.step, connected = device.connected,
                     "device changed"
                 );
-                let serial = device.serial;
-                return Ok(world.device(&self.name, device).then_some(serial));
+                let (serial, left) = (device.serial, device.moving.is_some() && !device.connected);
+                return Ok(match world.device(&self.name, device) {
+                    true => Happened::Connected(serial),
+                    false if left => Happened::Moved,
+                    false => Happened::Other,
+                });
             }
             "removed" => {
                 let removed: Removed = serde_json::from_str(&event.data).map_err(strange)?;
@@ -244,12 +250,22 @@ impl TunnelServer {
             // A newer tunnel server may tell more.
             _ => (),
         }
-        Ok(None)
+        Ok(Happened::Other)
     }
 
     fn lost(&self, cause: &str) -> Lost {
         Lost::Stream { peer: self.client.peer().to_owned(), cause: cause.to_owned() }
     }
+}
+
+/// What the recording server is to know of an event.
+enum Happened {
+    /// A device has a new uplink.
+    Connected(SerialNumber),
+    /// A device that moves has left.
+    Moved,
+    /// Nothing.
+    Other,
 }
 
 /// Why an event stream is not open.

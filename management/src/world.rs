@@ -212,6 +212,23 @@ impl World {
         inner.tunnels.iter().filter_map(at).collect()
     }
 
+    /// Hardware whose device is not connected where the recording server looks for it, but at another tunnel server.
+    pub fn gone_elsewhere(&self) -> Vec<(i64, String)> {
+        let inner = self.lock();
+        let is_at = |tunnel: &Tunnel, serial: &SerialNumber| {
+            tunnel.devices.get(serial).is_some_and(|device| device.connected)
+        };
+        let elsewhere = |hardware: &recording::Hardware| {
+            let recording::DeviceAddress::Tunnel { server, serial } = &hardware.device else { return None };
+            if inner.tunnels.get(server).is_some_and(|tunnel| is_at(tunnel, serial)) {
+                return None;
+            }
+            let (name, _) = inner.tunnels.iter().find(|(_, tunnel)| is_at(tunnel, serial))?;
+            Some((hardware.id, name.clone()))
+        };
+        inner.hardware.iter().filter_map(elsewhere).collect()
+    }
+
     /// Every certificate that tunnel servers have told of.
     pub fn certificates(&self) -> Vec<(String, Expiry)> {
         let inner = self.lock();

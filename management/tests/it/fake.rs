@@ -322,7 +322,7 @@ impl FakeRecording {
     pub fn base_router(&self) -> Router {
         Router::new()
             .route("/api/v1/hardware", get(hardware).post(add))
-            .route("/api/v1/hardware/{id}", axum::routing::delete(remove))
+            .route("/api/v1/hardware/{id}", axum::routing::delete(remove).patch(follow))
             .route("/api/v1/cameras", get(cameras))
             .route("/api/v1/cameras/{id}", get(camera).patch(camera))
             .with_state(self.clone())
@@ -384,6 +384,18 @@ async fn remove(State(recording): State<FakeRecording>, Path(id): Path<i64>) -> 
     let before = all.len();
     all.retain(|hardware| hardware.id != id);
     if all.len() == before { Err(Failure::not_found("no such hardware")) } else { Ok(StatusCode::NO_CONTENT) }
+}
+
+async fn follow(
+    State(recording): State<FakeRecording>,
+    Path(id): Path<i64>,
+    Json(change): Json<recording::HardwareChange>,
+) -> Json<recording::Hardware> {
+    let mut all = recording.hardware.lock().unwrap();
+    let hardware = all.iter_mut().find(|hardware| hardware.id == id).unwrap();
+    let serial = hardware.serial;
+    hardware.device = recording::DeviceAddress::Tunnel { server: change.server, serial };
+    Json(hardware.clone())
 }
 
 async fn cameras(State(recording): State<FakeRecording>, headers: HeaderMap) -> Json<Vec<recording::Camera>> {

@@ -84,6 +84,34 @@ async fn a_device_moves_to_another_tunnel_server_and_back() {
     site.end().await;
 }
 
+/// The goal: recording goes on at the other tunnel server, also when the device comes back.
+#[tokio::test]
+async fn hardware_follows_its_device() {
+    let site = with_a_device("Gate").await;
+    site.call(Method::POST, "/api/v1/hardware", Some(json!({"serial": serial(1)}))).await;
+    move_to_other(&site).await;
+    let looked_for = async |server: &str| {
+        let followed = async {
+            while site.get("/api/v1/hardware").await[0]["device"]["server"] != server {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(crate::fake::DEADLINE, followed).await.expect("hardware follows");
+    };
+    // While both tunnels stand, it stays where it is.
+    site.second.connect(serial(1), true);
+    site.until_device("there", |device| device["tunnel_server"] == "other" && device["connected"] == true)
+        .await;
+    assert_eq!(site.get("/api/v1/hardware").await[0]["device"]["server"], "sts");
+    arrive(&site).await;
+    looked_for("other").await;
+    assert_eq!(site.get(&path("")).await["state"], "green");
+    site.second.connect(serial(1), false);
+    site.tunnel.connect(serial(1), true);
+    looked_for("sts").await;
+    site.end().await;
+}
+
 /// The goal: a device that has not gone yet just stays, and the other server forgets it.
 #[tokio::test]
 async fn a_move_that_has_not_begun_is_undone_without_a_trace() {
