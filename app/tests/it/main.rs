@@ -7,6 +7,7 @@
 //! | [`cli`] | what an administrator types, and what a script calls |
 //! | [`frames`] | accounting for every frame, also after a crash |
 //! | [`lab`] | the whole in networks of its own |
+//! | [`secrets`] | that no log, answer, file or argument shows one |
 //! | [`system`] | the whole on loopback: mistakes, hostile peers, secrets, the end |
 //! | [`webdriver`] | Chromium |
 //! | [`harness`] | processes, HTTP, waiting, cleaning up: what every test here uses |
@@ -22,6 +23,7 @@ mod cli;
 mod frames;
 mod harness;
 mod lab;
+mod secrets;
 mod system;
 mod tidy;
 mod webdriver;

@@ -30,7 +30,8 @@ pub struct Register {
     serial: String,
     /// OAK on the label; any case, any separators.
     #[schema(example = "0123-4567-89AB")]
-    oak: String,
+    #[schema(value_type = String)]
+    oak: Secret,
     /// The device's user.
     user: String,
     /// That user's password.
@@ -51,7 +52,8 @@ pub struct Change {
     /// The OAK, where it was mistyped.
     #[serde(default)]
     #[schema(example = "0123-4567-89AB")]
-    oak: Option<String>,
+    #[schema(value_type = Option<String>)]
+    oak: Option<Secret>,
     /// The device's user.
     #[serde(default)]
     user: Option<String>,
@@ -112,7 +114,7 @@ pub async fn register(
     Body(asked): Body<Register>,
 ) -> Result<(StatusCode, Json<views::Device>), Failure> {
     let serial: SerialNumber = asked.serial.parse().map_err(|error| mistyped("bad-serial", &error))?;
-    let oak: Oak = asked.oak.parse().map_err(|error| mistyped("bad-oak", &error))?;
+    let oak: Oak = asked.oak.expose().parse().map_err(|error| mistyped("bad-oak", &error))?;
     let server = tunnel_server(&app, asked.tunnel_server.as_deref())?;
     if let Some(known) = app.world.find(serial).filter(|known| known.tunnel_server != server.name()) {
         let message = format!(
@@ -164,8 +166,11 @@ pub async fn change(
 ) -> Result<Json<views::Device>, Failure> {
     let (serial, before) = registered(&app, &serial)?;
     let server = tunnel_server(&app, Some(&before.tunnel_server))?;
-    let oak =
-        asked.oak.map(|oak| oak.parse::<Oak>()).transpose().map_err(|error| mistyped("bad-oak", &error))?;
+    let oak = asked
+        .oak
+        .map(|oak| oak.expose().parse::<Oak>())
+        .transpose()
+        .map_err(|error| mistyped("bad-oak", &error))?;
     let change = ChangeDevice {
         oak,
         user: asked.user,
