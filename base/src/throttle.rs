@@ -45,6 +45,12 @@ impl Tolerance {
     }
 }
 
+impl Tolerance {
+    /// For what is logged about somebody who tries again all day: at once, then less and less often.
+    pub const LOG: Tolerance =
+        Tolerance { free: 0, first: Duration::from_secs(600), longest: Duration::from_secs(24 * 3600) };
+}
+
 struct Mistakes {
     count: u32,
     last: Instant,

@@ -102,6 +102,8 @@ pub(crate) struct Devices {
     pub crowd: Arc<Crowd>,
     pub stop: Stop,
     pub room: Room,
+    /// Networks of whose failures the log has told lately.
+    pub told: Throttle<IpAddr>,
     pub manufacturers: Manufacturers,
     pub keys: DeviceKeys,
 }
@@ -210,11 +212,11 @@ impl Devices {
             Ok(arrival) => arrival,
             Err(error) => {
                 self.metrics.refused(error.reason());
-                if error.reason() == "tls-too-old" {
-                    tracing::info!(
-                        %peer, step = %Step::PhoneHome,
-                        "refused: this device knows no TLS 1.3; `tls_1_2 = true` in [dispatcher] lets it in"
-                    );
+                if let Some(advice) = error.advice()
+                    && self.told.wait(&network(peer.ip()), Instant::now()).is_zero()
+                {
+                    self.told.handle_wrong(&network(peer.ip()), Instant::now());
+                    tracing::info!(%peer, step = %Step::PhoneHome, %error, "refused: {advice}");
                 }
                 tracing::debug!(%peer, %error, "not an uplink");
                 return;

@@ -42,6 +42,7 @@ use homing_base::{
     Ops, Stop, Workers,
     crowd::Crowd,
     http, listen,
+    throttle::{Throttle, Tolerance},
     tls::{LEAF_LIFE, Leaf, PrivateCa, expiry, server_config},
     vault,
 };
@@ -152,6 +153,7 @@ impl Bound {
             crowd: Crowd::new(self.config.connections_per_address),
             stop: stop.clone(),
             room: Room::new(),
+            told: Throttle::new(Tolerance::LOG),
             manufacturers: self.manufacturers,
             keys: self.config.device_keys,
         });

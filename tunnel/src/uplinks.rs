@@ -11,18 +11,27 @@ use crate::{
     devices::{Connected, Devices, Stranger},
     metrics::Metrics,
 };
-use homing_base::{Stop, Workers, crowd::Crowd};
+use homing_base::{
+    Stop, Workers,
+    crowd::{Crowd, network},
+    throttle::{Throttle, Tolerance},
+};
 use homing_protocol::{SerialNumber, Step};
 use homing_uplink::{
     AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, Uplink, UplinkAddress, UplinkDriver,
     UplinkSettings,
 };
 use jiff::Timestamp;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Handle,
     sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +62,8 @@ pub(crate) struct Uplinks {
     standing: Arc<Semaphore>,
     /// Our public addresses, `host:port`, best first.
     public: Vec<String>,
+    /// Networks of whose failures the log has told lately.
+    told: Throttle<IpAddr>,
 }
 
 impl Uplinks {
@@ -74,6 +85,7 @@ impl Uplinks {
             crowd: Crowd::new(limits.arriving.div_ceil(2)),
             standing: Arc::new(Semaphore::new(limits.uplinks)),
             public,
+            told: Throttle::new(Tolerance::LOG),
         }
     }
 
@@ -191,11 +203,11 @@ impl Uplinks {
             }
             Err(error) => {
                 self.metrics.refuse(error.reason());
-                if error.reason() == "tls-too-old" {
-                    tracing::info!(
-                        step = %Step::Connect, %peer,
-                        "refused: this device knows no TLS 1.3; `tls_1_2 = true` in [tunnel] lets it in"
-                    );
+                if let Some(advice) = error.advice()
+                    && self.told.wait(&network(peer.ip()), Instant::now()).is_zero()
+                {
+                    self.told.handle_wrong(&network(peer.ip()), Instant::now());
+                    tracing::info!(%peer, step = %Step::Connect, %error, "refused: {advice}");
                 }
                 // Scanners do this all day.
                 tracing::debug!(step = %Step::Connect, %peer, %error, "connection refused");

@@ -78,9 +78,10 @@ pub enum AcceptError {
 }
 
 impl AcceptError {
-    /// In a word, for metrics: `tls-too-old`, `no-certificate`, `tls`, `not-an-uplink`, `gone`, `timeout`.
+    /// In a word, for metrics: `tls-too-old`, `no-common-cipher`, `not-trusted`, `wrong-clock`, `no-certificate`, `tls`,
+    /// `not-an-uplink`, `gone`, `timeout`.
     pub fn reason(&self) -> &'static str {
-        use rustls::{Error, PeerIncompatible as Incompatible};
+        use rustls::{AlertDescription as Alert, Error, PeerIncompatible as Incompatible};
         match self {
             AcceptError::Tls { error: HandshakeError::Tls(error), .. } => match error {
                 Error::NoCertificatesPresented => "no-certificate",
@@ -89,6 +90,17 @@ impl AcceptError {
                     | Incompatible::Tls12NotOfferedOrEnabled
                     | Incompatible::SupportedVersionsExtensionRequired,
                 ) => "tls-too-old",
+                Error::PeerIncompatible(
+                    Incompatible::NoCipherSuitesInCommon | Incompatible::NoKxGroupsInCommon,
+                ) => "no-common-cipher",
+                Error::AlertReceived(Alert::CertificateExpired) => "wrong-clock",
+                // Libraries differ in which of them they send.
+                Error::AlertReceived(
+                    Alert::UnknownCA
+                    | Alert::BadCertificate
+                    | Alert::CertificateUnknown
+                    | Alert::UnsupportedCertificate,
+                ) => "not-trusted",
                 _ => "tls",
             },
             AcceptError::Tls { error: HandshakeError::Io(_), .. } => "tls",
@@ -96,6 +108,25 @@ impl AcceptError {
             AcceptError::Gone { .. } => "gone",
             AcceptError::Timeout { .. } => "timeout",
         }
+    }
+
+    /// What to do about it, where somebody can do something: a device that will come again and fail again.
+    pub fn advice(&self) -> Option<&'static str> {
+        Some(match self.reason() {
+            "tls-too-old" => {
+                "it knows no TLS 1.3: give it newer firmware, or let TLS 1.2 in by the configuration (tls_1_2 = true)"
+            }
+            "no-common-cipher" => "it offers no cipher that is still safe: give it newer firmware",
+            "not-trusted" => {
+                "it does not trust our certificate, or not for the name that it dials: check its trust anchor, and the \
+                 names in the certificate; a device that was dispatched is dispatched anew after a factory reset"
+            }
+            "wrong-clock" => {
+                "our certificate is not valid by its clock: set the device's clock (NTP), or renew our certificate"
+            }
+            "no-certificate" => "it shows no certificate of its own: it has no key, or is no device",
+            _ => return None,
+        })
     }
 }
 

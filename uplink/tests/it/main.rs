@@ -8,6 +8,7 @@ mod flood;
 mod hostile;
 mod identity;
 mod node;
+mod policy;
 mod pressure;
 mod proxy;
 mod wire;
