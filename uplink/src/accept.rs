@@ -94,12 +94,13 @@ impl AcceptError {
                     Incompatible::NoCipherSuitesInCommon | Incompatible::NoKxGroupsInCommon,
                 ) => "no-common-cipher",
                 Error::AlertReceived(Alert::CertificateExpired) => "wrong-clock",
-                // Libraries differ in which of them they send.
+                // Libraries differ in which of them they send; the last is for another CA of the same name.
                 Error::AlertReceived(
                     Alert::UnknownCA
                     | Alert::BadCertificate
                     | Alert::CertificateUnknown
-                    | Alert::UnsupportedCertificate,
+                    | Alert::UnsupportedCertificate
+                    | Alert::DecryptError,
                 ) => "not-trusted",
                 _ => "tls",
             },

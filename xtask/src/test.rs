@@ -3,7 +3,7 @@
 //! Invariant: a step that cannot do its work fails. The one exception is told apart loudly: the
 //! database of security advisories lives on the Internet, and a machine without it checks the rest.
 
-use crate::{root, tools};
+use crate::{root, scan, tools};
 use anyhow::{Context, bail, ensure};
 use std::{
     io::{BufRead, BufReader},
@@ -46,13 +46,15 @@ const STEPS: &[(&str, &str, Work)] = &[
         tests(&arguments, tally)
     }),
     ("system", "the whole, on loopback", |tally| whole("system::", tally)),
+    ("secrets", "that nothing shows one", |tally| whole("secrets::", tally)),
+    ("scan", "what scanners of others find", |_| scan::run()),
     ("frames", "accounting for every frame", |tally| whole("frames::", tally)),
     ("lab", "the whole, in networks of its own", |tally| whole("lab::", tally)),
     ("browser", "the page, in Chromium", |tally| whole("browser::", tally)),
 ];
 
 /// Modules of the tests of the whole, `app/tests/it/`, each a step of its own.
-const WHOLE: [&str; 5] = ["tidy::", "system::", "frames::", "lab::", "browser::"];
+const WHOLE: [&str; 6] = ["tidy::", "system::", "secrets::", "frames::", "lab::", "browser::"];
 
 /// The steps, for the help.
 pub fn list() -> String {
