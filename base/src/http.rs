@@ -202,6 +202,17 @@ impl IntoResponse for Failure {
     }
 }
 
+/// What serde says of a message that it cannot read, without what stands in that: it may be a password.
+pub fn unreadable(error: &str) -> String {
+    let expected = error.rfind(", expected ").map(|at| &error[at + ", expected ".len()..]);
+    let begin = ["invalid type: ", "invalid value: "].iter().filter_map(|begin| error.find(begin)).min();
+    match (begin, expected) {
+        (Some(at), Some(expected)) => format!("{}this should be {expected}", &error[..at]),
+        (Some(at), None) => format!("{}it cannot be read", &error[..at]),
+        (None, _) => error.to_owned(),
+    }
+}
+
 /// An error that the caller can do nothing about: logged whole, told in one sentence.
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
@@ -217,6 +228,26 @@ impl From<anyhow::Error> for Failure {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Goal: what was sent is not said again.
+    #[test]
+    fn what_cannot_be_read_is_told_without_its_values() {
+        let told = |json: &str| {
+            let error = serde_json::from_str::<homing_protocol::secret::Credentials>(json).unwrap_err();
+            unreadable(&error.to_string())
+        };
+        for json in [
+            "\"sesame\"",
+            "{\"user\":\"root\",\"password\":[\"sesame\"]}",
+            "{\"user\":1234,\"password\":\"sesame\"}",
+            "\"sesame, expected \"",
+        ] {
+            let told = told(json);
+            assert!(!told.contains("sesame") && !told.contains("1234"), "{told}");
+        }
+        assert_eq!(told("\"x\""), "this should be struct Credentials at line 1 column 3");
+        assert!(told("{\"usr\":1}").starts_with("unknown field `usr`"));
+    }
 
     /// Goal: a stranger who announces a body and sends none, or a byte now and then, is let go.
     #[tokio::test(start_paused = true)]

@@ -28,7 +28,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use homing_base::{client::parse_basic, crowd::network, http::Failure};
+use homing_base::{
+    client::parse_basic,
+    crowd::network,
+    http::{Failure, unreadable},
+};
 use homing_protocol::{
     Secret, SerialNumber, Step,
     api::{self, Problem},
@@ -271,7 +275,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
                 }
                 _ => bad_request(rejection.body_text()),
             })?;
-        serde_json::from_slice(&body).map(Body).map_err(|error| bad_request(error.to_string()))
+        serde_json::from_slice(&body).map(Body).map_err(|error| bad_request(unreadable(&error.to_string())))
     }
 }
 

@@ -26,7 +26,10 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Request, rejection::JsonRejection},
     http::{StatusCode, request::Parts},
 };
-use homing_base::{client::CallError, http::Failure};
+use homing_base::{
+    client::CallError,
+    http::{Failure, unreadable},
+};
 use homing_protocol::api::Problem;
 use serde::de::DeserializeOwned;
 use utoipa::{
@@ -116,7 +119,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
                         .map_or_else(|| rejection.body_text(), |cause| cause.to_string()),
                     _ => rejection.body_text(),
                 };
-                Err(Failure::new(rejection.status(), Problem::new("bad-request", message)))
+                Err(Failure::new(rejection.status(), Problem::new("bad-request", unreadable(&message))))
             }
         }
     }
