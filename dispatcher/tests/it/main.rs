@@ -9,6 +9,7 @@ mod flow;
 mod foreign;
 mod hostile;
 mod operator;
+mod orders;
 mod step_2_relay;
 mod step_5_dispatch;
 mod stranded;
