@@ -1,3 +1,5 @@
+//! Certificates as clients see them: rustls, OpenSSL, a clock that stands at 1970, anchors of before and after.
+
 use super::*;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;

@@ -1,3 +1,5 @@
+//! Rotation cut short, under load, beside others; and what a stolen copy gives away. Values of the version before, too.
+
 use super::*;
 use crate::{Stop, database};
 use rotate::Stage;
