@@ -151,7 +151,7 @@ fn a_list_is_previewed_corrected_registered_and_a_password_shown() {
         "return (async (...args) => {{ {} }})(...arguments)",
         script.replace("arguments[0]", "args[0]")
     );
-    let read = browser.run(&script, &[cases.clone()]).unwrap();
+    let read = browser.run(&script, std::slice::from_ref(&cases)).unwrap();
     for (case, read) in cases.as_array().unwrap().iter().zip(read.as_array().unwrap()) {
         let expected = if case["error"].is_string() { &Value::from("refused") } else { &case["rows"] };
         assert_eq!(read, expected, "{}", case["text"]);

@@ -1,10 +1,11 @@
 //! The commands of an administrator (`homing devices`, `register`, …) against a running server, as a script calls them.
 
-use crate::harness::{Demo, Folder, Process, homing, seconds};
-use serde_json::Value;
+use crate::harness::{Demo, Folder, Http, Process, homing, output, seconds, wait_for};
+use serde_json::{Value, json};
 use std::{
     fs,
-    io::Write,
+    io::{self, Write},
+    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output, Stdio},
@@ -150,4 +151,144 @@ fn an_administrator_and_a_script_work_by_commands() {
     );
     let (code, _, said) = run(home, &["release", of_nobody], "");
     assert!(code == 1 && said.contains("No device with serial number"), "{code} {said}");
+}
+
+/// Ports that are free now.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// The goal: a device is moved to another tunnel server, with another account at the dispatcher, and back, by command;
+/// it is recorded all the time by the same camera, and what a move leaves behind is released without harm.
+#[test]
+fn a_device_moves_between_tunnel_servers_and_is_recorded_on() {
+    let folder = Folder::new();
+    let home = folder.path();
+    let demo = Demo::start(&folder.join("data"), &["--cameras", "1"]);
+    let spare = &demo.info["cameras"][0];
+    let of_spare = |key: &str| spare[key].as_str().unwrap();
+    let serial = of_spare("serial");
+
+    // Another tunnel server, and a management server that knows both.
+    let dispatcher = home.join("dispatcher.toml");
+    write(&dispatcher, &format!("[dispatcher]\ndata = '{}'\n", folder.join("data/dispatcher").display()));
+    let mut account =
+        command(home, &["dispatcher", "account", "add", "south", "--config", "dispatcher.toml"]);
+    let password = String::from_utf8(output(&mut account)).unwrap();
+    write(&home.join("anchor.pem"), demo.text("/dispatcher/trust_anchor"));
+    let [external, internal, page] = free_ports();
+    write(
+        &home.join("south.toml"),
+        &format!(
+            "[tunnel]\nname = 'south'\ndata = '{}'\nexternal = '127.0.0.1:{external}'\n\
+             internal = '127.0.0.1:{internal}'\npassword = 'sesame-south'\n[tunnel.dispatcher]\n\
+             address = 'https://{}'\ntrust_anchor = '{}'\naccount = 'south'\npassword = '{}'\n",
+            folder.join("south").display(),
+            demo.text("/dispatcher/api"),
+            folder.join("anchor.pem").display(),
+            password.trim(),
+        ),
+    );
+    write(
+        &home.join("management.toml"),
+        &format!(
+            "[recording]\ndata = '{}'\n[management]\ndata = '{}'\nlisten = '127.0.0.1:{page}'\n\
+             first_password = 'correct horse'\n[[management.tunnel_servers]]\nname = 'north'\nurl = 'http://{}'\n\
+             user = '{}'\npassword = '{}'\n[[management.tunnel_servers]]\nname = 'south'\n\
+             url = 'http://127.0.0.1:{internal}'\nuser = 'vms'\npassword = 'sesame-south'\n",
+            folder.join("recording").display(),
+            folder.join("management").display(),
+            demo.text("/tunnel/internal"),
+            demo.text("/tunnel/user"),
+            demo.text("/tunnel/password"),
+        ),
+    );
+    let start = |role: &str, file: &str| Process::spawn(role, &mut command(home, &[role, "--config", file]));
+    let mut south = start("tunnel", "south.toml");
+    let mut management = start("management", "management.toml");
+    let url = format!("http://127.0.0.1:{page}");
+    let admin = json!({"user": "admin", "password": "correct horse"});
+    let signed_in = wait_for("the management server answers", seconds(30), || {
+        Http::new(&url).request("POST", "/api/v1/session", Some(&admin))?.success()
+    });
+    let cookie = signed_in.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let api = Http::new(&url).header("cookie", cookie).header("x-homing-request", "1");
+    let asked = json!({"name": "cli", "current": "correct horse"});
+    let token = api.post("/api/v1/tokens", &asked).unwrap()["token"].as_str().unwrap().to_owned();
+    fs::create_dir_all(home.join(".config/homing")).unwrap();
+    write(&home.join(".config/homing/client.toml"), &format!("url = '{url}'\ntoken = '{token}'\n"));
+    wait_for("both tunnel servers are reached", seconds(30), || {
+        let servers = api.json("/api/v1/tunnel-servers")?;
+        let all = servers.as_array().unwrap().iter().all(|server| server["reachable"] == true);
+        if all { Ok(()) } else { Err(io::Error::other(servers.to_string())) }
+    });
+
+    // Steps 1 to 8 at the first.
+    let typed = format!("{}\n{}\n", of_spare("oak"), of_spare("password"));
+    let register = [
+        "register",
+        serial,
+        "--server",
+        "north",
+        "--oak-file",
+        "-",
+        "--password-file",
+        "-",
+        "--name",
+        "Gate",
+    ];
+    let (code, shown, said) = run(home, &register, &typed);
+    assert_eq!(code, 0, "{shown}{said}");
+    demo.api.post(&format!("/api/v1/simulated-cameras/{serial}/press"), &Value::Null).unwrap();
+    let until_at = |server: &str| {
+        wait_for(&format!("the device is at {server}"), seconds(60), || {
+            let device = api.json(&format!("/api/v1/devices/{serial}"))?;
+            let is_there = device["tunnel_server"] == server && device["connected"] == true;
+            if is_there { Ok(()) } else { Err(io::Error::other(api.json("/api/v1/devices")?.to_string())) }
+        });
+    };
+    until_at("north");
+    let hardware = api.post("/api/v1/hardware", &json!({ "serial": serial })).unwrap();
+    let camera = hardware["cameras"][0]["id"].as_i64().unwrap();
+    let until_recorded_after = |moment: jiff::Timestamp| {
+        wait_for("it is recorded", seconds(60), || {
+            let camera = api.json(&format!("/api/v1/cameras/{camera}"))?;
+            let last = camera["status"]["last_frame"].as_str().and_then(|at| at.parse().ok());
+            let fresh = last.is_some_and(|last: jiff::Timestamp| last > moment);
+            if fresh { Ok(()) } else { Err(io::Error::other(camera.to_string())) }
+        });
+    };
+    until_recorded_after(jiff::Timestamp::now());
+    let until_moved_from = |server: &str| {
+        wait_for(&format!("the device has moved from {server}"), seconds(60), || {
+            let (_, shown, _) = run(home, &["devices", "--state", "moved", "--server", server], "");
+            if shown.contains("grey Moved") {
+                Ok(())
+            } else {
+                Err(io::Error::other(api.json("/api/v1/devices")?.to_string()))
+            }
+        });
+    };
+
+    // There, and back, and recorded.
+    let (code, shown, said) = run(home, &["move", serial, "south"], "");
+    assert!(code == 0 && shown.contains("south"), "{code} {shown} {said}");
+    until_at("south");
+    until_moved_from("north");
+    until_recorded_after(jiff::Timestamp::now());
+    assert_eq!(api.json("/api/v1/hardware").unwrap()[0]["device"]["server"], "south");
+
+    let (code, shown, said) = run(home, &["move", serial, "--undo"], "");
+    assert_eq!(code, 0, "{shown}{said}");
+    until_at("north");
+    until_moved_from("south");
+    let (code, shown, said) = run(home, &["release", serial, "--left-at", "south"], "");
+    assert_eq!(code, 0, "{shown}{said}");
+    until_recorded_after(jiff::Timestamp::now());
+    let devices = api.json("/api/v1/devices").unwrap();
+    assert_eq!(devices.as_array().unwrap().len(), 1, "{devices}");
+    assert_eq!((&devices[0]["tunnel_server"], devices[0].get("moving")), (&json!("north"), None));
+    management.terminate(seconds(10));
+    south.terminate(seconds(10));
 }

@@ -103,14 +103,14 @@ pub(super) async fn send(options: Move) -> Result<(), Failure> {
         None => client.send(Method::DELETE, &path, &()).await?,
     };
     let told = match &options.to {
+        // A device is quick where nothing is in its way.
+        Some(to) if device.tunnel_server == *to && device.connected => format!("is at {to}"),
         Some(to) if device.connected => {
             format!("goes from {} to {to}; its tunnel stands until it is there", device.tunnel_server)
         }
         Some(to) => format!("is offline, and goes to {to} when it comes back"),
-        None => match device.moving {
-            Some(_) => format!("is sent back from {}", device.tunnel_server),
-            None => format!("stays at {}", device.tunnel_server),
-        },
+        None if device.moving.is_some() => format!("is sent back from {}", device.tunnel_server),
+        None => format!("is at {}", device.tunnel_server),
     };
     print(&format!("{} {told}\n", options.serial));
     Ok(())
