@@ -326,6 +326,10 @@ impl DeviceConnector for Tunnel {
         })
     }
 
+    fn credentials<'a>(&'a self, device: &'a DeviceAddress) -> BoxFuture<'a, Option<Credentials>> {
+        Box::pin(async move { self.0.credentials(self.serial(device).ok()?).await.ok() })
+    }
+
     fn runtime(&self, device: &DeviceAddress) -> Option<Handle> {
         self.0.worker(self.serial(device).ok()?)
     }

@@ -70,7 +70,7 @@ pub(crate) struct Camera {
     pub hub: Arc<Hub>,
     device: Mutex<DeviceAddress>,
     stream_url: String,
-    credentials: Credentials,
+    credentials: Mutex<Credentials>,
     name: Mutex<String>,
     status: Mutex<Status>,
     /// Ticks; 0 before the first.
@@ -143,7 +143,7 @@ impl Camera {
             hub: Arc::new(Hub::new(new.id)),
             device: Mutex::new(new.device),
             stream_url: new.stream_url,
-            credentials: new.credentials,
+            credentials: Mutex::new(new.credentials),
             name: Mutex::new(new.name),
             status: Mutex::new(Status {
                 state: CameraState::Connecting,
@@ -294,6 +294,14 @@ impl Camera {
         }
     }
 
+    /// The device takes this user and password.
+    fn learn(&self, shared: &Shared, credentials: Credentials) {
+        tracing::info!(camera = self.id, serial = %self.serial, "the device's password was changed; learnt from its tunnel server");
+        *self.credentials.lock().unwrap_or_else(PoisonError::into_inner) = credentials.clone();
+        let (hardware, serial) = (self.hardware, self.serial);
+        self.note(shared, Note::Credentials { hardware, serial, credentials });
+    }
+
     /// A session on the runtime that the device's tunnel lives on.
     async fn session_at_home(self: &Arc<Self>, shared: &Arc<Shared>) -> Ended {
         let Some(home) = shared.connectors.runtime(&self.device()) else {
@@ -314,10 +322,21 @@ impl Camera {
     }
 
     async fn session(&self, shared: &Shared) -> Ended {
-        let opened = async {
+        let open = async |credentials| {
             let port = self.rtsp_port();
             let stream = shared.connectors.connect(&self.device(), port).await?;
-            Ok(Session::open(stream, &self.stream_url, self.credentials.clone()).await?)
+            Ok::<_, Ended>(Session::open(stream, &self.stream_url, credentials).await?)
+        };
+        let opened = async {
+            let mine = self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let opened = open(mine.clone()).await;
+            let Err(Ended::Session(SessionError::WrongCredentials)) = opened else { return opened };
+            // Its tunnel server knows if they were changed.
+            let now = shared.connectors.credentials(&self.device()).await.filter(|now| *now != mine);
+            let Some(now) = now else { return opened };
+            let session = open(now.clone()).await?;
+            self.learn(shared, now);
+            Ok(session)
         };
         let mut session = tokio::select! {
             opened = opened => match opened {

@@ -62,6 +62,12 @@ pub trait DeviceConnector: Send + Sync + 'static {
         request: Request<Bytes>,
     ) -> BoxFuture<'a, Result<Response<Bytes>, ConnectError>>;
 
+    /// The device's user and password as they are known on the way to it, when it refuses those that we have.
+    fn credentials<'a>(&'a self, device: &'a DeviceAddress) -> BoxFuture<'a, Option<Credentials>> {
+        let _ = device;
+        Box::pin(std::future::ready(None))
+    }
+
     /// The runtime on which the device's streams are at home; a session there wakes no other thread.
     /// Asked before each [`DeviceConnector::connect`].
     fn runtime(&self, device: &DeviceAddress) -> Option<tokio::runtime::Handle> {
@@ -192,6 +198,10 @@ impl Connectors {
         request: Request<Bytes>,
     ) -> Result<Response<Bytes>, ConnectError> {
         self.to(device)?.request(device, request).await
+    }
+
+    pub async fn credentials(&self, device: &DeviceAddress) -> Option<Credentials> {
+        self.to(device).ok()?.credentials(device).await
     }
 
     pub fn runtime(&self, device: &DeviceAddress) -> Option<tokio::runtime::Handle> {
@@ -354,6 +364,29 @@ impl DeviceConnector for ProxyConnector {
             // The device's own answers have other statuses than the proxy's.
             proxy.check(response.status(), response.body(), serial)?;
             Ok(response)
+        })
+    }
+
+    fn credentials<'a>(&'a self, device: &'a DeviceAddress) -> BoxFuture<'a, Option<Credentials>> {
+        Box::pin(async move {
+            let (proxy, serial) = self.to(device).ok()?;
+            let path = format!("/api/v1/devices/{serial}/credentials");
+            let request = Request::get(path)
+                .header(header::HOST, &proxy.host)
+                .header(header::AUTHORIZATION, proxy.authorization.clone())
+                .body(Bytes::new())
+                .ok()?;
+            let asking = async {
+                let stream = dial(&proxy.host, proxy.port).await?;
+                exchange(stream, request, &format!("tunnel server {}", proxy.name)).await
+            };
+            match asking.await {
+                Ok(answer) => serde_json::from_slice(answer.body()).ok(),
+                Err(error) => {
+                    tracing::debug!(%serial, %error, "its password could not be asked for");
+                    None
+                }
+            }
         })
     }
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use homing_media::time::Ticks;
+use homing_protocol::{SerialNumber, secret::Credentials};
 use tokio::sync::mpsc::Receiver;
 
 use crate::catalog::{Catalog, File};
@@ -34,6 +35,8 @@ pub(crate) enum Note {
     GapEnded { camera: i64, at: Ticks },
     /// A gap that is over.
     Gap { camera: i64, start: Ticks, end: Ticks, code: &'static str, message: &'static str },
+    /// A device has another user or password than before.
+    Credentials { hardware: i64, serial: SerialNumber, credentials: Credentials },
     /// Nobody has anything more to report.
     End,
 }
@@ -62,6 +65,9 @@ pub(crate) async fn run(mut notes: Receiver<Note>, store: Store, catalog: Catalo
 async fn remember(store: &Store, note: Note) -> anyhow::Result<()> {
     match note {
         Note::Format(camera, format) => store.add_init(camera, &format.id, &format.mime, &format.init).await,
+        Note::Credentials { hardware, serial, credentials } => {
+            store.set_credentials(hardware, serial, &credentials).await
+        }
         Note::GapBegan { camera, at, code, message } => store.open_gap(camera, at, &code, &message).await,
         Note::GapEnded { camera, at } => store.close_gap(camera, at).await,
         Note::Gap { camera, start, end, code, message } => {

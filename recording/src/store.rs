@@ -210,6 +210,22 @@ impl Store {
         rows.iter().map(camera).collect()
     }
 
+    /// The device has another user or password than before.
+    pub async fn set_credentials(
+        &self,
+        hardware: i64,
+        serial: SerialNumber,
+        credentials: &Credentials,
+    ) -> anyhow::Result<()> {
+        sqlx::query("UPDATE hardware SET user_name = $1, password = $2 WHERE id = $3")
+            .bind(&credentials.user)
+            .bind(self.vault.seal(&purpose(serial), &credentials.password))
+            .bind(hardware)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     pub async fn rename_camera(&self, id: i64, name: &str) -> anyhow::Result<()> {
         sqlx::query("UPDATE camera SET name = $1 WHERE id = $2")
             .bind(name)

@@ -182,7 +182,11 @@ impl TunnelHandle {
         Some(self.devices.connected(serial)?.worker.clone())
     }
 
-    async fn credentials(&self, serial: SerialNumber) -> Result<Credentials, String> {
+    /// A device's own user and password as they are now, for who reaches it with older ones.
+    ///
+    /// # Errors
+    /// When it is not registered, or its password cannot be read.
+    pub async fn credentials(&self, serial: SerialNumber) -> Result<Credentials, String> {
         let secrets = self.devices.store().secrets(serial).await.map_err(|error| format!("{error:#}"))?;
         Ok(secrets.ok_or("its registration was deleted")?.credentials)
     }

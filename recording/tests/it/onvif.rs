@@ -1,8 +1,8 @@
 //! Step 8, add: a device behind a tunnel server in the same process is asked by ONVIF, and its channels become
 //! cameras.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use homing_protocol::SerialNumber;
@@ -12,6 +12,7 @@ use homing_protocol::digest::DigestGuard;
 use homing_protocol::onvif::device::{DeviceInformation, Service, Services};
 use homing_protocol::onvif::media2::{self, Profile, Profiles, StreamUri, VideoEncoder, VideoSource};
 use homing_protocol::onvif::{DeviceRequest, MEDIA2_NS, Message as _};
+use homing_protocol::secret::Credentials;
 use homing_protocol::soap::Envelope;
 use homing_recording::connect::{BoxFuture, ConnectError, DeviceConnector, Stream};
 use http::{Request, Response, StatusCode, header};
@@ -31,6 +32,8 @@ struct Tunnel {
     /// Whether it has RTSP over WebSocket.
     websocket: AtomicBool,
     streams: AtomicUsize,
+    /// What the device's password is now, where the tunnel server is asked for it.
+    password: OnceLock<&'static str>,
     home: tokio::runtime::Handle,
 }
 
@@ -43,6 +46,7 @@ impl Tunnel {
             connected: AtomicBool::new(false),
             websocket: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
+            password: OnceLock::new(),
             home: home.handle().clone(),
         })
     }
@@ -143,6 +147,10 @@ impl DeviceConnector for Tunnel {
             self.check()?;
             Ok(self.answer(&request))
         })
+    }
+
+    fn credentials<'a>(&'a self, _device: &'a DeviceAddress) -> BoxFuture<'a, Option<Credentials>> {
+        Box::pin(async { self.password.get().map(|password| Credentials::new("root", *password)) })
     }
 
     fn runtime(&self, _device: &DeviceAddress) -> Option<tokio::runtime::Handle> {
@@ -255,5 +263,44 @@ async fn step_8_add() {
     let camera = recorder.wait_for_state(hardware.cameras[0].id, CameraState::Error).await;
     assert!(camera.status.problem.is_some());
     recorder.stop().await;
+    tokio::task::spawn_blocking(move || drop(home)).await.unwrap();
+}
+
+/// Goal: a password that was changed at the device is learnt from its tunnel server, and remembered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_password_is_learnt_from_the_tunnel_server() {
+    let script = Script {
+        is_added: true,
+        many: Some(clip()),
+        speed: 5,
+        login: Some(("root", "changed")),
+        ..Script::default()
+    };
+    let source = Source::start(script).await;
+    let home = home();
+    let tunnel = || {
+        let tunnel = Tunnel::new("sts", &source, &home);
+        tunnel.connected.store(true, Ordering::Relaxed);
+        tunnel.websocket.store(true, Ordering::Relaxed);
+        tunnel
+    };
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let knows = tunnel();
+    knows.password.set("changed").unwrap();
+    let recorder = Recorder::with(folder.clone(), config(folder.path()), vec![knows]).await;
+    let device = DeviceAddress::Tunnel { server: "sts".into(), serial: SERIAL.parse().unwrap() };
+    let new = NewHardware { device, user: "root".into(), password: "sesame".into(), name: "Encoder".into() };
+    let (status, _, body) =
+        recorder.send("POST", "/api/v1/hardware", Some(serde_json::to_value(&new).unwrap())).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let hardware: Hardware = serde_json::from_slice(&body).unwrap();
+    let camera = hardware.cameras[0].id;
+    recorder.wait_for_recorded(camera, 1.0).await;
+    recorder.stop().await;
+
+    let recorder = Recorder::with(folder.clone(), config(folder.path()), vec![tunnel()]).await;
+    recorder.wait_for_state(camera, CameraState::Recording).await;
+    recorder.stop().await;
+    source.end().await;
     tokio::task::spawn_blocking(move || drop(home)).await.unwrap();
 }
