@@ -4,9 +4,11 @@
 //! recording server. The look ([`look`]) is for the installer: the page says it while somebody stands there.
 
 use crate::config::Camera;
+use crate::password::LogIn;
 use crate::status::{CameraHealth, CameraStatus};
 use bytes::BytesMut;
 use homing_protocol::digest::{BasicPolicy, ClientAuth, ClientError};
+use homing_protocol::secret::Credentials;
 use std::io;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -32,6 +34,8 @@ const ANSWER_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Cameras {
     list: Vec<Camera>,
+    /// Their one user and password.
+    pub log_in: LogIn,
     health: Mutex<Vec<CameraHealth>>,
     /// To look now.
     wake: Notify,
@@ -41,9 +45,9 @@ pub struct Cameras {
 
 impl Cameras {
     /// At least one camera, none looked at.
-    pub fn new(list: Vec<Camera>) -> Self {
+    pub fn new(list: Vec<Camera>, log_in: LogIn) -> Self {
         let health = Mutex::new(vec![CameraHealth::Unknown; list.len()]);
-        Cameras { list, health, wake: Notify::new(), changed: Notify::new() }
+        Cameras { list, log_in, health, wake: Notify::new(), changed: Notify::new() }
     }
 
     /// The cameras in the order of the configuration; never empty.
@@ -81,7 +85,7 @@ impl Cameras {
     pub async fn watch(&self, stop: CancellationToken) {
         loop {
             for camera in &self.list {
-                let Some(health) = stop.run_until_cancelled(look(camera)).await else { return };
+                let Some(health) = stop.run_until_cancelled(self.look(camera)).await else { return };
                 self.set(camera.index, health);
             }
             let all_good = self
@@ -99,6 +103,29 @@ impl Cameras {
                 () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// With what counts; where that is refused, with what else the camera may have, which counts then.
+    async fn look(&self, camera: &Camera) -> CameraHealth {
+        let trouble = match look(camera, &self.log_in.credentials()).await {
+            Ok(()) => return CameraHealth::Good,
+            Err(Trouble::Other(text)) => return CameraHealth::Bad(text),
+            Err(Trouble::WrongCredentials(text)) => CameraHealth::Bad(text),
+        };
+        for other in self.log_in.others() {
+            if look(camera, &other).await.is_ok() {
+                self.log_in.settle(&other).await;
+                return CameraHealth::Good;
+            }
+        }
+        trouble
+    }
+
+    /// Gives every camera a new password; the error is for people.
+    pub async fn change_password(&self, new: &Credentials) -> Result<(), String> {
+        let changed = self.log_in.change(&self.list, new).await;
+        self.look_now();
+        changed
     }
 
     fn set(&self, index: usize, new: CameraHealth) {
@@ -132,17 +159,31 @@ pub async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     }
 }
 
-/// Asks a camera for its stream's description, with its user and password.
-pub async fn look(camera: &Camera) -> CameraHealth {
-    let peer = camera.rtsp_authority();
-    let found = match timeout(LOOK_DEADLINE, describe(camera)).await {
-        Err(_) => Err(format!("Camera at {peer} does not answer RTSP; check the address")),
-        Ok(found) => found,
-    };
-    found.map_or_else(CameraHealth::Bad, |()| CameraHealth::Good)
+/// What a look at a camera found wrong.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It does not take the user or password.
+    WrongCredentials(String),
+    /// Anything else.
+    Other(String),
 }
 
-async fn describe(camera: &Camera) -> Result<(), String> {
+impl From<String> for Trouble {
+    fn from(text: String) -> Self {
+        Trouble::Other(text)
+    }
+}
+
+/// Asks a camera for its stream's description, with this user and password.
+pub async fn look(camera: &Camera, credentials: &Credentials) -> Result<(), Trouble> {
+    let peer = camera.rtsp_authority();
+    match timeout(LOOK_DEADLINE, describe(camera, credentials)).await {
+        Err(_) => Err(format!("Camera at {peer} does not answer RTSP; check the address").into()),
+        Ok(found) => found,
+    }
+}
+
+async fn describe(camera: &Camera, credentials: &Credentials) -> Result<(), Trouble> {
     let peer = camera.rtsp_authority();
     let mut tcp = connect(&camera.host, camera.port).await?;
     let broken = |error: io::Error| format!("Camera at {peer} does not speak RTSP: {error}; check the port");
@@ -151,7 +192,7 @@ async fn describe(camera: &Camera) -> Result<(), String> {
     let uri = camera.rtsp.as_str();
     for sequence in 1..=3 {
         let authorization = auth
-            .authorize("DESCRIBE", uri, &camera.credentials)
+            .authorize("DESCRIBE", uri, credentials)
             .map_err(|error| format!("Camera at {peer}: {error}"))?
             .map_or(String::new(), |value| format!("Authorization: {value}\r\n"));
         let request = format!(
@@ -165,19 +206,20 @@ async fn describe(camera: &Camera) -> Result<(), String> {
             401 => match auth.handle_challenge(answer.challenges.iter().map(String::as_str)) {
                 Ok(()) => {}
                 Err(ClientError::WrongCredentials) => {
-                    return Err(format!(
+                    return Err(Trouble::WrongCredentials(format!(
                         "Camera at {peer} refuses the user or password in the agent's configuration"
-                    ));
+                    )));
                 }
-                Err(error) => return Err(format!("Camera at {peer}: {error}")),
+                Err(error) => return Err(format!("Camera at {peer}: {error}").into()),
             },
             404 => {
-                return Err(format!("Camera at {peer} has no stream {}; check the path", camera.rtsp.path()));
+                let text = format!("Camera at {peer} has no stream {}; check the path", camera.rtsp.path());
+                return Err(text.into());
             }
-            status => return Err(format!("Camera at {peer} answers DESCRIBE with {status}")),
+            status => return Err(format!("Camera at {peer} answers DESCRIBE with {status}").into()),
         }
     }
-    Err(format!("Camera at {peer} asks for the password again and again"))
+    Err(format!("Camera at {peer} asks for the password again and again").into())
 }
 
 struct Answer {
@@ -285,12 +327,14 @@ mod tests {
         tokio::select! {
             () = camera_with_password(listener) => unreachable!("it serves for ever"),
             () = async {
-                assert_eq!(look(&camera(port, "sesame")).await, CameraHealth::Good);
-                let CameraHealth::Bad(error) = look(&camera(port, "wrong")).await else { panic!() };
+                let look = async |camera: Camera| look(&camera, &camera.credentials).await;
+                assert_eq!(look(camera(port, "sesame")).await, Ok(()));
+                let Err(Trouble::WrongCredentials(error)) = look(camera(port, "wrong")).await else { panic!() };
                 assert!(error.contains("refuses the user or password"), "{error}");
             } => {}
         }
-        let CameraHealth::Bad(error) = look(&camera(port, "sesame")).await else { panic!() };
+        let gone = camera(port, "sesame");
+        let Err(Trouble::Other(error)) = look(&gone, &gone.credentials).await else { panic!() };
         assert!(error.starts_with(&format!("Camera not reached at 127.0.0.1:{port}: ")), "{error}");
     }
 

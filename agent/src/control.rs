@@ -5,6 +5,7 @@ use crate::Label;
 use crate::config::Config;
 use crate::files;
 use crate::identity::Identity;
+use crate::password::LogIn;
 use crate::run::{PAGE_FILE, lock};
 use crate::store::Store;
 use anyhow::{Context, bail};
@@ -56,7 +57,8 @@ fn call(config: &Config, method: &str, path: &str) -> anyhow::Result<Vec<u8>> {
         IpAddr::V6(ip) if ip.is_unspecified() => addr.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
-    let credentials = config.validate()?.cameras.remove(0).credentials;
+    let configured = config.validate()?.cameras.remove(0).credentials;
+    let credentials = LogIn::load(&config.data, configured)?.credentials();
     let mut auth = ClientAuth::new(BasicPolicy::Refuse);
     loop {
         let authorization = auth.authorize(method, path, &credentials)?;

@@ -27,6 +27,7 @@ mod files;
 mod identity;
 mod onvif;
 mod page;
+mod password;
 mod proxy;
 mod rtsp;
 mod run;

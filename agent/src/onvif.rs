@@ -88,8 +88,8 @@ impl Services {
 
     /// The camera's password, which is the device's.
     pub fn password(&self, user: &str) -> Option<Secret> {
-        let credentials = &self.cameras.list()[0].credentials;
-        (credentials.user == user).then(|| credentials.password.clone())
+        let credentials = self.cameras.log_in.credentials();
+        (credentials.user == user).then_some(credentials.password)
     }
 
     /// Checks HTTP's own credentials.
@@ -145,6 +145,14 @@ impl Services {
                 device::Capabilities { device_xaddr, media_xaddr: None }.to_element()
             }
             Ask::GetDeviceServiceCapabilities(_) => device_capabilities().to_element(),
+            Ask::SetUser(_) if by_dispatcher => {
+                return Err(Fault::receiver(&["ActionNotSupported"], "passwords are the owner's to change"));
+            }
+            Ask::SetUser(ask) => {
+                let changed = self.cameras.change_password(&ask.user).await;
+                changed.map_err(|reason| Fault::receiver(&["Action"], reason))?;
+                device::UserSet.to_element()
+            }
             Ask::GetMediaServiceCapabilities(_) => self.media_capabilities().to_element(),
             Ask::GetProfiles(ask) => self.profiles(ask.token.as_deref())?.to_element(),
             Ask::GetStreamUri(ask) => self.stream_uri(&ask)?.to_element(),

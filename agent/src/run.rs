@@ -15,6 +15,7 @@ use crate::files;
 use crate::identity::{Identity, random};
 use crate::onvif::Services;
 use crate::page::Page;
+use crate::password::LogIn;
 use crate::service::{Answers, Peer};
 use crate::state::{Command, Event, Settings, State};
 use crate::status::{Connection, Facts, Status};
@@ -69,10 +70,12 @@ pub async fn bind(config: Config) -> anyhow::Result<Bound> {
     let valid = config.validate()?;
     let (data, serial, oak) = (config.data.clone(), config.serial, config.oak.clone());
     // Makes a key and writes to disk at first start.
-    let (lock, identity, store) = tokio::task::spawn_blocking(move || {
+    let configured = valid.cameras[0].credentials.clone();
+    let (lock, identity, store, log_in) = tokio::task::spawn_blocking(move || {
         files::private_folder(&data)?;
         let lock = lock(&data)?;
-        anyhow::Ok((lock, Identity::load_or_create(&data, serial, oak.as_ref())?, Store::load(&data)?))
+        let identity = Identity::load_or_create(&data, serial, oak.as_ref())?;
+        anyhow::Ok((lock, identity, Store::load(&data)?, LogIn::load(&data, configured)?))
     })
     .await??;
     let listener = TcpListener::bind(config.page.listen).await.with_context(|| {
@@ -83,7 +86,7 @@ pub async fn bind(config: Config) -> anyhow::Result<Bound> {
     let (status, shown) = watch::channel(Status::default());
     let (events, received) = mpsc::channel(EVENTS);
     let services = Arc::new(Services {
-        cameras: Cameras::new(valid.cameras),
+        cameras: Cameras::new(valid.cameras, log_in),
         dispatchers: valid.dispatchers.len(),
         identity,
         store,

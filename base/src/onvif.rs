@@ -69,6 +69,7 @@ pub struct Device<C> {
     host: String,
     credentials: Credentials,
     auth: ClientAuth,
+    challenged: bool,
     deadline: Duration,
 }
 
@@ -76,7 +77,7 @@ impl<C: Carrier> Device<C> {
     /// `host` is what stands in the `Host` header; `deadline` is for each call.
     pub fn new(carrier: C, host: impl Into<String>, credentials: Credentials, deadline: Duration) -> Self {
         let auth = ClientAuth::new(BasicPolicy::Refuse);
-        Device { carrier, host: host.into(), credentials, auth, deadline }
+        Device { carrier, host: host.into(), credentials, auth, challenged: false, deadline }
     }
 
     /// Shows the password to a device that knows nothing better than Basic: inside TLS, to a key that is trusted.
@@ -89,6 +90,11 @@ impl<C: Carrier> Device<C> {
     /// Whether the device has asked for user and password: one that never does is open to anybody.
     pub fn is_guarded(&self) -> bool {
         self.auth.is_challenged()
+    }
+
+    /// Whether it has asked for the password yet.
+    pub fn was_challenged(&self) -> bool {
+        self.challenged
     }
 
     /// An ONVIF call to the service at `path`.
@@ -171,6 +177,7 @@ impl<C: Carrier> Device<C> {
                 self.auth.handle_accepted();
                 return Ok(response);
             }
+            self.challenged = true;
             let challenges = response.headers().get_all(header::WWW_AUTHENTICATE);
             let challenges = challenges.iter().filter_map(|value| value.to_str().ok());
             self.auth.handle_challenge(challenges).map_err(|error| match error {

@@ -53,7 +53,7 @@ impl Metrics {
 pub(crate) struct Camera {
     pub name: String,
     pub serial: SerialNumber,
-    pub credentials: Credentials,
+    credentials: Mutex<Credentials>,
     pub source: Arc<Source>,
     /// For `/healthz` and `/metrics` of this camera.
     pub ops: Ops,
@@ -73,7 +73,7 @@ impl Camera {
         Camera {
             name: config.name.clone(),
             serial: config.serial,
-            credentials,
+            credentials: Mutex::new(credentials),
             source,
             metrics: Metrics::register(&ops),
             ops,
@@ -94,9 +94,24 @@ impl Camera {
         uri: &str,
         authorization: Option<&str>,
     ) -> Result<User, Refusal> {
-        let password =
-            |user: &str| (user == self.credentials.user).then(|| self.credentials.password.clone());
+        let credentials = self.credentials();
+        let password = |user: &str| (user == credentials.user).then(|| credentials.password.clone());
         self.guard.clone().rfc2069(rfc2069).check(method, uri, authorization, password, self.uptime_s())
+    }
+
+    /// The one user and its password.
+    pub fn credentials(&self) -> Credentials {
+        self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the one user's password until the camera ends; `false` if that is another user, or the password is none.
+    pub fn set_password(&self, user: &Credentials) -> bool {
+        let mut credentials = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = user.user == credentials.user && !user.password.is_empty();
+        if is_known {
+            credentials.password = user.password.clone();
+        }
+        is_known
     }
 
     /// `WWW-Authenticate` values for a request that was refused.

@@ -49,6 +49,7 @@ pub(crate) fn router(site: Site) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/axis-cgi/param.cgi", get(parameters).post(parameters))
+        .route(vapix::USERS_PATH, post(users))
         .fallback(async || StatusCode::NOT_FOUND)
         // Behind the password like everything else here.
         .merge(site.camera.ops.router("Digest", |_| true).with_state(()))
@@ -168,6 +169,13 @@ impl Site {
                 let name = host.host();
                 StreamUri(format!("rtsp://{name}:{}{STREAM_PATH}", self.rtsp.port())).to_element()
             }
+            DeviceRequest::SetUser(asked) => {
+                if !self.camera.set_password(&asked.user) {
+                    let reason = "there is no such user, or no password";
+                    return Err(Fault::sender(&["InvalidArgVal", "UsernameMissing"], reason));
+                }
+                device::UserSet.to_element()
+            }
             other => {
                 let reason = format!("a simulated camera does not answer {}", other.name());
                 return Err(Fault::receiver(&["ActionNotSupported", "NotSupported"], reason));
@@ -248,6 +256,14 @@ async fn parameters(
     let answer =
         vapix::answer(&all, query.get("action").map(String::as_str), query.get("group").map(String::as_str));
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], answer)
+}
+
+/// By POST alone, so that no password is in a URL.
+async fn users(State(site): State<Arc<Site>>, form: String) -> Result<Html<String>, StatusCode> {
+    // A form is written as a query is.
+    let query = Uri::try_from(format!("/?{form}")).map_err(|_| StatusCode::BAD_REQUEST)?;
+    let Query(form) = Query::try_from_uri(&query).map_err(|_| StatusCode::BAD_REQUEST)?;
+    Ok(Html(vapix::change_user(&site.camera, form)))
 }
 
 async fn page(State(site): State<Arc<Site>>, uri: Uri, headers: HeaderMap) -> Html<String> {

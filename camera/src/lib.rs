@@ -107,8 +107,8 @@ impl Bound {
     }
 
     /// User and password; the password was made up if the configuration has none.
-    pub fn credentials(&self) -> &Credentials {
-        &self.camera.credentials
+    pub fn credentials(&self) -> Credentials {
+        self.camera.credentials()
     }
 
     /// Accounting and faults, for tests.

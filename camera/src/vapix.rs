@@ -1,8 +1,13 @@
 //! The few VAPIX parameters by which recorders recognise a device, in the form of `param.cgi`.
 //!
-//! Reading only. Pure.
+//! Reading, and changing the one user's password by `pwdgrp.cgi`. Pure.
 
 use crate::camera::Camera;
+use homing_protocol::{Secret, secret::Credentials};
+use serde::Deserialize;
+
+/// Where users are changed.
+pub(crate) const USERS_PATH: &str = "/axis-cgi/pwdgrp.cgi";
 
 /// The maker.
 pub(crate) const BRAND: &str = "Homing";
@@ -28,6 +33,25 @@ pub(crate) fn parameters(camera: &Camera, rtsp_port: u16) -> Vec<(&'static str, 
         ("root.Properties.Image.Format", "h264".into()),
         ("root.Properties.System.SerialNumber", camera.serial.to_string()),
     ]
+}
+
+/// What `pwdgrp.cgi` is asked.
+#[derive(Deserialize)]
+pub(crate) struct UserForm {
+    action: String,
+    user: String,
+    pwd: Secret,
+}
+
+/// The answer to `pwdgrp.cgi`, a page with a sentence.
+pub(crate) fn change_user(camera: &Camera, form: UserForm) -> String {
+    let user = Credentials::new(form.user, form.pwd);
+    let said = match form.action.as_str() {
+        "update" if camera.set_password(&user) => "Modified account.",
+        "update" => "Error: there is no such account, or no password.",
+        _ => "Error: only action=update is possible.",
+    };
+    format!("<html><body>{said}</body></html>\n")
 }
 
 /// The answer to `param.cgi?action=…&group=…`; several groups are separated by commas, and `root.` may

@@ -18,6 +18,24 @@ pub const REFERENCE: &str = include_str!("../tunnel.toml");
 /// The dispatcher takes so many addresses with a registration.
 const PUBLIC_ADDRESSES_MAX: usize = 4;
 
+/// What cameras are delivered with.
+const DEFAULT_PASSWORDS: [&str; 14] = [
+    "root:pass",
+    "root:root",
+    "root:admin",
+    "root:12345",
+    "admin:",
+    "admin:admin",
+    "admin:1234",
+    "admin:12345",
+    "admin:123456",
+    "admin:password",
+    "admin:4321",
+    "admin:9999",
+    "admin:888888",
+    "service:service",
+];
+
 /// How a tunnel server is set up. Every key's meaning is in [`REFERENCE`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -44,6 +62,10 @@ pub struct Config {
     pub trust_anchor: PathBuf,
     /// Whether devices may speak TLS 1.2.
     pub tls_1_2: bool,
+    /// Whether devices with a factory default password get one of their own.
+    pub replace_default_passwords: bool,
+    /// What counts as factory default, `user:password`.
+    pub default_passwords: Vec<String>,
     /// The dispatcher that registrations are relayed to.
     pub dispatcher: Dispatcher,
     /// Sizes and times.
@@ -104,6 +126,8 @@ impl Default for Config {
             private_key: PathBuf::new(),
             trust_anchor: PathBuf::new(),
             tls_1_2: false,
+            replace_default_passwords: true,
+            default_passwords: DEFAULT_PASSWORDS.map(str::to_owned).to_vec(),
             dispatcher: Dispatcher::default(),
             limits: Limits::default(),
         }
@@ -169,6 +193,10 @@ impl Config {
             self.public.len() <= PUBLIC_ADDRESSES_MAX,
             "[tunnel] public has {} addresses; at most {PUBLIC_ADDRESSES_MAX} can be told to a device",
             self.public.len()
+        );
+        ensure!(
+            self.default_passwords.iter().all(|known| known.contains(':')),
+            "[tunnel] default_passwords: each is \"user:password\""
         );
         let limits = &self.limits;
         ensure!(

@@ -9,7 +9,9 @@
 
 use crate::{
     events::{EVENTS_KEPT, Event, Events},
+    locks::Locks,
     moves::Move,
+    passwords::Password,
     record::{Record, Standing},
     registrations::{Registrations, Secrets},
 };
@@ -40,8 +42,12 @@ pub(crate) struct Devices {
     events: broadcast::Sender<Event>,
     /// One change of standings at a time: read here, written to disk, then shown.
     writing: tokio::sync::Mutex<()>,
+    /// For whoever changes a registration in several steps.
+    pub locks: Locks,
     /// There is something for the dispatcher.
     pub for_dispatcher: Notify,
+    /// Factory default passwords are replaced.
+    replaces_passwords: bool,
 }
 
 #[derive(Default)]
@@ -61,6 +67,8 @@ struct Entry {
     since: Option<Timestamp>,
     /// Why it is not connected, as far as it was seen here.
     lost: Option<ProblemDetail>,
+    /// What is wrong with it while it is connected.
+    warning: Option<ProblemDetail>,
 }
 
 /// A device's uplink that stands (step 7).
@@ -93,7 +101,7 @@ pub(crate) enum Stranger {
 
 impl Devices {
     /// As they were left.
-    pub async fn open(store: Registrations) -> anyhow::Result<Self> {
+    pub async fn open(store: Registrations, replaces_passwords: bool) -> anyhow::Result<Self> {
         let mut inner = Inner::default();
         for record in store.all().await? {
             inner.index_key(record.serial, None, record.standing.fingerprint);
@@ -104,7 +112,9 @@ impl Devices {
             inner: Mutex::new(inner),
             events: broadcast::Sender::new(EVENTS_KEPT),
             writing: tokio::sync::Mutex::new(()),
+            locks: Locks::default(),
             for_dispatcher: Notify::new(),
+            replaces_passwords,
         })
     }
 
@@ -174,6 +184,7 @@ impl Devices {
         let Some(entry) = inner.entries.get_mut(&record.serial) else { return Ok(None) };
         let standing = entry.record.standing.clone();
         entry.record = Record { standing, ..record };
+        entry.warning = None;
         self.tell(entry);
         Ok(Some(entry.view()))
     }
@@ -313,6 +324,7 @@ impl Devices {
         let Some(entry) = inner.entries.get_mut(&serial) else { return false };
         if entry.uplinks.is_empty() {
             entry.since = Some(Timestamp::now());
+            entry.warning = None;
         }
         let connected = Arc::new(connected);
         match entry.uplinks.iter_mut().find(|older| older.via == connected.via) {
@@ -350,10 +362,24 @@ impl Devices {
         self.lock().entries.get(&serial)?.uplinks.first().cloned()
     }
 
+    /// Something is wrong with a device that is connected. It is not tried again until it connects anew.
+    pub fn warn(&self, serial: SerialNumber, warning: ProblemDetail) {
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.get_mut(&serial) else { return };
+        entry.warning = Some(warning);
+        self.tell(entry);
+    }
+
     /// What is to be done at a device, if it is connected.
     pub fn errand(&self, serial: SerialNumber) -> Option<(Arc<Connected>, Standing)> {
         let inner = self.lock();
-        let entry = inner.entries.get(&serial).filter(|entry| !entry.record.standing.errand.is_done())?;
+        let entry = inner.entries.get(&serial)?;
+        let standing = &entry.record.standing;
+        let looks =
+            self.replaces_passwords && standing.password == Password::Unknown && entry.warning.is_none();
+        if standing.errand.is_done() && (!looks || standing.errand.is_moved()) {
+            return None;
+        }
         Some((Arc::clone(entry.uplinks.first()?), entry.record.standing.clone()))
     }
 
@@ -398,7 +424,7 @@ impl Inner {
 
 impl Entry {
     fn new(record: Record, provisional: bool) -> Self {
-        Entry { record, provisional, uplinks: Vec::new(), since: None, lost: None }
+        Entry { record, provisional, uplinks: Vec::new(), since: None, lost: None, warning: None }
     }
 
     /// Notes a problem once: repeating it is no event.
@@ -431,10 +457,14 @@ impl Entry {
             bytes_in: stats.iter().map(|stats| stats.bytes_in).sum(),
             bytes_out: stats.iter().map(|stats| stats.bytes_out).sum(),
             // Who has moved is not missed here.
-            problem: problem.filter(|_| !connected && !standing.errand.is_moved()),
+            problem: if connected {
+                self.warning.clone()
+            } else {
+                problem.filter(|_| !standing.errand.is_moved())
+            },
             moving: standing.errand.moving.as_ref().map(Move::view),
             contested: standing.contested.clone(),
-            own_password: false,
+            own_password: standing.password == Password::Own,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What is done at a device as soon as its uplink stands: it is sent to another tunnel server, or told to forget one.
+//! What is done at a device as soon as its uplink stands: it is sent to another tunnel server, or told to forget one; and
+//! if it stays, it gets a password of its own (`passwords.rs`).
 //!
 //! A move, from the device's point of view: it is told where else to dial ([`MoveState::Trying`]) and dials there while
 //! its uplink here stands. When it says that it is connected there, it is told to forget us. Until then nothing is lost
@@ -11,6 +12,7 @@ use crate::{
     devices::{Connected, Devices},
     events::Event,
     moves::{Errand, Move},
+    passwords::{self, Outcome},
     rtsp::Through,
 };
 use anyhow::Context;
@@ -57,6 +59,8 @@ pub(crate) struct Errands {
     devices: Arc<Devices>,
     /// Our public addresses.
     public: Vec<String>,
+    /// `user:password`
+    default_passwords: Vec<String>,
     /// Devices with an errand under way, and what tells it that something has changed.
     under_way: Mutex<HashMap<SerialNumber, Arc<Notify>>>,
 }
@@ -67,6 +71,8 @@ enum Hitch {
     Problem(ProblemDetail),
     /// It was changed, or the device has gone: look again.
     Changed,
+    /// To be tried again.
+    Later,
     /// Our own disk.
     Internal(anyhow::Error),
 }
@@ -78,8 +84,8 @@ impl From<anyhow::Error> for Hitch {
 }
 
 impl Errands {
-    pub fn new(devices: Arc<Devices>, public: Vec<String>) -> Self {
-        Errands { devices, public, under_way: Mutex::default() }
+    pub fn new(devices: Arc<Devices>, public: Vec<String>, default_passwords: Vec<String>) -> Self {
+        Errands { devices, public, default_passwords, under_way: Mutex::default() }
     }
 
     /// Runs errands until the role stops. Whatever makes one due is an event of its device.
@@ -127,6 +133,9 @@ impl Errands {
             let Some((connected, standing)) = due else { return };
             let (errand, key) = (&standing.errand, standing.fingerprint);
             let carried_out = async {
+                if errand.is_done() {
+                    return self.replace_password(serial, &connected).await;
+                }
                 let mut device = self.log_in(serial, &connected).await?;
                 let mut uplinks = Uplinks::find(&mut device).await.map_err(hitch)?;
                 if !errand.forget.is_empty() {
@@ -147,6 +156,7 @@ impl Errands {
                     continue;
                 }
                 Ok(()) | Err(Hitch::Changed) => continue,
+                Err(Hitch::Later) => (),
                 Err(Hitch::Problem(problem)) => self.show(serial, target, problem).await,
                 Err(Hitch::Internal(error)) => {
                     tracing::error!(%serial, error = format!("{error:#}"), "errand");
@@ -156,6 +166,22 @@ impl Errands {
                 () = tokio::time::sleep(pace.next_interval()) => (),
                 () = self.until_other(serial, errand, changed) => pace.reset(),
                 _ = connected.uplink.closed() => (),
+            }
+        }
+    }
+
+    /// Only of one that stays: the other server has been handed the password that it has now.
+    async fn replace_password(&self, serial: SerialNumber, connected: &Connected) -> Result<(), Hitch> {
+        match passwords::replace(&self.devices, serial, &connected.uplink, &self.default_passwords).await? {
+            Outcome::Done => Ok(()),
+            Outcome::Left(problem) => {
+                tracing::warn!(%serial, problem = problem.message, "factory default password");
+                self.devices.warn(serial, problem);
+                Ok(())
+            }
+            Outcome::Later(reason) => {
+                tracing::info!(%serial, reason, "its password is looked at later");
+                Err(Hitch::Later)
             }
         }
     }

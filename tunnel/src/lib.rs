@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A move to another tunnel server: `handover.rs` (what is asked), `moves.rs` (pure), `errands.rs` (what the device is
-//! told).
+//! told). A device's own password instead of a factory default: `passwords.rs`.
 //!
 //! | to | use |
 //! |---|---|
@@ -30,8 +30,10 @@ mod errands;
 mod events;
 mod guard;
 mod handover;
+mod locks;
 mod metrics;
 mod moves;
+mod passwords;
 mod proxy;
 mod reach;
 mod record;

@@ -3,7 +3,7 @@
 //! Invariant: what the dispatcher said later is never undone by what it said earlier (its `seq` decides), and a step
 //! that was carried out here (7, tunnel) is not taken back by the dispatcher's account of step 5.
 
-use crate::moves::Errand;
+use crate::{moves::Errand, passwords::Password};
 use homing_protocol::{
     SerialNumber, Step,
     api::{
@@ -47,6 +47,8 @@ pub(crate) struct Standing {
     pub problem: Option<ProblemDetail>,
     /// Others have tried to register it.
     pub contested: Option<Contested>,
+    /// Whose its password is.
+    pub password: Password,
     /// Where it is sent.
     pub errand: Errand,
 }
@@ -62,6 +64,7 @@ impl Standing {
             adopted: false,
             problem: None,
             contested: None,
+            password: Password::Unknown,
             errand: Errand::default(),
         }
     }

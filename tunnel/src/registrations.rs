@@ -5,6 +5,7 @@
 
 use crate::{
     moves::Errand,
+    passwords::Password,
     record::{Record, Standing},
 };
 use anyhow::Context;
@@ -37,6 +38,11 @@ INSERT INTO acknowledged VALUES (1, 0);
 ALTER TABLE registration ADD COLUMN adopted INTEGER NOT NULL DEFAULT 0; -- another tunnel server vouched for the key
 ALTER TABLE registration ADD COLUMN contested TEXT; -- JSON
 ALTER TABLE registration ADD COLUMN errand TEXT;    -- JSON
+",
+"
+ALTER TABLE registration ADD COLUMN password_state TEXT NOT NULL DEFAULT 'unknown';
+-- Passwords that devices are being told; until one has taken it, the old one is kept in its registration.
+CREATE TABLE proposed_password (serial TEXT PRIMARY KEY, password BLOB NOT NULL) STRICT; -- sealed
 "];
 
 /// Whatever is sealed: a new column must be named here, to be sealed anew when keys are rotated.
@@ -46,6 +52,12 @@ const SEALED: &[SealedColumn] = &[
         key: "serial",
         column: "password",
         purpose: |serial| password_purpose(serial),
+    },
+    SealedColumn {
+        table: "proposed_password",
+        key: "serial",
+        column: "password",
+        purpose: |serial| proposed_purpose(serial),
     },
     SealedColumn {
         table: "registration",
@@ -141,6 +153,10 @@ impl Registrations {
             .bind(serial.to_string())
             .execute(&mut *transaction)
             .await?;
+        sqlx::query("DELETE FROM proposed_password WHERE serial = $1")
+            .bind(serial.to_string())
+            .execute(&mut *transaction)
+            .await?;
         if release {
             sqlx::query("INSERT OR IGNORE INTO release VALUES ($1)")
                 .bind(serial.to_string())
@@ -184,6 +200,55 @@ impl Registrations {
         Ok(Some(Secrets { oak, credentials }))
     }
 
+    /// Keeps a password that the device is about to be told, beside the one that it has.
+    pub async fn propose_password(&self, serial: SerialNumber, new: &Secret) -> anyhow::Result<()> {
+        sqlx::query("INSERT OR REPLACE INTO proposed_password VALUES ($1, $2)")
+            .bind(serial.to_string())
+            .bind(self.vault.seal(&proposed_purpose(&serial.to_string()), new))
+            .execute(&self.pool)
+            .await
+            .context("registrations")?;
+        Ok(())
+    }
+
+    /// The password that the device may have been told.
+    pub async fn proposed_password(&self, serial: SerialNumber) -> anyhow::Result<Option<Secret>> {
+        let row = sqlx::query("SELECT password FROM proposed_password WHERE serial = $1")
+            .bind(serial.to_string())
+            .fetch_optional(&self.pool)
+            .await
+            .context("registrations")?;
+        let Some(row) = row else { return Ok(None) };
+        let purpose = proposed_purpose(&serial.to_string());
+        self.vault.open_sealed(&purpose, row.try_get("password")?).map(Some)
+    }
+
+    /// The device has not been told, and will not be.
+    pub async fn forget_proposed(&self, serial: SerialNumber) -> anyhow::Result<()> {
+        let forgotten =
+            sqlx::query("DELETE FROM proposed_password WHERE serial = $1").bind(serial.to_string());
+        forgotten.execute(&self.pool).await.context("registrations")?;
+        Ok(())
+    }
+
+    /// The device has taken its new password: the old one is forgotten.
+    pub async fn adopt_password(&self, serial: SerialNumber, new: &Secret) -> anyhow::Result<()> {
+        let mut transaction = self.pool.begin().await.context("registrations")?;
+        sqlx::query("UPDATE registration SET password = $2, password_state = $3 WHERE serial = $1")
+            .bind(serial.to_string())
+            .bind(self.seal_password(serial, new))
+            .bind(Password::Own.word())
+            .execute(&mut *transaction)
+            .await
+            .context("registrations")?;
+        sqlx::query("DELETE FROM proposed_password WHERE serial = $1")
+            .bind(serial.to_string())
+            .execute(&mut *transaction)
+            .await
+            .context("registrations")?;
+        transaction.commit().await.context("registrations")
+    }
+
     /// Claims that the dispatcher is still to release.
     pub async fn to_release(&self) -> anyhow::Result<Vec<SerialNumber>> {
         let rows = sqlx::query("SELECT serial FROM release").fetch_all(&self.pool).await;
@@ -225,6 +290,10 @@ fn password_purpose(serial: impl std::fmt::Display) -> String {
     format!("password of {serial}")
 }
 
+fn proposed_purpose(serial: &str) -> String {
+    format!("proposed password of {serial}")
+}
+
 fn oak_purpose(serial: impl std::fmt::Display) -> String {
     format!("OAK of {serial}")
 }
@@ -240,7 +309,7 @@ async fn save_standing(
     let errand = errand.map(serde_json::to_string).transpose()?;
     sqlx::query(
         "UPDATE registration SET relay = $2, step = $3, seq = $4, fingerprint = $5, problem = $6, adopted = $7,
-         contested = $8, errand = $9
+         contested = $8, errand = $9, password_state = $10
          WHERE serial = $1",
     )
     .bind(serial.to_string())
@@ -252,6 +321,7 @@ async fn save_standing(
     .bind(standing.adopted)
     .bind(contested)
     .bind(errand)
+    .bind(standing.password.word())
     .execute(connection)
     .await?;
     Ok(())
@@ -278,6 +348,7 @@ fn record(row: &SqliteRow) -> anyhow::Result<Record> {
                 adopted: row.try_get("adopted")?,
                 problem: problem.map(|text| serde_json::from_str(&text)).transpose()?,
                 contested: contested.map(|text| serde_json::from_str(&text)).transpose()?,
+                password: Password::from_word(&row.try_get::<String, _>("password_state")?),
                 errand: errand.map(|text| serde_json::from_str(&text)).transpose()?.unwrap_or_default(),
             },
         })

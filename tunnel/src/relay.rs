@@ -8,13 +8,14 @@
 //! 4. A device that came back to the dispatcher is pending again: relayed from the sealed store.
 //! 5. `remove` forgets it at once; the claim is released when the dispatcher can be reached.
 //!
-//! Invariant: one call about one device at a time ([`Locks`]), except `changes`, which must be heard while a relay is
+//! Invariant: one call about one device at a time (`locks.rs`), except `changes`, which must be heard while a relay is
 //! under way: the dispatcher waits for its acknowledgement before it answers.
 
 use crate::{
     config::Limits,
     devices::Devices,
     dispatcher::{Dispatcher, Failed},
+    passwords::Password,
     record::{Record, Standing},
     registrations::Secrets,
 };
@@ -31,11 +32,7 @@ use homing_protocol::{
 };
 use homing_uplink::{Backoff, BackoffSettings, Fingerprint};
 use http::StatusCode;
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 /// Calls at once when many registrations are relayed after an outage; the others wait.
@@ -54,13 +51,12 @@ pub(crate) struct Relay {
     devices: Arc<Devices>,
     dispatcher: Dispatcher,
     backoff: BackoffSettings,
-    locks: Locks,
 }
 
 impl Relay {
     pub fn new(devices: Arc<Devices>, dispatcher: Dispatcher, limits: &Limits) -> Self {
         let backoff = limits.backoff();
-        Relay { devices, dispatcher, backoff, locks: Locks::default() }
+        Relay { devices, dispatcher, backoff }
     }
 
     /// The devices.
@@ -70,7 +66,7 @@ impl Relay {
 
     /// One operation on one device at a time.
     pub async fn lock(&self, serial: SerialNumber) -> OwnedMutexGuard<()> {
-        self.locks.lock(serial).await
+        self.devices.locks.lock(serial).await
     }
 
     /// The dispatcher.
@@ -91,7 +87,7 @@ impl Relay {
         };
         let record = Record { serial, name: tidy(&name), description: tidy(&description), user, standing };
         check(&record, &secrets)?;
-        let _lock = self.locks.lock(serial).await;
+        let _lock = self.lock(serial).await;
         if !self.devices.add(record, &secrets).await? {
             let message = format!(
                 "{serial} is already registered at this tunnel server; change it, or delete it first."
@@ -138,7 +134,7 @@ impl Relay {
         change: ChangeDevice,
         stop: &Stop,
     ) -> Result<Device, Failure> {
-        let _lock = self.locks.lock(serial).await;
+        let _lock = self.lock(serial).await;
         let before = self.devices.record(serial).ok_or_else(|| not_registered(serial))?;
         let secrets = self.secrets(serial).await?;
         let corrects = change.oak.is_some() || change.user.is_some() || change.password.is_some();
@@ -161,7 +157,12 @@ impl Relay {
                 Relayed::Accepted => (),
             }
         }
-        self.devices.replace(record, &secrets).await?.ok_or_else(|| not_registered(serial))
+        let changed = self.devices.replace(record, &secrets).await?.ok_or_else(|| not_registered(serial))?;
+        if !corrects {
+            return Ok(changed);
+        }
+        self.devices.change(serial, |standing| standing.password = Password::Unknown).await?;
+        self.devices.get(serial).ok_or_else(|| not_registered(serial))
     }
 
     /// Forgets a device, ends its uplink and releases its claim; the last is tried again if the dispatcher is away.
@@ -169,7 +170,7 @@ impl Relay {
     /// # Errors
     /// When it is not registered.
     pub async fn remove(&self, serial: SerialNumber, stop: &Stop) -> Result<(), Failure> {
-        let _lock = self.locks.lock(serial).await;
+        let _lock = self.lock(serial).await;
         let record = self.devices.record(serial).ok_or_else(|| not_registered(serial))?;
         // One that moves within one account is claimed for the other server, too.
         let shared = record.standing.errand.moving.is_some_and(|moving| moving.account.is_none());
@@ -294,7 +295,7 @@ impl Relay {
             all &= relayed?;
         }
         for serial in releases {
-            let _lock = self.locks.lock(serial).await;
+            let _lock = self.lock(serial).await;
             // It may have been registered again while we waited.
             if self.devices.get(serial).is_some() {
                 continue;
@@ -308,7 +309,7 @@ impl Relay {
 
     /// Everything that the dispatcher is still to be told of one device; `false` if something is left.
     async fn tell(&self, serial: SerialNumber, stop: &Stop) -> anyhow::Result<bool> {
-        let _lock = self.locks.lock(serial).await;
+        let _lock = self.lock(serial).await;
         let standing = || self.devices.standing(serial);
         if standing().is_some_and(|standing| standing.is_pending())
             && !self.relay_pending(serial, stop).await?
@@ -481,24 +482,4 @@ fn check(record: &Record, secrets: &Secrets) -> Result<(), Failure> {
         );
     }
     Ok(())
-}
-
-/// One operation on one device at a time.
-#[derive(Default)]
-struct Locks(Mutex<HashMap<SerialNumber, Arc<tokio::sync::Mutex<()>>>>);
-
-impl Locks {
-    /// Locks that nobody holds are forgotten when there are more than this.
-    const KEPT: usize = 1024;
-
-    async fn lock(&self, serial: SerialNumber) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if locks.len() > Self::KEPT {
-                locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            }
-            Arc::clone(locks.entry(serial).or_default())
-        };
-        lock.lock_owned().await
-    }
 }

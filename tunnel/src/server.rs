@@ -64,13 +64,14 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
 
     let leaf = certificate(&config, &public)?;
     let store = Registrations::open(&config.data).await?;
-    let devices = Arc::new(Devices::open(store).await?);
+    let devices = Arc::new(Devices::open(store, config.replace_default_passwords).await?);
     let metrics = Arc::new(Metrics::default());
     metrics.register(ops, &devices);
     let dispatcher =
         Dispatcher::new(&config.dispatcher, authorities.clone(), Arc::clone(&leaf), Arc::clone(&metrics))?;
     let relay = Arc::new(Relay::new(Arc::clone(&devices), dispatcher, &config.limits));
-    let errands = Arc::new(Errands::new(Arc::clone(&devices), authorities.clone()));
+    let errands =
+        Arc::new(Errands::new(Arc::clone(&devices), authorities.clone(), config.default_passwords.clone()));
     let handle = TunnelHandle::new(&config.name, Arc::clone(&devices));
     let facts =
         Arc::new(ServerFacts { name: config.name.clone(), external: external_addr, public: authorities });

@@ -206,7 +206,7 @@ impl World {
             let http = crate::harness::Http::new(&format!("http://{internal}")).basic("vms", PASSWORD);
             wait_for("the tunnel server answers", seconds(20), || http.json("/api/v1/devices"));
             for serial in serials {
-                let new = serde_json::json!({"serial": serial, "oak": "0000-0000-0000", "user": "root", "password": "pass"});
+                let new = serde_json::json!({"serial": serial, "oak": "0000-0000-0000", "user": "root", "password": "bench"});
                 http.post("/api/v1/devices", &new).unwrap();
             }
         })

@@ -4,9 +4,10 @@ use crate::harness::{Running, config, run};
 use homing_camera::Config;
 use homing_protocol::onvif::{
     DEVICE_PATH, MEDIA2_NS, MEDIA2_PATH, Request,
-    device::{GetDeviceInformation, GetServices, GetSystemDateAndTime, media2_path},
+    device::{GetDeviceInformation, GetServices, GetSystemDateAndTime, SetUser, media2_path},
     media2::{GetProfiles, GetServiceCapabilities, GetStreamUri},
 };
+use homing_protocol::secret::Credentials;
 
 /// Status and body of a request with curl; a password is given by HTTP Digest.
 async fn curl(camera: &Running, path: &str, password: Option<&str>, body: Option<String>) -> (u16, Vec<u8>) {
@@ -57,6 +58,29 @@ async fn onvif_from_serial_number_to_stream() {
     assert_eq!(profile.name, "By ONVIF <&>");
     let stream = call(&camera, MEDIA2_PATH, password, GetStreamUri::rtsp(&profile.token)).await.0;
     assert_eq!(stream, camera.url);
+    camera.finish().await;
+}
+
+/// Goal: the password can be changed by ONVIF and by VAPIX; from then on the new one is asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_password_can_be_changed() {
+    let camera = Running::start(config("changed")).await;
+    let set = |user: &str, password: &str| SetUser { user: Credentials::new(user, password) };
+    call(&camera, DEVICE_PATH, Some("sesame"), set("root", "s&me<where>")).await;
+    assert_eq!(curl(&camera, "/", Some("sesame"), None).await.0, 401);
+    assert_eq!(curl(&camera, "/", Some("s&me<where>"), None).await.0, 200);
+    let fault = curl(&camera, DEVICE_PATH, Some("s&me<where>"), Some(set("guest", "x").to_xml())).await;
+    assert_eq!(fault.0, 400);
+
+    let form = |form: &str| Some(form.to_owned());
+    let users = "/axis-cgi/pwdgrp.cgi";
+    let stranger = curl(&camera, users, Some("sesame"), form("action=update&user=root&pwd=x")).await;
+    assert_eq!(stranger.0, 401);
+    let mistaken = curl(&camera, users, Some("s&me<where>"), form("action=update&user=guest&pwd=x")).await.1;
+    assert!(String::from_utf8_lossy(&mistaken).contains("Error"));
+    let changed = curl(&camera, users, Some("s&me<where>"), form("action=update&user=root&pwd=a%26b")).await;
+    assert!(String::from_utf8_lossy(&changed.1).contains("Modified"));
+    assert_eq!(curl(&camera, "/", Some("a&b"), None).await.0, 200);
     camera.finish().await;
 }
 

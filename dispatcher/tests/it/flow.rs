@@ -63,10 +63,15 @@ impl Agent {
         tokio::task::spawn_blocking(move || control::press(&config)).await.unwrap().unwrap();
     }
 
+    /// What its page shows.
+    pub async fn status(&self) -> serde_json::Value {
+        let config = self.config.clone();
+        tokio::task::spawn_blocking(move || control::status(&config)).await.unwrap().unwrap()
+    }
+
     /// The addresses that it dials.
     pub async fn dials(&self) -> Vec<String> {
-        let config = self.config.clone();
-        let status = tokio::task::spawn_blocking(move || control::status(&config)).await.unwrap().unwrap();
+        let status = self.status().await;
         let uplinks = status["uplinks"].as_array().unwrap().iter();
         uplinks.map(|uplink| uplink["address"].as_str().unwrap().to_owned()).collect()
     }

@@ -10,6 +10,7 @@ mod foreign;
 mod hostile;
 mod operator;
 mod orders;
+mod passwords;
 mod step_2_relay;
 mod step_5_dispatch;
 mod stranded;

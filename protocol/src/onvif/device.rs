@@ -4,7 +4,7 @@ use super::{
     DEVICE_NS as NS, Invalid, MEDIA2_NS, Message, SCHEMA_NS as TT, boolean, empty_message, optional,
     requests, required,
 };
-use crate::soap::Element;
+use crate::{secret::Credentials, soap::Element};
 use jiff::{Timestamp, civil, tz::TimeZone};
 
 empty_message! {
@@ -19,6 +19,8 @@ empty_message! {
     GetCapabilities, NS, "GetCapabilities";
     /// The answer to [`SetSystemDateAndTime`].
     SystemDateAndTimeSet, NS, "SetSystemDateAndTimeResponse";
+    /// The answer to [`SetUser`].
+    UserSet, NS, "SetUserResponse";
 }
 
 requests! {
@@ -28,6 +30,34 @@ requests! {
     GetServices => Services, PreAuth;
     GetCapabilities => Capabilities, PreAuth;
     GetServiceCapabilities => ServiceCapabilities, PreAuth;
+    SetUser => UserSet, WriteSystem;
+}
+
+/// Changes an administrator's password (§8.4.5). The message could hold several users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetUser {
+    /// Whose, and the new password.
+    pub user: Credentials,
+}
+
+impl Message for SetUser {
+    const NAMESPACE: &'static str = NS;
+    const NAME: &'static str = "SetUser";
+
+    fn to_element(&self) -> Element {
+        Element::new(NS, Self::NAME).child(
+            Element::new(NS, "User")
+                .child(Element::with_text(TT, "Username", &self.user.user))
+                .child(Element::with_text(TT, "Password", self.user.password.expose()))
+                .child(Element::with_text(TT, "UserLevel", "Administrator")),
+        )
+    }
+
+    fn from_element(element: &Element) -> Result<Self, Invalid> {
+        let user = element.find(NS, "User").ok_or_else(|| Invalid::new::<Self>("no User"))?;
+        let name = required::<Self>(user, TT, "Username")?;
+        Ok(SetUser { user: Credentials::new(name, required::<Self>(user, TT, "Password")?) })
+    }
 }
 
 /// The answer to [`GetDeviceInformation`].

@@ -41,6 +41,8 @@ fn every_message_there_and_back() {
     there_and_back(SystemDateAndTime::kept_by_ntp(utc));
     there_and_back(SystemDateAndTime { utc: None, by_ntp: false, daylight_savings: true });
     there_and_back(SetSystemDateAndTime { utc, daylight_savings: true });
+    there_and_back(device::SetUser { user: crate::secret::Credentials::new("root", "p<&>ss") });
+    there_and_back(device::UserSet);
     there_and_back(GetServices { include_capability: true });
     let media = media2::ServiceCapabilities {
         rtsp_streaming: true,

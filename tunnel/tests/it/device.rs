@@ -5,8 +5,8 @@ use homing_base::Stop;
 use homing_protocol::{
     Secret, SerialNumber,
     digest::DigestGuard,
-    onvif::{MEDIA2_NS, Message, device, media2},
-    soap::{CONTENT_TYPE, Envelope},
+    onvif::{DeviceRequest, MEDIA2_NS, Message, device, media2},
+    soap::{CONTENT_TYPE, Envelope, Fault},
 };
 use homing_uplink::{
     DialError, DialedUplink, Dialer, EndReason, Fingerprint, Incoming, ServeSettings, TlsPolicy,
@@ -14,12 +14,16 @@ use homing_uplink::{
 };
 use http::{Method, Response, StatusCode};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::watch,
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
 pub const USER: &str = "root";
 pub const PASSWORD: &str = "device-password-4242";
@@ -28,9 +32,33 @@ pub const OAK: &str = "C0FF-EE12-3456";
 /// Where the devices of these tests have RTSP: nowhere that one could guess.
 const RTSP_PATH: &str = "/stream/rtsp-over-websocket?v=2";
 
+/// How a device's password can be changed, and what becomes of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Change {
+    /// Not at all.
+    #[default]
+    No,
+    Onvif,
+    Vapix,
+    /// It is changed, and the uplink is cut before the answer.
+    ThenCut,
+    /// The uplink is cut before it is changed.
+    CutBefore,
+}
+
+/// The user's password.
+#[derive(Debug)]
+pub struct Lock {
+    pub password: String,
+    pub change: Change,
+    /// Log-ins and changes that were tried.
+    pub asked: usize,
+}
+
 /// A device before it dials.
 #[derive(Clone)]
 pub struct Device {
+    pub lock: Arc<Mutex<Lock>>,
     pub serial: SerialNumber,
     pub fingerprint: Fingerprint,
     certificate: CertificateDer<'static>,
@@ -49,6 +77,7 @@ impl Device {
         params.distinguished_name.push(rcgen::DnType::CustomDnType(vec![2, 5, 4, 5]), serial.to_string());
         let certificate = params.self_signed(&key).unwrap().der().clone();
         Device {
+            lock: Arc::new(Mutex::new(Lock { password: PASSWORD.into(), change: Change::No, asked: 0 })),
             serial,
             fingerprint: Fingerprint::of_certificate(&certificate).unwrap(),
             certificate,
@@ -70,16 +99,44 @@ impl Device {
     pub fn serve(&self, uplink: DialedUplink, stop: &Stop) -> JoinHandle<EndReason> {
         let token = stop.token().clone();
         let guard = Arc::new(DigestGuard::new("device", [9; 32]));
-        let ended = self.streams_ended.clone();
+        let (ended, lock, line) = (self.streams_ended.clone(), self.lock.clone(), token.child_token());
+        let cut = line.clone();
         let service = Arc::new(move |incoming: Incoming| {
             let (guard, ended) = (guard.clone(), ended.clone());
-            async move { answer(incoming, &guard, &ended).await }
+            let door = Door { guard, lock: lock.clone(), line: line.clone() };
+            async move { answer(incoming, &door, &ended).await }
         });
-        stop.spawn(uplink.serve(service, ServeSettings::default(), token))
+        stop.spawn(uplink.serve(service, ServeSettings::default(), cut))
     }
 }
 
-async fn answer(mut incoming: Incoming, guard: &DigestGuard, ended: &watch::Sender<usize>) {
+/// What a request has to get through.
+struct Door {
+    guard: Arc<DigestGuard>,
+    lock: Arc<Mutex<Lock>>,
+    /// Cancelled to cut the uplink.
+    line: CancellationToken,
+}
+
+impl Door {
+    /// Takes a new password, in the way that was asked; `false` if that is not this device's.
+    async fn change(&self, way: Change, password: String) -> bool {
+        let change = {
+            let mut lock = self.lock.lock().unwrap();
+            if lock.change == way || (way == Change::Onvif && lock.change == Change::ThenCut) {
+                lock.password = password;
+            }
+            lock.change
+        };
+        if matches!(change, Change::ThenCut | Change::CutBefore) {
+            self.line.cancel();
+            std::future::pending::<()>().await;
+        }
+        change == way
+    }
+}
+
+async fn answer(mut incoming: Incoming, guard: &Door, ended: &watch::Sender<usize>) {
     let path = incoming.request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
     match (incoming.request.method().clone(), path.as_str()) {
         (Method::CONNECT, RTSP_PATH) => {
@@ -90,6 +147,14 @@ async fn answer(mut incoming: Incoming, guard: &DigestGuard, ended: &watch::Send
             ended.send_modify(|ended| *ended += 1);
         }
         (Method::POST, "/onvif/device_service") => services(incoming, guard).await,
+        (Method::POST, "/axis-cgi/pwdgrp.cgi") => {
+            let Some(mut incoming) = authenticated(incoming, guard, "POST", &path) else { return };
+            let body = std::mem::take(incoming.request.body_mut()).collect(4096).await.unwrap();
+            let form = String::from_utf8(body.to_vec()).unwrap();
+            let new = form.strip_prefix("action=update&user=root&pwd=").unwrap().to_owned();
+            let said = if guard.change(Change::Vapix, new).await { "Modified account" } else { "Error: no" };
+            let _ = incoming.respond(Response::new(Bytes::from(said)));
+        }
         (Method::GET, "/headers") => {
             let headers = incoming.request.headers().iter();
             let text: String =
@@ -134,10 +199,12 @@ async fn echo(mut stream: homing_uplink::WebSocketStream) {
 }
 
 /// The request, if it comes with the device's user and password; else it is answered with a challenge.
-fn authenticated(incoming: Incoming, guard: &DigestGuard, method: &str, path: &str) -> Option<Incoming> {
+fn authenticated(incoming: Incoming, door: &Door, method: &str, path: &str) -> Option<Incoming> {
     let now = jiff::Timestamp::now().as_second() as u64;
     let authorization = incoming.request.headers().get("authorization").and_then(|value| value.to_str().ok());
-    let password = |user: &str| (user == USER).then(|| Secret::from(PASSWORD));
+    let (guard, mut lock) = (&door.guard, door.lock.lock().unwrap());
+    lock.asked += 1;
+    let password = |user: &str| (user == USER).then(|| Secret::from(lock.password.as_str()));
     let Err(refusal) = guard.check(method, path, authorization, password, now) else { return Some(incoming) };
     let mut response = Response::builder().status(StatusCode::UNAUTHORIZED);
     for challenge in guard.challenges(now, refusal == homing_protocol::digest::Refusal::Stale) {
@@ -147,12 +214,35 @@ fn authenticated(incoming: Incoming, guard: &DigestGuard, method: &str, path: &s
     None
 }
 
-/// GetServices, for whoever has the device's password.
-async fn services(incoming: Incoming, guard: &DigestGuard) {
+/// GetServices, GetDeviceInformation and perhaps SetUser, for whoever has the device's password.
+async fn services(incoming: Incoming, guard: &Door) {
     let Some(mut incoming) = authenticated(incoming, guard, "POST", "/onvif/device_service") else { return };
     let body = std::mem::take(incoming.request.body_mut()).collect(65536).await.unwrap();
     let envelope = Envelope::parse(&body).unwrap();
-    assert!(envelope.body.is(device::GetServices::NAMESPACE, device::GetServices::NAME));
+    let respond = |status: u16, xml: String| {
+        let response = Response::builder().status(status).header("content-type", CONTENT_TYPE);
+        let _ = incoming.respond(response.body(Bytes::from(xml)).unwrap());
+    };
+    let answer = |element| Envelope::answer(envelope.version, element).to_xml();
+    match DeviceRequest::parse(&envelope).unwrap() {
+        DeviceRequest::GetServices(_) => (),
+        DeviceRequest::GetDeviceInformation(_) => {
+            let information =
+                device::DeviceInformation { serial_number: "00408C702009".into(), ..Default::default() };
+            return respond(200, answer(information.to_element()));
+        }
+        DeviceRequest::SetUser(ask) => {
+            let new = ask.user.password.expose().to_owned();
+            return match guard.change(Change::Onvif, new).await {
+                true => respond(200, answer(device::UserSet.to_element())),
+                false => {
+                    let fault = Fault::receiver(&["ActionNotSupported"], "not here");
+                    respond(500, fault.to_xml(envelope.version));
+                }
+            };
+        }
+        other => panic!("{other:?}"),
+    }
     let media2 = media2::ServiceCapabilities {
         rtsp_web_socket_uri: Some(format!("ws://192.168.1.7{RTSP_PATH}")),
         ..Default::default()
@@ -163,7 +253,5 @@ async fn services(incoming: Incoming, guard: &DigestGuard) {
         capabilities: Some(media2.element()),
         version: (2, 0),
     }]);
-    let answer = Envelope::answer(envelope.version, services.to_element()).to_xml();
-    let _ = incoming
-        .respond(Response::builder().header("content-type", CONTENT_TYPE).body(Bytes::from(answer)).unwrap());
+    respond(200, answer(services.to_element()));
 }

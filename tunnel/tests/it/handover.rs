@@ -129,7 +129,7 @@ async fn a_device_that_another_account_took_over_is_sent_there_and_one_that_cann
     assert_eq!((moving.state, moving.servers), (MoveState::Queued, world.elsewhere().servers));
     let problem = moving.problem.unwrap();
     assert_eq!((problem.code.as_str(), problem.step), ("move-refused", Some(Step::Connect)));
-    assert!(problem.message.contains("no ONVIF Security service"), "{}", problem.message);
+    assert!(problem.message.contains("no ONVIF Uplink service"), "{}", problem.message);
 
     // One that never came has nothing to be moved.
     let absent = Device::new("00408C702010");

@@ -10,6 +10,7 @@ mod device;
 mod dispatcher;
 mod handover;
 mod hostile;
+mod passwords;
 mod proxy;
 mod register;
 mod scenario;

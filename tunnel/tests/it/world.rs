@@ -155,11 +155,16 @@ impl World {
     /// Registered, vouched for, connected.
     pub async fn ready(&self, serial: &str) -> (Device, JoinHandle<EndReason>) {
         let device = Device::new(serial);
-        let (status, answer) = self.register(&device).await;
+        let serving = self.make_ready(&device).await;
+        (device, serving)
+    }
+
+    /// The same for this device.
+    pub async fn make_ready(&self, device: &Device) -> JoinHandle<EndReason> {
+        let (status, answer) = self.register(device).await;
         assert_eq!(status, StatusCode::CREATED, "{answer}");
         self.dispatcher.vouch(device.serial, device.fingerprint).await;
-        let serving = self.connect(&device).await;
-        (device, serving)
+        self.connect(device).await
     }
 
     /// Steps 6 and 7.
@@ -248,7 +253,7 @@ pub fn new_device(device: &Device) -> NewDevice {
         serial: device.serial,
         oak: device::OAK.parse().unwrap(),
         user: device::USER.into(),
-        password: device::PASSWORD.into(),
+        password: device.lock.lock().unwrap().password.as_str().into(),
         name: "Entrance".into(),
         description: String::new(),
         fingerprint: None,
