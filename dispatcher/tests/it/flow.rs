@@ -63,6 +63,13 @@ impl Agent {
         tokio::task::spawn_blocking(move || control::press(&config)).await.unwrap().unwrap();
     }
 
+    /// Factory default: a new key, nothing remembered, and not running.
+    pub async fn reset(self) {
+        let config = self.config.clone();
+        self.stop().await;
+        tokio::task::spawn_blocking(move || control::reset(&config)).await.unwrap().unwrap();
+    }
+
     /// What its page shows.
     pub async fn status(&self) -> serde_json::Value {
         let config = self.config.clone();

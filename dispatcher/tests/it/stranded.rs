@@ -11,6 +11,7 @@ use homing_protocol::{
     Secret, Step,
     api::{
         Target,
+        dispatcher::RegistrationState,
         tunnel::{Device, Move, MoveState, NewDevice, RelayState},
     },
 };
@@ -311,4 +312,75 @@ async fn step_6_connect_a_move_in_vain_loses_nothing_and_can_be_undone() {
     first.until("let go", |device| !device.connected).await;
     first.until_move(MoveState::Moved).await;
     site.stop().await;
+}
+
+/// The claim goes with the device: offered to the other server's account, taken over, told by both.
+#[tokio::test]
+async fn steps_1_register_to_7_tunnel_a_move_between_two_accounts_takes_the_claim_along() {
+    let site = Site::new().await;
+    let (first, second) = (&site.first, &site.second);
+    let handover = first.handover().await;
+    let (status, code, _) = refusal(second.take_over(&handover).await);
+    assert_eq!((status, code.as_str()), (409, "claimed-by-another-account"), "not offered yet");
+    first.send(site.target_second(), Some("beta")).await.unwrap();
+    second.take_over(&handover).await.unwrap();
+    second.until_ready().await;
+    first.until("let go", |device| !device.connected).await;
+    first.until_move(MoveState::Moved).await;
+    let beta = site.world.sts("beta", &site.passwords[1]);
+    beta.until(|told| told.state == RegistrationState::Dispatched).await;
+    let alpha = site.world.sts("alpha", &site.passwords[0]);
+    alpha.until(|told| told.state == RegistrationState::Transferred).await;
+
+    // It is the other account's now: deleting it here takes nothing away there.
+    let _: () = first.api.send(Method::DELETE, &format!("/api/v1/devices/{SERIAL}"), &()).await.unwrap();
+    second.until_ready().await;
+    assert_eq!(beta.get().await.unwrap().state, RegistrationState::Dispatched);
+    site.stop().await;
+}
+
+/// A device that was reset to factory default has a new key, is dispatched again, and its old key is a stranger's.
+#[tokio::test]
+async fn steps_3_press_to_7_tunnel_after_a_factory_reset_with_a_new_key() {
+    let mut site = Site::new().await;
+    let before = site.first.handover().await.fingerprint.unwrap();
+    site.agent.reset().await;
+    site.first.until("offline", |device| !device.connected).await;
+    site.agent = Agent::start(&site.folder.path().join("agent"), &site.world, OAK).await;
+    site.agent.press().await;
+    site.first.until_ready().await;
+    assert_ne!(site.first.handover().await.fingerprint.unwrap(), before);
+    site.stop().await;
+}
+
+/// A device whose tunnel server stays away asks its dispatchers, unpressed, and is sent on to where that is now.
+#[tokio::test]
+async fn steps_4_phone_home_to_7_tunnel_a_device_that_lost_its_tunnel_server_falls_back_and_is_sent_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let password = account(folder.path(), "shop").await;
+    let world = World::start(folder.path()).await;
+    let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    let data = folder.path().join("agent");
+    let agent = Agent::start_with(&data, &world, OAK, |config| config.fallback_s = 1).await;
+    tunnel.register(SERIAL, OAK, PASSWORD).await.unwrap();
+    agent.press().await;
+    tunnel.until_ready().await;
+    world.until_metric("devices 0").await;
+    let before = dialled(&tunnel);
+    tunnel.stop().await;
+    world.until_metric("devices 1").await;
+
+    // The same server, at another address.
+    let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    assert_ne!(dialled(&tunnel), before);
+    tunnel.until_ready().await;
+    let forgetting = async {
+        while agent.dials().await != [dialled(&tunnel)] {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, forgetting).await.expect("it still dials the old address");
+    agent.stop().await;
+    tunnel.stop().await;
+    world.stop().await;
 }
