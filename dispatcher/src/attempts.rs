@@ -35,9 +35,6 @@ use std::{
 };
 use tokio::time::Instant;
 
-#[cfg(doc)]
-use crate::dispatch::DERIVATIONS_AT_ONCE;
-
 /// OAKs from one account for one device after the first: typing errors are free, guessing is hopeless.
 const OAKS_BY_ACCOUNT_AND_DEVICE: Tolerance =
     Tolerance { free: 4, first: Duration::from_secs(10), longest: Duration::from_secs(3600) };

@@ -27,6 +27,7 @@
 //! | `bad-request` | 400 | the tunnel server |
 //! | `unknown-account` | 401 | the administrators: name, password, or a disabled account |
 //! | `too-many-registrations` | 403 | the dispatcher's administrator |
+//! | `server-not-allowed` | 403: the account may not send devices to one of these `servers` | the dispatcher's operator |
 //! | `not-found` | 404 | nobody: not registered by this account |
 //! | `claimed-by-another-account` | 409; problem, `refused`, when the other account has proven the OAK meanwhile | the other owner; the message has the date |
 //! | `contested` | 409; problem, `refused`, when it gave way | time: many accounts have registered it, and none has proven its OAK |
