@@ -590,7 +590,7 @@ async fn step_4_phone_home_with_tls_1_2_alone_is_refused_by_name_or_let_in() {
         } else {
             camera.until("failed").await;
             world.until_metric(r#"refused_total{reason="tls-too-old"} 1"#).await;
-            let line = LOG.find("this device knows no TLS 1.3; `tls_1_2 = true` in [dispatcher] lets it in");
+            let line = LOG.find("refused: it knows no TLS 1.3");
             assert!(line.is_some_and(|line| line.contains("INFO")));
         }
         camera.stop().await;
