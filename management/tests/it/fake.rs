@@ -310,6 +310,8 @@ pub fn device(serial: SerialNumber, name: &str) -> Device {
 #[derive(Clone, Default)]
 pub struct FakeRecording {
     pub hardware: Arc<Mutex<Vec<recording::Hardware>>>,
+    /// Where hardware was told that its device is, in order.
+    pub followed: Arc<Mutex<Vec<String>>>,
     /// Headers of the last request that was passed on.
     pub seen: Arc<Mutex<HeaderMap>>,
 }
@@ -391,6 +393,7 @@ async fn follow(
     Path(id): Path<i64>,
     Json(change): Json<recording::HardwareChange>,
 ) -> Json<recording::Hardware> {
+    recording.followed.lock().unwrap().push(change.server.clone());
     let mut all = recording.hardware.lock().unwrap();
     let hardware = all.iter_mut().find(|hardware| hardware.id == id).unwrap();
     let serial = hardware.serial;

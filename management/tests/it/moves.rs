@@ -109,6 +109,7 @@ async fn hardware_follows_its_device() {
     site.second.connect(serial(1), false);
     site.tunnel.connect(serial(1), true);
     looked_for("sts").await;
+    assert_eq!(*site.recording.followed.lock().unwrap(), ["other", "sts"], "once each");
     site.end().await;
 }
 
