@@ -1,6 +1,6 @@
 //! The internal address: JSON API, event stream, `/healthz` and `/metrics` beside the proxy, on one HTTP/1.1 server.
 //!
-//! The messages are in `protocol/src/api/tunnel.rs`. Everything wants user and password, but `/healthz` for a word and,
+//! Every route has its page in the OpenAPI document, `GET /api/openapi.json`. The messages are in `protocol/src/api/tunnel.rs`. Everything wants user and password, but `/healthz` for a word and,
 //! from this machine, `/metrics`.
 
 use crate::{
@@ -13,10 +13,10 @@ use crate::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{ConnectInfo, Path, State},
+    extract::{ConnectInfo, FromRequestParts, Path, State},
     middleware::{self, Next},
     response::{IntoResponse, Response, Sse, sse},
-    routing::{get, put},
+    routing::get,
 };
 use futures_util::Stream;
 use homing_base::{
@@ -27,20 +27,52 @@ use homing_protocol::{
     Oak, Secret, SerialNumber, Step,
     api::{
         Problem,
+        dispatcher::Offer,
         tunnel::{ChangeDevice, Device, Move, NewDevice, Server},
     },
     secret::Credentials,
 };
-use http::{HeaderMap, Request, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode, header, request::Parts};
 use hyper::body::Incoming;
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use utoipa::{
+    OpenApi,
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// The longest request body: a registration is far smaller.
 const BODY_MAX_BYTES: usize = 16 * 1024;
 
 /// A comment on an event stream that has nothing to tell, so that both ends notice when the other has gone.
 const EVENTS_KEEPALIVE: Duration = Duration::from_secs(10);
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Homing tunnel server",
+        description = "What a VMS asks at the internal address. Every answer that is not a success is a `Problem`; \
+                       decide by its code.",
+        license(name = "MIT OR Apache-2.0")
+    ),
+    components(schemas(Problem))
+)]
+struct Document;
+
+/// A device in the path.
+struct Serial(SerialNumber);
+
+impl<S: Send + Sync> FromRequestParts<S> for Serial {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(text)) => serial_number(&text).map(Serial),
+            Err(_) => Err(Failure::bad_request("The path holds no serial number.")),
+        }
+    }
+}
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -89,18 +121,30 @@ pub(crate) fn service(
 }
 
 fn router(api: Api) -> Router {
-    Router::new()
-        .route("/api/v1/server", get(server))
-        .route("/api/v1/devices", get(devices).post(register))
-        .route("/api/v1/devices/{serial}", get(device).patch(change).delete(remove))
-        .route("/api/v1/devices/{serial}/credentials", get(credentials))
-        .route("/api/v1/devices/{serial}/handover", get(handover))
-        .route("/api/v1/devices/{serial}/move", put(send).delete(call_back))
-        .route("/api/v1/devices/{serial}/offer", put(offer).delete(withdraw))
-        .route("/api/v1/events", get(events))
+    let (router, document) = routes();
+    router
         .fallback(async || Failure::not_found("There is nothing at this path; the API is under /api/v1."))
         .layer(middleware::from_fn_with_state(api.clone(), authenticate))
+        // For everybody: it says nothing about this tunnel server.
+        .route("/api/openapi.json", get(Json(document)))
         .with_state(api)
+}
+
+fn routes() -> (Router<Api>, utoipa::openapi::OpenApi) {
+    let (router, mut document) = OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(server))
+        .routes(routes!(devices, register))
+        .routes(routes!(device, change, remove))
+        .routes(routes!(credentials))
+        .routes(routes!(handover))
+        .routes(routes!(send, call_back))
+        .routes(routes!(offer, withdraw))
+        .routes(routes!(events))
+        .split_for_parts();
+    let basic = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Basic).build());
+    document.components.get_or_insert_default().add_security_scheme("basic", basic);
+    document.security = Some(vec![SecurityRequirement::new("basic", [""; 0])]);
+    (router, document)
 }
 
 async fn authenticate(
@@ -121,6 +165,15 @@ async fn authenticate(
     response
 }
 
+#[utoipa::path(
+    get,
+    path = "/api/v1/server",
+    responses(
+        (status = 200, description = "This tunnel server", body = Server),
+        (status = 401, description = "No or wrong password", body = Problem),
+        (status = 429, description = "Too many wrong passwords", body = Problem),
+    )
+)]
 async fn server(State(api): State<Api>) -> Json<Server> {
     let dispatcher = api.relay.dispatcher();
     Json(Server {
@@ -135,16 +188,53 @@ async fn server(State(api): State<Api>) -> Json<Server> {
     })
 }
 
+#[utoipa::path(
+    get,
+    path = "/api/v1/devices",
+    responses(
+        (status = 200, description = "All devices", body = Vec<Device>),
+        (status = 401, description = "No or wrong password", body = Problem),
+        (status = 429, description = "Too many wrong passwords", body = Problem),
+    )
+)]
 async fn devices(State(api): State<Api>) -> Json<Vec<Device>> {
     Json(api.devices.all())
 }
 
-async fn device(State(api): State<Api>, Path(serial): Path<String>) -> Result<Json<Device>, Failure> {
-    let serial = serial_number(&serial)?;
+#[utoipa::path(
+    get,
+    path = "/api/v1/devices/{serial}",
+    params(("serial" = String, Path, description = "Serial number, twelve hexadecimal digits")),
+    responses(
+        (status = 200, description = "The device", body = Device),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+        (status = 429, description = "Too many wrong passwords", body = Problem),
+    )
+)]
+async fn device(State(api): State<Api>, Serial(serial): Serial) -> Result<Json<Device>, Failure> {
     api.devices.get(serial).map(Json).ok_or_else(|| not_registered(serial))
 }
 
 /// Steps 1 and 2.
+#[utoipa::path(
+    post,
+    path = "/api/v1/devices",
+    request_body = NewDevice,
+    responses(
+        (status = 201, description = "Registered and relayed", body = Device),
+        (status = 202, description = "Registered, and relayed as soon as the dispatcher is reached", body = Device),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 403, description = "The dispatcher allows no more", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 409, description = "It is taken, or elsewhere", body = Problem),
+        (status = 415, description = "Not JSON", body = Problem),
+        (status = 422, description = "The dispatcher refuses it", body = Problem),
+        (status = 429, description = "Too many wrong passwords or registrations", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+    )
+)]
 async fn register(
     State(api): State<Api>,
     headers: HeaderMap,
@@ -167,20 +257,47 @@ async fn register(
     Ok((status, Json(device)))
 }
 
+#[utoipa::path(
+    patch,
+    path = "/api/v1/devices/{serial}",
+    params(("serial" = String, Path, description = "Serial number, twelve hexadecimal digits")),
+    request_body = ChangeDevice,
+    responses(
+        (status = 200, description = "As it is now", body = Device),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 403, description = "The dispatcher allows no more", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 409, description = "It is taken, or elsewhere", body = Problem),
+        (status = 415, description = "Not JSON", body = Problem),
+        (status = 422, description = "The dispatcher refuses it", body = Problem),
+        (status = 429, description = "Too many wrong passwords or registrations", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+    )
+)]
 async fn change(
     State(api): State<Api>,
-    Path(serial): Path<String>,
+    Serial(serial): Serial,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Device>, Failure> {
-    let serial = serial_number(&serial)?;
     let change: ChangeDevice = read(&headers, body).await?;
     let stop = api.stop.clone();
     to_its_end(&api.stop, async move { api.relay.change(serial, change, &stop).await }).await.map(Json)
 }
 
-async fn remove(State(api): State<Api>, Path(serial): Path<String>) -> Result<StatusCode, Failure> {
-    let serial = serial_number(&serial)?;
+#[utoipa::path(
+    delete,
+    path = "/api/v1/devices/{serial}",
+    params(("serial" = String, Path, description = "Serial number, twelve hexadecimal digits")),
+    responses(
+        (status = 204, description = "Forgotten"),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+        (status = 429, description = "Too many wrong passwords", body = Problem),
+    )
+)]
+async fn remove(State(api): State<Api>, Serial(serial): Serial) -> Result<StatusCode, Failure> {
     let stop = api.stop.clone();
     to_its_end(&api.stop, async move { api.relay.remove(serial, &stop).await }).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -193,62 +310,153 @@ fn secretly<T>(secret: T) -> Unstored<T> {
     ([(header::CACHE_CONTROL, "no-store")], Json(secret))
 }
 
+#[utoipa::path(
+    get,
+    path = "/api/v1/devices/{serial}/credentials",
+    params(("serial" = String, Path, description = "Serial number, twelve hexadecimal digits")),
+    responses(
+        (status = 200, description = "The device's user and password", body = Credentials),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+        (status = 429, description = "Too many wrong passwords", body = Problem),
+    )
+)]
 async fn credentials(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    Path(serial): Path<String>,
+    Serial(serial): Serial,
 ) -> Result<Unstored<Credentials>, Failure> {
-    let serial = serial_number(&serial)?;
     let credentials = api.relay.credentials(serial).await?;
     tracing::info!(%serial, by = api.guard.user(), %peer, "the device's user and password were shown");
     Ok(secretly(credentials))
 }
 
+#[utoipa::path(
+    get,
+    path = "/api/v1/devices/{serial}/handover",
+    params(("serial" = String, Path, description = "Serial number, twelve hexadecimal digits")),
+    responses(
+        (status = 200, description = "What another tunnel server needs", body = NewDevice),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+        (status = 429, description = "Too many wrong passwords", body = Problem),
+    )
+)]
 async fn handover(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    Path(serial): Path<String>,
+    Serial(serial): Serial,
 ) -> Result<Unstored<NewDevice>, Failure> {
-    let serial = serial_number(&serial)?;
     let handover = api.relay.handover(serial).await?;
     tracing::info!(%serial, by = api.guard.user(), %peer, "the device's OAK, user and password were handed over");
     Ok(secretly(handover))
 }
 
+#[utoipa::path(
+    put,
+    path = "/api/v1/devices/{serial}/move",
+    params(("serial" = String, Path, description = "Serial number, twelve hexadecimal digits")),
+    request_body = Move,
+    responses(
+        (status = 200, description = "As it is now", body = Device),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 403, description = "The dispatcher allows no more", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 409, description = "It is taken, or elsewhere", body = Problem),
+        (status = 415, description = "Not JSON", body = Problem),
+        (status = 422, description = "The dispatcher refuses it", body = Problem),
+        (status = 429, description = "Too many wrong passwords or registrations", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+    )
+)]
 async fn send(
     State(api): State<Api>,
-    Path(serial): Path<String>,
+    Serial(serial): Serial,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Device>, Failure> {
-    let serial = serial_number(&serial)?;
     let order: Move = read(&headers, body).await?;
     let stop = api.stop.clone();
     to_its_end(&api.stop, async move { api.relay.send(serial, order, &stop).await }).await.map(Json)
 }
 
-async fn call_back(State(api): State<Api>, Path(serial): Path<String>) -> Result<Json<Device>, Failure> {
-    let serial = serial_number(&serial)?;
+#[utoipa::path(
+    delete,
+    path = "/api/v1/devices/{serial}/move",
+    params(("serial" = String, Path, description = "Serial number, twelve hexadecimal digits")),
+    responses(
+        (status = 200, description = "As it is now", body = Device),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+        (status = 429, description = "Too many wrong passwords", body = Problem),
+    )
+)]
+async fn call_back(State(api): State<Api>, Serial(serial): Serial) -> Result<Json<Device>, Failure> {
     let stop = api.stop.clone();
     to_its_end(&api.stop, async move { api.relay.call_back(serial, &stop).await }).await.map(Json)
 }
 
+#[utoipa::path(
+    put,
+    path = "/api/v1/devices/{serial}/offer",
+    params(("serial" = String, Path, description = "Serial number, twelve hexadecimal digits")),
+    request_body = Offer,
+    responses(
+        (status = 204, description = "Offered"),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 403, description = "The dispatcher allows no more", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 409, description = "It is taken, or elsewhere", body = Problem),
+        (status = 415, description = "Not JSON", body = Problem),
+        (status = 422, description = "The dispatcher refuses it", body = Problem),
+        (status = 429, description = "Too many wrong passwords or registrations", body = Problem),
+        (status = 502, description = "The dispatcher is not reached", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+    )
+)]
 async fn offer(
     State(api): State<Api>,
-    Path(serial): Path<String>,
+    Serial(serial): Serial,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Failure> {
-    let serial = serial_number(&serial)?;
     api.relay.offer(serial, read(&headers, body).await?, &api.stop).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn withdraw(State(api): State<Api>, Path(serial): Path<String>) -> Result<StatusCode, Failure> {
-    api.relay.withdraw(serial_number(&serial)?, &api.stop).await?;
+#[utoipa::path(
+    delete,
+    path = "/api/v1/devices/{serial}/offer",
+    params(("serial" = String, Path, description = "Serial number, twelve hexadecimal digits")),
+    responses(
+        (status = 204, description = "Withdrawn"),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 403, description = "The dispatcher allows no more", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 409, description = "It is taken, or elsewhere", body = Problem),
+        (status = 422, description = "The dispatcher refuses it", body = Problem),
+        (status = 429, description = "Too many wrong passwords or registrations", body = Problem),
+        (status = 502, description = "The dispatcher is not reached", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+    )
+)]
+async fn withdraw(State(api): State<Api>, Serial(serial): Serial) -> Result<StatusCode, Failure> {
+    api.relay.withdraw(serial, &api.stop).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[utoipa::path(
+    get,
+    path = "/api/v1/events",
+    responses(
+        (status = 200, description = "Every device, then every change", body = String, content_type = "text/event-stream"),
+        (status = 401, description = "No or wrong password", body = Problem),
+        (status = 429, description = "Too many wrong passwords", body = Problem),
+    )
+)]
 async fn events(State(api): State<Api>) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
     let following = (api.devices.subscribe(), api.stop.clone());
     let stream = futures_util::stream::unfold(following, |(mut events, stop)| async move {

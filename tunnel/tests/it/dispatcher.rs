@@ -136,11 +136,6 @@ impl Dispatcher {
         of(&self.inner.lock().unwrap()).unwrap().1
     }
 
-    /// How many arrivals were reported.
-    pub fn arrivals(&self) -> usize {
-        self.inner.lock().unwrap().arrived.len()
-    }
-
     /// Another account has taken a device over; comes back when it is acknowledged.
     pub async fn transfer(&self, serial: SerialNumber, next: Target) {
         let told = self.tell(serial, RegistrationState::Transferred, Step::Tunnel, None, None);
