@@ -12,7 +12,7 @@
 use crate::{
     attempts::{Counted, What},
     config::DeviceKeys,
-    dispatch::{self, Answer, Attempt},
+    dispatch::{self, Answer, Attempt, DispatchError},
     metrics::Metrics,
     store::{Entered, Generation, Job, Store},
     vouch::Manufacturers,
@@ -22,7 +22,13 @@ use homing_base::{
     crowd::{Crowd, network},
     throttle::{Throttle, Tolerance},
 };
-use homing_protocol::{SerialNumber, Step, api::dispatcher::RegistrationState as State};
+use homing_protocol::{
+    SerialNumber, Step,
+    api::{
+        ProblemDetail,
+        dispatcher::{ANOTHER_KEY, RegistrationState as State},
+    },
+};
 use homing_uplink::{
     Acceptor, Arrival, EndReason, Exporter, Fingerprint, PeerIdentity, Uplink, UplinkDriver, UplinkSettings,
 };
@@ -123,6 +129,10 @@ impl Room {
     pub fn wake(&self, serial: SerialNumber) {
         let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         seats.get(&serial).into_iter().flatten().for_each(|seat| seat.wake.notify_one());
+    }
+
+    fn is_empty(&self, serial: SerialNumber) -> bool {
+        !self.seats.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&serial)
     }
 
     /// Devices that claim this number and have not tried this generation yet.
@@ -262,11 +272,22 @@ impl Devices {
         let reason = self.run(driver, &seat).await;
         self.room.leave(&seat);
         self.metrics.left();
-        // Whoever waits for this device's try must not wait for ever.
-        for job in self.store.jobs(serial).await.unwrap_or_default() {
-            self.store.handle_change(job.account);
+        if let Err(error) = self.tell_of_leaving(serial).await {
+            tracing::error!(%serial, error = format!("{error:#}"), "registration not read");
         }
         tracing::info!(%serial, %peer, step = %Step::PhoneHome, %reason, "device has left");
+    }
+
+    async fn tell_of_leaving(&self, serial: SerialNumber) -> anyhow::Result<()> {
+        let is_empty = self.room.is_empty(serial);
+        for job in self.store.jobs(serial).await? {
+            // Whoever waits for this device's try must not wait for ever.
+            self.store.handle_change(job.account);
+            if is_empty {
+                self.store.nobody_has_returned(job.generation).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn run(&self, driver: UplinkDriver, seat: &Seat) -> EndReason {
@@ -280,10 +301,13 @@ impl Devices {
     async fn attend(&self, seat: &Seat) {
         let mut arriving = true;
         loop {
-            if let Err(error) = self.attend_once(seat, arriving).await {
-                tracing::error!(serial = %seat.serial, error = format!("{error:#}"), "registration not read");
+            match self.attend_once(seat, arriving).await {
+                // Who came while another connection was being dispatched still has to be looked at.
+                Ok(looked_at) => arriving &= !looked_at,
+                Err(error) => {
+                    tracing::error!(serial = %seat.serial, error = format!("{error:#}"), "registration not read");
+                }
             }
-            arriving = false;
             tokio::select! {
                 () = seat.wake.notified() => {}
                 _ = seat.uplink.closed() => return,
@@ -291,33 +315,41 @@ impl Devices {
         }
     }
 
-    async fn attend_once(&self, seat: &Seat, arriving: bool) -> anyhow::Result<()> {
+    /// `false` when this is not the moment; something wakes the seat then.
+    async fn attend_once(&self, seat: &Seat, arriving: bool) -> anyhow::Result<bool> {
         let jobs = self.store.jobs(seat.serial).await?;
         // Another connection is being dispatched, and wakes this one when that has ended.
         if jobs.iter().any(|job| job.state == State::Dispatching) {
-            return Ok(());
+            return Ok(false);
         }
         let untried: Vec<&Job> = jobs.iter().filter(|job| !seat.has_tried(job.generation)).collect();
-        let Some(newest) = untried.iter().map(|job| job.generation).max() else { return Ok(()) };
+        let Some(newest) = untried.iter().map(|job| job.generation).max() else { return Ok(true) };
         let with_secrets: Vec<&Job> = untried.iter().copied().filter(|job| job.secrets.is_some()).collect();
         let tried = match with_secrets.is_empty() {
             true => Tried::ToNoAvail,
             false => self.attempt(seat, &with_secrets).await?,
         };
         if tried == Tried::No {
-            return Ok(());
+            return Ok(false);
         }
         // Who sat here while another connection was dispatched has not come back.
-        let dispatched = untried.iter().find(|job| job.state == State::Dispatched && arriving);
-        if let (Some(job), Tried::ToNoAvail) = (dispatched, &tried) {
-            let returned =
-                Entered { state: State::Returned, step: Step::PhoneHome, fingerprint: None, problem: None };
-            self.store.enter(job.generation, &[State::Dispatched], returned).await?;
+        let returns = |job: &&&Job| matches!(job.state, State::Dispatched | State::Returned);
+        let dispatched = untried.iter().find(returns).filter(|_| arriving && tried == Tried::ToNoAvail);
+        if let Some(job) = dispatched {
+            // With its own key it is the device. With another, only a proof can tell.
+            let is_it = job.fingerprint.as_ref() == Some(&seat.fingerprint.to_string());
+            let returned = Entered {
+                state: State::Returned,
+                step: Step::PhoneHome,
+                fingerprint: None,
+                problem: (!is_it).then(|| another_key(seat)),
+            };
+            self.store.enter(job.generation, &[State::Dispatched, State::Returned], returned).await?;
         }
         seat.tried.store(newest.0, Ordering::Release);
         untried.iter().for_each(|job| self.store.handle_change(job.account));
         self.room.wake(seat.serial);
-        Ok(())
+        Ok(true)
     }
 
     /// Step 5, and what came of it.
@@ -348,6 +380,8 @@ impl Devices {
                         tracing::info!(%serial, %peer, %step, "device dispatched");
                         return Ok(Tried::Yes);
                     }
+                    // Another connection was faster, or the registration is gone: there is something else to look at.
+                    Err(DispatchError::Withdrawn) => return Ok(Tried::No),
                     Err(error) => {
                         if !error.is_passing() {
                             self.room.refused.handle_wrong(&key, Instant::now());
@@ -409,6 +443,17 @@ impl Devices {
             _ = seat.uplink.closed() => false,
         }
     }
+}
+
+/// What a tunnel server that has the device is told of somebody who says that he is it.
+fn another_key(seat: &Seat) -> ProblemDetail {
+    let message = format!(
+        "a device at {} that says it is {} waits at the dispatcher with another key than the one that was dispatched: \
+         if it was reset, it is dispatched anew; if not, somebody uses its serial number",
+        seat.address(),
+        seat.serial
+    );
+    ProblemDetail { code: ANOTHER_KEY.to_owned(), message, step: Some(Step::PhoneHome) }
 }
 
 /// Whether an attempt was made.

@@ -176,6 +176,13 @@ impl Store {
             };
             store.enter(Generation(generation), &[RegistrationState::Dispatching], waiting).await?;
         }
+        let returned: Vec<(i64,)> =
+            sqlx::query_as("SELECT generation FROM registration WHERE state = 'returned'")
+                .fetch_all(&store.pool)
+                .await?;
+        for (generation,) in returned {
+            store.nobody_has_returned(Generation(generation)).await?;
+        }
         store.sweep().await?;
         Ok(store)
     }
@@ -347,7 +354,8 @@ impl Store {
         }
         let account = AccountId(account);
         let seq = next_seq(&mut change, account).await?;
-        let forget = entered.state == RegistrationState::Dispatched;
+        // Who has only come by, and has left, was dispatched before.
+        let forget = entered.state == RegistrationState::Dispatched && state != RegistrationState::Returned;
         sqlx::query(
             "UPDATE registration SET state = $2, step = $3, fingerprint = coalesce($4, fingerprint), \
              problem = $5, since = $6, seq = $7, secrets = CASE WHEN $8 THEN NULL ELSE secrets END \
@@ -370,6 +378,17 @@ impl Store {
         }
         self.commit(change, Touched { accounts: vec![account], forgot: forget }).await?;
         Ok(Some(seq as u64))
+    }
+
+    /// Whoever had come back is gone before its registration was relayed again: it is dispatched, as before.
+    pub async fn nobody_has_returned(&self, generation: Generation) -> anyhow::Result<()> {
+        let dispatched = Entered {
+            state: RegistrationState::Dispatched,
+            step: Step::Dispatch,
+            fingerprint: None,
+            problem: None,
+        };
+        self.enter(generation, &[RegistrationState::Returned], dispatched).await.map(drop)
     }
 
     /// Where an account's changes and acknowledgements are told.

@@ -8,6 +8,7 @@
 //! Not here: talking to the dispatcher (`relay.rs`) or to devices (`uplinks.rs`, `reach.rs`).
 
 use crate::{
+    copies::Copies,
     events::{EVENTS_KEPT, Event, Events},
     locks::Locks,
     moves::Move,
@@ -27,8 +28,9 @@ use homing_uplink::{EndReason, Fingerprint, Uplink};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 use tokio::{
     runtime::Handle,
@@ -69,6 +71,7 @@ struct Entry {
     lost: Option<ProblemDetail>,
     /// What is wrong with it while it is connected.
     warning: Option<ProblemDetail>,
+    copies: Copies,
 }
 
 /// A device's uplink that stands (step 7).
@@ -212,8 +215,12 @@ impl Devices {
     /// Those of which something is still to be told to the dispatcher.
     pub fn to_tell(&self) -> Vec<SerialNumber> {
         let inner = self.lock();
-        let pending =
-            inner.entries.values().filter(|entry| !entry.provisional && entry.record.standing.is_to_tell());
+        let pending = inner.entries.values().filter(|entry| {
+            let standing = &entry.record.standing;
+            // Who is connected is not at the dispatcher as well, with another key: its secrets stay here.
+            let is_here = !entry.uplinks.is_empty() && standing.is_doubted();
+            !entry.provisional && standing.is_to_tell() && !is_here
+        });
         pending.map(|entry| entry.record.serial).collect()
     }
 
@@ -326,9 +333,19 @@ impl Devices {
             entry.since = Some(Timestamp::now());
             entry.warning = None;
         }
+        let connected_from = connected.peer.ip().to_canonical();
         let connected = Arc::new(connected);
         match entry.uplinks.iter_mut().find(|older| older.via == connected.via) {
-            Some(older) => std::mem::replace(older, connected).uplink.close(EndReason::Replaced),
+            Some(older) => {
+                let older = std::mem::replace(older, connected);
+                let (from, to) = (older.peer.ip().to_canonical(), connected_from);
+                if !older.uplink.is_closed()
+                    && let Some((one, other)) = entry.copies.handle_replaced(Instant::now(), from, to)
+                {
+                    entry.warning = Some(copied(serial, one, other));
+                }
+                older.uplink.close(EndReason::Replaced);
+            }
             None => entry.uplinks.push(connected),
         }
         entry.uplinks.sort_by_key(|connected| connected.via.unwrap_or(usize::MAX));
@@ -348,6 +365,10 @@ impl Devices {
             return;
         }
         if entry.uplinks.is_empty() {
+            if entry.record.standing.is_doubted() {
+                // It is here no more: who waits at the dispatcher may be it.
+                self.for_dispatcher.notify_one();
+            }
             entry.since = Some(Timestamp::now());
             if *reason != EndReason::Stopped {
                 let message = format!("The uplink ended: {reason}. The device dials again by itself.");
@@ -422,9 +443,20 @@ impl Inner {
     }
 }
 
+/// What is told of a device whose key is used twice.
+fn copied(serial: SerialNumber, one: IpAddr, other: IpAddr) -> ProblemDetail {
+    tracing::warn!(step = %Step::Tunnel, %serial, %one, %other, "two devices use one key");
+    let message = format!(
+        "Two devices use the key of this one and push each other off, at {one} and at {other}: one of them is a copy. \
+         Reset the true one to factory default, which makes a new key, and press its button; the copy is refused then."
+    );
+    Problem::at(Step::Tunnel, "two-devices", message).error
+}
+
 impl Entry {
     fn new(record: Record, provisional: bool) -> Self {
-        Entry { record, provisional, uplinks: Vec::new(), since: None, lost: None, warning: None }
+        let copies = Copies::default();
+        Entry { record, provisional, uplinks: Vec::new(), since: None, lost: None, warning: None, copies }
     }
 
     /// Notes a problem once: repeating it is no event.
@@ -458,7 +490,8 @@ impl Entry {
             bytes_out: stats.iter().map(|stats| stats.bytes_out).sum(),
             // Who has moved is not missed here.
             problem: if connected {
-                self.warning.clone()
+                let doubt = standing.problem.as_ref().filter(|_| standing.is_doubted());
+                doubt.or(self.warning.as_ref()).cloned()
             } else {
                 problem.filter(|_| !standing.errand.is_moved())
             },

@@ -24,6 +24,7 @@
 
 mod api;
 mod config;
+mod copies;
 mod devices;
 mod dispatcher;
 mod errands;

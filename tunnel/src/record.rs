@@ -8,7 +8,7 @@ use homing_protocol::{
     SerialNumber, Step,
     api::{
         Problem, ProblemDetail,
-        dispatcher::{Contested, Registration, RegistrationState},
+        dispatcher::{ANOTHER_KEY, Contested, Registration, RegistrationState},
         tunnel::RelayState,
     },
 };
@@ -77,6 +77,11 @@ impl Standing {
     /// It is still to be relayed. One that has moved away is the other server's to relay.
     pub fn is_pending(&self) -> bool {
         self.relay == RelayState::Pending && !self.errand.is_moved()
+    }
+
+    /// Somebody waits at the dispatcher and says that he is this device, with another key.
+    pub fn is_doubted(&self) -> bool {
+        self.is_pending() && self.problem.as_ref().is_some_and(|problem| problem.code == ANOTHER_KEY)
     }
 
     /// It has come without the dispatcher, which is to be told so.

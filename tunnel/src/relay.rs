@@ -101,14 +101,18 @@ impl Relay {
             Relayed::Later => false,
             Relayed::Refused { failure, stored_there } => {
                 self.devices.remove(serial, stored_there).await?;
-                self.devices.for_dispatcher.notify_one();
+                // Before the answer: who is told that nothing is kept may have it registered elsewhere next.
+                if stored_there && !self.release(serial, stop).await {
+                    self.devices.for_dispatcher.notify_one();
+                }
                 return Err(failure);
             }
         };
-        if !relayed {
+        let device = self.devices.settle(serial).ok_or_else(|| not_registered(serial))?;
+        // A device that was handed over may have come while this was under way.
+        if self.devices.standing(serial).is_some_and(|standing| standing.is_to_tell()) {
             self.devices.for_dispatcher.notify_one();
         }
-        let device = self.devices.settle(serial).ok_or_else(|| not_registered(serial))?;
         Ok((device, relayed))
     }
 

@@ -38,11 +38,15 @@
 //! | `wrong-oak`, `wrong-serial`, `wrong-credentials` | problem, `refused` | whoever registered: relay a corrected registration |
 //! | `no-oak-proof`, `key-not-vouched` | problem, `refused` | the dispatcher's administrator: the manufacturer's list, or CA |
 //! | `device-lacks-service`, `device-key-unknown`, `device-refused` | problem, `refused` | the device's firmware |
+//! | `another-key` | problem, `returned` | the device's owner: reset, or somebody uses its serial number |
 //! | `device-gone`, `timeout` | problem, `waiting` | time: tried again when the device comes back |
 
 use super::Target;
 use crate::{Oak, Secret, SerialNumber, Step};
 use serde::{Deserialize, Serialize};
+
+/// The problem code of who has [`RegistrationState::Returned`] with another key than was dispatched.
+pub const ANOTHER_KEY: &str = "another-key";
 
 /// A registration as a tunnel server relays it. Repeating it replaces the earlier one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,7 +81,9 @@ pub enum RegistrationState {
     /// the device's.
     Refused,
     /// The device came back after it had been dispatched (factory reset, or it could not reach its
-    /// tunnel server): relay the registration again, for the credentials.
+    /// tunnel server): relay the registration again, for the credentials. With the problem [`ANOTHER_KEY`] it
+    /// may be somebody else, and a tunnel server to which the device is connected keeps the credentials. When it
+    /// leaves, the state is dispatched as before.
     Returned,
     /// The account that it was offered to has taken it over: send the device there (`next`), then forget it. The
     /// registration is no longer this account's, and is told for 30 days at most.

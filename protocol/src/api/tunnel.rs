@@ -19,7 +19,7 @@
 //!
 //! Problem codes: `bad-serial-number`, `bad-oak`, `bad-request`, `already-registered`, `not-found`, `unauthorized`,
 //! `too-many-attempts`, and what the dispatcher refuses with. In a device's `problem` also: `dispatcher-unreachable`,
-//! `dispatcher-error`, `unknown-account`, `transferred` (step 2), `unknown-key`, `uplink-lost` (step 7). In a move's:
+//! `dispatcher-error`, `unknown-account`, `transferred` (step 2), `unknown-key`, `uplink-lost`, `two-devices` (step 7). In a move's:
 //! `move-not-reached`, `move-refused`; of a move: `already-moved`. While it is connected: `default-password`. From the
 //! proxy:
 //! `not-registered`, `not-connected`, `device-failed`, `device-timeout`, `forbidden`.

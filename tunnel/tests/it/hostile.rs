@@ -8,7 +8,8 @@ use http::{Method, StatusCode};
 use std::net::SocketAddr;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::JoinSet,
 };
 
 #[tokio::test]
@@ -110,4 +111,58 @@ async fn a_registration_ends_well_although_the_browser_left_half_way() {
     let again = form("00408C702009", crate::device::OAK);
     let (status, answer) = world.api(Method::POST, "/api/v1/devices", Some(again)).await;
     assert_eq!((status, code(&answer)), (StatusCode::CONFLICT, "already-registered"));
+}
+
+/// A way to `to` on which connections come from `source`.
+async fn way_from(source: [u8; 4], to: SocketAddr, ways: &mut JoinSet<()>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    ways.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind((source, 0).into()).unwrap();
+            let mut far = socket.connect(to).await.unwrap();
+            connections.spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+        }
+    });
+    address
+}
+
+/// Goal: a stolen key in use at another place is told, while the device goes on; and a device that comes back from
+/// one place as often as that is not taken for two.
+#[tokio::test]
+async fn step_7_tunnel_two_devices_with_one_key_are_told() {
+    let world = World::new().await;
+    let mut ways = JoinSet::new();
+    let home = way_from([127, 0, 0, 2], world.external, &mut ways).await;
+    let elsewhere = way_from([127, 0, 0, 3], world.external, &mut ways).await;
+    let device = Device::new("00408C702009");
+    world.register(&device).await;
+    world.dispatcher.vouch(device.serial, device.fingerprint).await;
+    let dial = async |way| {
+        let dialed = within(device.dial(way, &world.trust_anchor())).await.unwrap();
+        let from = if way == home { "127.0.0.2:" } else { "127.0.0.3:" };
+        let serving = device.serve(dialed, &world.site);
+        world
+            .device_until(device.serial, |seen| seen.peer.as_ref().is_some_and(|peer| peer.starts_with(from)))
+            .await;
+        serving
+    };
+    for _ in 0..6 {
+        drop(dial(home).await);
+    }
+    assert_eq!(world.handle.device(device.serial).unwrap().problem, None);
+    for way in [elsewhere, home, elsewhere, home] {
+        drop(dial(way).await);
+    }
+    let told = world.device_until(device.serial, |seen| seen.problem.is_some()).await;
+    let problem = told.problem.unwrap();
+    assert_eq!((told.connected, problem.code.as_str()), (true, "two-devices"));
+    assert!(
+        problem.message.contains("127.0.0.2") && problem.message.contains("127.0.0.3"),
+        "{}",
+        problem.message
+    );
 }
