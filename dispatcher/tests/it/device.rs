@@ -12,7 +12,7 @@ use homing_protocol::{
     soap::{CONTENT_TYPE, Envelope, Fault, SoapVersion},
 };
 use homing_uplink::{
-    DialError, Dialer, EndReason, Fingerprint, Incoming, ServeSettings, TlsPolicy, client_tls_config,
+    DialError, Dialer, EndReason, Fingerprint, Incoming, ServeSettings, TlsPolicy, Uplink, client_tls_config,
     roots_from_pem,
 };
 use http::{Response, StatusCode, header};
@@ -37,7 +37,7 @@ pub const PASSWORD: &str = "p4ss of the camera";
 const OWN_CERTIFICATE: &str = "factory";
 
 /// What a device does otherwise than it should.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Quirks {
     /// What GetDeviceInformation says.
     pub tells_serial: Option<String>,
@@ -45,6 +45,17 @@ pub struct Quirks {
     pub lacks: Option<&'static str>,
     /// It never answers the challenge.
     pub silent: bool,
+    /// It gives another device's proof for its own.
+    pub borrows: Option<Borrowed>,
+}
+
+/// Where a thief has a proof from.
+#[derive(Clone)]
+pub enum Borrowed {
+    /// Seen on another connection.
+    Seen(ProofAnswer),
+    /// Asked for now, of the true device, by who stands between it and the dispatcher.
+    Asked(Uplink),
 }
 
 pub struct Device {
@@ -59,6 +70,8 @@ pub struct Device {
     policies: Mutex<Vec<security::Policy>>,
     /// It was asked for its proof, and is silent.
     pub asked: Notify,
+    /// The last proof that it gave.
+    pub proof: Mutex<Option<ProofAnswer>>,
     /// How often it gave its proof.
     pub proofs: AtomicUsize,
     /// What SetUplink brought.
@@ -101,6 +114,7 @@ impl Device {
             stored: Mutex::new(vec![own]),
             policies: Mutex::default(),
             asked: Notify::new(),
+            proof: Mutex::default(),
             proofs: AtomicUsize::new(0),
             uplinks: watch::Sender::default(),
         })
@@ -188,12 +202,25 @@ impl Device {
     async fn prove(&self, mut incoming: Incoming) {
         self.proofs.fetch_add(1, Ordering::SeqCst);
         let body = std::mem::take(incoming.request.body_mut()).collect(4096).await.unwrap();
-        let question: ProofRequest = serde_json::from_slice(&body).unwrap();
+        let answer = match &self.quirks.borrows {
+            None => self.own_proof(&incoming, &body).await,
+            Some(Borrowed::Seen(answer)) => answer.clone(),
+            Some(Borrowed::Asked(uplink)) => {
+                let question = http::Request::post(PROOF_PATH).header(header::HOST, self.serial.host());
+                let answer = uplink.request(question.body(body).unwrap()).await.unwrap().into_body();
+                serde_json::from_slice(&answer.collect(4096).await.unwrap()).unwrap()
+            }
+        };
+        *self.proof.lock().unwrap() = Some(answer.clone());
+        let _ = incoming.respond(Response::new(serde_json::to_vec(&answer).unwrap().into()));
+    }
+
+    async fn own_proof(&self, incoming: &Incoming, question: &[u8]) -> ProofAnswer {
+        let question: ProofRequest = serde_json::from_slice(question).unwrap();
         let exporter = incoming.uplink.exporter.export(EXPORTER_LABEL, b"").unwrap();
         let (oak, serial) = (self.oak.clone(), self.serial);
         let key = tokio::task::spawn_blocking(move || oak.proof_key(serial)).await.unwrap();
-        let answer = ProofAnswer { serial, proof: key.prove(serial, &question.challenge, &exporter) };
-        let _ = incoming.respond(Response::new(serde_json::to_vec(&answer).unwrap().into()));
+        ProofAnswer { serial, proof: key.prove(serial, &question.challenge, &exporter) }
     }
 
     async fn onvif(&self, mut incoming: Incoming) {
