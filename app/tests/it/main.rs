@@ -7,6 +7,7 @@
 //! | [`cli`] | what an administrator types, and what a script calls |
 //! | [`frames`] | accounting for every frame, also after a crash |
 //! | [`lab`] | the whole in networks of its own |
+//! | [`model`] | whatever happens, in whatever order: against a small model |
 //! | [`secrets`] | that no log, answer, file or argument shows one |
 //! | [`system`] | the whole on loopback: mistakes, hostile peers, secrets, the end |
 //! | [`webdriver`] | Chromium |
@@ -23,6 +24,7 @@ mod cli;
 mod frames;
 mod harness;
 mod lab;
+mod model;
 mod secrets;
 mod system;
 mod tidy;
