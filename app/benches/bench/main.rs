@@ -7,6 +7,7 @@
 //! | `recording` | CPU and memory of tunnel and recording server in one process | [`recording`] |
 //! | `live` | from the camera to a pixel in Chromium | [`live`] |
 //! | `agent` | size and memory of the agent | [`agent`] |
+//! | `dispatch` | a thousand devices at one dispatcher | [`dispatch`] |
 //!
 //! What is measured is always another process, a release build; the load is made here. Figures of
 //! different machines cannot be compared, ratios can: each is taken against a floor measured in the
@@ -17,6 +18,7 @@
 
 mod agent;
 mod devices;
+mod dispatch;
 mod floor;
 mod idle;
 mod live;
@@ -28,6 +30,8 @@ mod whole;
 
 #[path = "../../tests/it/harness/mod.rs"]
 mod harness;
+#[path = "../../../dispatcher/tests/it/device.rs"]
+mod scripted;
 #[path = "../../tests/it/webdriver.rs"]
 mod webdriver;
 
@@ -37,12 +41,13 @@ use std::process::ExitCode;
 /// A benchmark gives its figures; a fault of the measurement itself is an error.
 type Benchmark = fn() -> anyhow::Result<Vec<Figure>>;
 
-const BENCHMARKS: [(&str, Benchmark); 5] = [
+const BENCHMARKS: [(&str, Benchmark); 6] = [
     ("relay", relay::run),
     ("idle", idle::run),
     ("recording", recording::run),
     ("live", live::run),
     ("agent", agent::run),
+    ("dispatch", dispatch::run),
 ];
 
 fn main() -> ExitCode {
