@@ -46,6 +46,7 @@ const STEPS: &[(&str, &str, Work)] = &[
         tests(&arguments, tally)
     }),
     ("system", "the whole, on loopback", |tally| whole("system::", tally)),
+    ("model", "random lives of devices, against a model", |tally| whole("model::", tally)),
     ("secrets", "that nothing shows one", |tally| whole("secrets::", tally)),
     ("scan", "what scanners of others find", |_| scan::run()),
     ("frames", "accounting for every frame", |tally| whole("frames::", tally)),
@@ -54,7 +55,7 @@ const STEPS: &[(&str, &str, Work)] = &[
 ];
 
 /// Modules of the tests of the whole, `app/tests/it/`, each a step of its own.
-const WHOLE: [&str; 6] = ["tidy::", "system::", "secrets::", "frames::", "lab::", "browser::"];
+const WHOLE: [&str; 7] = ["tidy::", "system::", "model::", "secrets::", "frames::", "lab::", "browser::"];
 
 /// The steps, for the help.
 pub fn list() -> String {

@@ -72,7 +72,8 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
             dispatcher.phone_home(&pressed, PRESSED_WITHIN / DEVICES),
             dispatcher.until_dispatched(last, &pressed)
         );
-        (arrived?, dispatched?);
+        arrived?;
+        dispatched?;
         let pressed_s = began.elapsed().as_secs_f64();
         let cpu_pressed = cpu_s(&dispatcher.process) - cpu;
         dispatcher.end().await;

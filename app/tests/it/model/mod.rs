@@ -8,6 +8,7 @@
 //! ```sh
 //! cargo test -p homing --test it model:: -- --nocapture
 //! HOMING_MODEL_SEED=7 HOMING_MODEL_WORLDS=20 cargo test …   # other sequences, more of them
+//! HOMING_MODEL_LOG=info,homing_dispatcher=debug cargo test …   # the servers' side of the story
 //! ```
 
 mod reference;
@@ -27,9 +28,9 @@ use tokio::{sync::RwLock, task::JoinSet};
 use world::{Dispatcher, Site, Tunnel};
 
 /// Sites in one world; each is a sequence.
-const SITES: u64 = 150;
+const SITES: u64 = 250;
 /// Worlds, one after the other.
-const WORLDS: u64 = 2;
+const WORLDS: u64 = 4;
 /// What happens to each site.
 const EVENTS: usize = 14;
 /// Until everything that follows from an event has happened, on a busy machine.

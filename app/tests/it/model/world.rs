@@ -108,7 +108,7 @@ async fn carry(mut near: TcpStream, target: SocketAddr, source: Ipv4Addr) {
 /// A role that runs.
 struct Running {
     stop: Stop,
-    task: JoinHandle<anyhow::Result<()>>,
+    task: Task,
 }
 
 impl Running {
@@ -145,7 +145,7 @@ impl Dispatcher {
         let bound = homing_dispatcher::bind(self.config.clone(), &Ops::new(), &self.workers).await.unwrap();
         self.trust = bound.trust_anchor().unwrap().to_owned();
         let stop = Stop::new();
-        self.running = Some(Running { stop: stop.clone(), task: tokio::spawn(bound.run(stop)) });
+        self.running = Some(Running { stop: stop.clone(), task: keep(bound.run(stop)) });
     }
 
     pub async fn restart(&mut self) {
@@ -266,7 +266,7 @@ impl Tunnel {
 async fn open(config: &homing_tunnel::Config, workers: &Workers) -> (TunnelHandle, Running) {
     let bound = homing_tunnel::bind(config.clone(), &Ops::new(), workers).await.unwrap();
     let (handle, stop) = (bound.handle(), Stop::new());
-    (handle, Running { stop: stop.clone(), task: tokio::spawn(bound.run(stop)) })
+    (handle, Running { stop: stop.clone(), task: keep(bound.run(stop)) })
 }
 
 /// A device: a site agent with a label. Its camera is away; up to step 7 nobody asks it.
@@ -277,7 +277,7 @@ pub struct Site {
     /// Its way to the dispatcher.
     pub way: Link,
     status: watch::Receiver<homing_agent::Status>,
-    running: Option<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
+    running: Option<Agent>,
 }
 
 impl Site {
@@ -348,12 +348,18 @@ impl Site {
     }
 }
 
-type Agent = (CancellationToken, JoinHandle<anyhow::Result<()>>);
+type Task = JoinHandle<anyhow::Result<()>>;
+type Agent = (CancellationToken, Task);
 
 async fn run(config: &Config) -> (watch::Receiver<homing_agent::Status>, Agent) {
     let (bound, stop) = (homing_agent::bind(config.clone()).await.unwrap(), CancellationToken::new());
     let status = bound.status();
-    (status, (stop.clone(), tokio::spawn(bound.run(stop))))
+    (status, (stop.clone(), keep(bound.run(stop))))
+}
+
+#[expect(clippy::disallowed_methods, reason = "awaited when the role or the site ends")]
+fn keep(role: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> Task {
+    tokio::spawn(role)
 }
 
 /// A port that stays free while its role restarts: below those that connections are given.
