@@ -15,7 +15,10 @@ use std::{
 };
 
 /// Scripts in `xtask/scan/`.
-const SCANNERS: &[&str] = &["tls.py"];
+const SCANNERS: &[&str] = &["tls.py", "apis.py"];
+
+/// Opens the server's APIs to scanners.
+const PASSWORD: &str = "for the scan alone";
 
 /// For the server to listen on every port, built without optimisation on a busy machine.
 const START: Duration = Duration::from_secs(60);
@@ -86,8 +89,8 @@ impl Server {
         let data = |role: &str| folder.join(role).display().to_string();
         let config = format!(
             "[dispatcher]\nexternal = \"127.0.0.1:{dispatcher}\"\napi = \"127.0.0.1:{api}\"\ntls_1_2 = {tls_1_2}\n\
-             data = {:?}\n[tunnel]\nexternal = \"127.0.0.1:{external}\"\ninternal = \"127.0.0.1:{internal}\"\n\
-             tls_1_2 = {tls_1_2}\ndata = {:?}\npassword = \"for the scan alone\"\n[recording]\nretention_gb = 1\n\
+             operator_token = \"{PASSWORD}\"\ndata = {:?}\n[tunnel]\nexternal = \"127.0.0.1:{external}\"\ninternal = \"127.0.0.1:{internal}\"\n\
+             tls_1_2 = {tls_1_2}\ndata = {:?}\npassword = \"{PASSWORD}\"\n[recording]\nretention_gb = 1\n\
              data = {:?}\n[management]\nlisten = \"127.0.0.1:{page}\"\ntls = \"own\"\ndata = {:?}\n",
             data("dispatcher"),
             data("tunnel"),
@@ -130,9 +133,14 @@ impl Server {
         }
     }
 
-    /// What a scanner needs to know: its TLS listeners, `devices` for those that devices dial.
+    /// What a scanner needs to know: its TLS listeners, `devices` for those that devices dial; and its APIs.
     fn describe(&self) -> String {
-        let [dispatcher, api, external, _, page] = self.ports;
+        let [dispatcher, api, external, internal, page] = self.ports;
+        let ca = self.folder.join("dispatcher/dispatcher-ca.pem");
+        let apis = format!(
+            "\"dispatcher_api\":{{\"url\":\"https://127.0.0.1:{api}\",\"ca\":{ca:?},\"operator_token\":\"{PASSWORD}\"}},\
+             \"tunnel_api\":{{\"url\":\"http://127.0.0.1:{internal}\",\"user\":\"vms\",\"password\":\"{PASSWORD}\"}}"
+        );
         let listener = |name: &str, port: u16, role: &str, devices: bool| {
             let ca = self.folder.join(role).join(format!("{role}-ca.pem"));
             format!(
@@ -140,7 +148,7 @@ impl Server {
             )
         };
         format!(
-            "{{\"folder\":{:?},\"tls_1_2\":{},\"listeners\":[{},{},{},{}]}}",
+            "{{\"folder\":{:?},\"tls_1_2\":{},{apis},\"listeners\":[{},{},{},{}]}}",
             self.folder,
             self.tls_1_2,
             listener("dispatcher, for devices", dispatcher, "dispatcher", true),
