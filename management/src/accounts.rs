@@ -27,6 +27,9 @@ const TOKEN_PREFIX: &str = "homing_";
 /// A use is written down at most so often: not every request shall be a write.
 const USED_RESOLUTION: Duration = Duration::from_secs(60);
 
+/// A session that was used later than this from now has seen another clock: it would live longer than it may.
+const CLOCK_SLACK: Duration = Duration::from_secs(300);
+
 /// How long sessions live.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
@@ -285,11 +288,13 @@ impl Accounts {
         let now = now_ms();
         let found: Option<(i64, i64, String, i64)> = sqlx::query_as(
             "SELECT session.id, user.id, user.name, session.used_ms FROM session JOIN user ON user.id = session.user
-             WHERE session.hash = $1 AND session.used_ms > $2 AND session.created_ms > $3",
+             WHERE session.hash = $1 AND session.used_ms > $2 AND session.created_ms > $3
+             AND session.used_ms <= $4",
         )
         .bind(hash(secret))
         .bind(now - millis(self.lifetimes.idle))
         .bind(now - millis(self.lifetimes.absolute))
+        .bind(now + millis(CLOCK_SLACK))
         .fetch_optional(&self.database)
         .await?;
         let Some((id, user, name, used)) = found else { return Ok(None) };
@@ -338,9 +343,10 @@ impl Accounts {
     /// Forgets sessions that have ended by themselves.
     pub async fn sweep(&self) -> Result<(), AccountError> {
         let now = now_ms();
-        sqlx::query("DELETE FROM session WHERE used_ms <= $1 OR created_ms <= $2")
+        sqlx::query("DELETE FROM session WHERE used_ms <= $1 OR created_ms <= $2 OR used_ms > $3")
             .bind(now - millis(self.lifetimes.idle))
             .bind(now - millis(self.lifetimes.absolute))
+            .bind(now + millis(CLOCK_SLACK))
             .execute(&self.database)
             .await?;
         Ok(())
@@ -511,6 +517,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_clock_that_is_set_back_prolongs_no_session() {
+        let folder = tempfile::tempdir().unwrap();
+        let accounts = accounts(&folder, LONG).await;
+        let user = accounts.add_user("Ada", "correct horse".into()).await.unwrap();
+        for (back, admits) in [(Duration::from_secs(60), true), (Duration::from_secs(600), false)] {
+            let session = accounts.begin_session(user.id, "127.0.0.1", "test").await.unwrap();
+            // As if it had been used before the clock was set back.
+            sqlx::query("UPDATE session SET used_ms = used_ms + $1, created_ms = created_ms + $1")
+                .bind(millis(back))
+                .execute(&accounts.database)
+                .await
+                .unwrap();
+            assert_eq!(accounts.session(session.expose()).await.unwrap().is_some(), admits, "{back:?}");
+            accounts.sweep().await.unwrap();
+        }
+        assert!(accounts.sessions(user.id).await.unwrap().is_empty(), "what has ended is forgotten");
+    }
+
+    #[tokio::test]
     async fn sessions_end_by_themselves() {
         for lifetimes in [
             Lifetimes { idle: Duration::ZERO, absolute: Duration::from_secs(60) },
@@ -521,7 +546,7 @@ mod tests {
             let user = accounts.add_user("ada", "correct horse".into()).await.unwrap();
             let session = accounts.begin_session(user.id, "::1", "test").await.unwrap();
             assert!(accounts.session(session.expose()).await.unwrap().is_none(), "{lifetimes:?}");
-            assert_eq!(accounts.sessions(user.id).await.unwrap().len(), 1);
+            assert!(accounts.sessions(user.id).await.unwrap().is_empty(), "what has ended is forgotten");
             accounts.sweep().await.unwrap();
             assert_eq!(accounts.sessions(user.id).await.unwrap().len(), 0);
         }

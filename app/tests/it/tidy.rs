@@ -146,6 +146,25 @@ fn every_path_that_a_document_names_exists() {
     faults.none("documents name what exists");
 }
 
+/// Who reads what happens in an attack finds the test that shows it.
+#[test]
+fn every_test_that_the_security_document_names_exists() {
+    let tests: BTreeSet<String> = files(&["rs"]).iter().flat_map(|file| test_names(&read(file))).collect();
+    let mut faults = Faults::default();
+    let attacks = table(&read("docs/security.md"), "| attack |");
+    for row in &attacks {
+        let named: Vec<&str> = row[2].split('`').skip(1).step_by(2).collect();
+        if named.is_empty() {
+            faults.add(&row[0], "names no test");
+        }
+        for name in named.into_iter().filter(|name| !tests.contains(*name)) {
+            faults.add(&row[0], &format!("names {name}, which is no test"));
+        }
+    }
+    assert!(attacks.len() > 20, "the table is read");
+    faults.none("docs/security.md names tests that exist");
+}
+
 #[test]
 fn every_link_of_a_document_leads_somewhere() {
     let mut faults = Faults::default();

@@ -112,6 +112,31 @@ async fn a_failure_names_the_device_its_state_and_what_to_check() {
     assert_eq!(response.status(), StatusCode::FORBIDDEN);
 }
 
+/// Goal: the proxy leads to registered devices and nowhere else, however an address of the inside is written.
+#[tokio::test]
+async fn the_proxy_reaches_nothing_but_devices() {
+    let world = World::new().await;
+    world.ready("00408C702009").await;
+    let inside = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = inside.local_addr().unwrap().port();
+    for host in
+        ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "2130706433", "0x7f000001"]
+    {
+        let response = world.send(through(Method::GET, &format!("http://{host}:{port}/"), "")).await;
+        assert!(response.status().is_client_error(), "{host}: {}", response.status());
+        let (answer, _) = connect(&world, &format!("{host}:{port}")).await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{host}: {answer}");
+    }
+    for uri in
+        [format!("http://00408c702009@127.0.0.1:{port}/"), format!("http://127.0.0.1:{port}/00408c702009")]
+    {
+        let response = world.send(through(Method::GET, &uri, "")).await;
+        assert!(response.status().is_client_error(), "{uri}: {}", response.status());
+    }
+    let came = tokio::time::timeout(std::time::Duration::from_millis(200), inside.accept()).await;
+    assert!(came.is_err(), "somebody was let through");
+}
+
 /// From an address of its own, which has not been right before.
 async fn status_from(world: &World, from: u8, request: Request<Bytes>) -> (StatusCode, http::HeaderMap) {
     let response = within(send_from([127, 0, 0, from], world.internal, request)).await;
