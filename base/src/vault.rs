@@ -60,7 +60,7 @@ CREATE TABLE IF NOT EXISTS data_key (
 pub struct SealedColumn {
     /// Its table.
     pub table: &'static str,
-    /// A TEXT column that identifies the row.
+    /// A TEXT column that identifies the row, or a few of them.
     pub key: &'static str,
     /// The BLOB column; NULL where there is nothing.
     pub column: &'static str,

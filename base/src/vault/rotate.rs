@@ -347,9 +347,13 @@ impl Shared {
                 .bind(self.ring.load().prefix().to_vec())
                 .fetch_all(&self.pool)
                 .await?;
-            let mut sealed = Vec::with_capacity(rows.len());
-            for row in &rows {
-                let (key, before): (String, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+            let keys: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+            // Several rows may have one key: a page that is full ends before the last one.
+            let is_full = rows.len() == ROWS_AT_ONCE as usize && keys.first() != keys.last();
+            let end = if is_full { keys.partition_point(|key| Some(key) < keys.last()) } else { keys.len() };
+            let mut sealed = Vec::with_capacity(end);
+            for (row, key) in rows.iter().zip(keys).take(end) {
+                let before: Vec<u8> = row.try_get(1)?;
                 last.clone_from(&key);
                 match vault.open_sealed(&purpose(&key), &before) {
                     Ok(secret) => sealed.push((vault.seal(&purpose(&key), &secret), key, before)),

@@ -296,3 +296,21 @@ async fn a_data_key_is_destroyed_only_when_nothing_at_all_names_it() {
     assert!(role.vault.retire_old_keys().await.unwrap());
     assert!(role.vault.open_sealed("forgotten", &sealed).is_err());
 }
+
+/// Goal: where several rows have one key, none is left out, wherever a page ends.
+#[tokio::test]
+async fn rows_that_share_a_key_are_all_sealed_anew() {
+    const SHARED: &str = "CREATE TABLE device (serial TEXT, password BLOB, oak BLOB) STRICT;";
+    for alone in 0..2 {
+        let folder = tempfile::tempdir().unwrap();
+        let pool = database::open(&folder.path().join("role.sqlite"), &[SHARED]).await.unwrap();
+        let vault = Vault::open("tunnel", folder.path(), &pool, COLUMNS).await.unwrap();
+        let role = Role { pool, vault };
+        for number in 0..300 {
+            role.put(&format!("{:03}", (number + alone) / 2), "sesame").await;
+        }
+        role.vault.rotate().await.unwrap();
+        assert!(role.vault.retire_old_keys().await.unwrap(), "the old key is named still");
+        assert!(role.password("100").await.unwrap().matches("sesame"));
+    }
+}
