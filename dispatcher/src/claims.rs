@@ -16,8 +16,8 @@ use crate::{
     audit::{self, Action},
     lists,
     store::{
-        AccountId, DeviceSecrets, Generation, Store, Touched, account_name, from_json, from_word, next_seq,
-        to_json, word,
+        self, AccountId, DeviceSecrets, Generation, Store, Touched, account_name, from_json, from_word,
+        next_seq, to_json, word,
     },
 };
 use anyhow::Context;
@@ -33,7 +33,7 @@ use homing_protocol::{
 };
 use jiff::{SignedDuration, Timestamp};
 use sqlx::{Row, Sqlite, Transaction, sqlite::SqliteRow};
-use std::{fmt, time::Duration};
+use std::{fmt, path::Path, time::Duration};
 use tokio::time::Instant;
 
 /// Unproven registrations of one serial number: each costs a key derivation when a device proves its OAK.
@@ -498,6 +498,38 @@ async fn hand_over(
     touched.add(from.account);
     touched.forgot = true;
     Ok(())
+}
+
+/// Takes a claim away from its account, whoever that is: for a device that changed hands without its owner's doing, or
+/// one that somebody has forged. What the account is told, and who did it and why, is in the audit log. Gives the
+/// account's name.
+///
+/// # Errors
+/// When nobody has claimed the device, or the data folder cannot be used.
+pub async fn release(data: &Path, serial: SerialNumber, reason: &str) -> anyhow::Result<String> {
+    let pool = store::open_database(data).await?;
+    let mut change = pool.begin_with("BEGIN IMMEDIATE").await?;
+    let rows = standing(&mut change, serial).await?;
+    let claim = rows.iter().find(|row| row.claimed.is_some());
+    let claim = claim.with_context(|| format!("nobody has claimed {serial} here"))?;
+    let message = format!(
+        "the dispatcher's operator has released {serial}: whoever holds its label may register it, and so may you"
+    );
+    // A dispatcher that runs tells it with the next answer about changes.
+    refuse(&mut change, claim, "released-by-operator", message, &mut Touched::default()).await?;
+    sqlx::query(
+        "UPDATE registration SET claimed = NULL, verifier = NULL, fingerprint = NULL WHERE generation = $1",
+    )
+    .bind(claim.generation.0)
+    .execute(&mut *change)
+    .await
+    .context("registration")?;
+    let owner = account_name(&mut change, claim.account).await?;
+    let detail = format!("{owner}: {reason}");
+    audit::write(&mut change, audit::OPERATOR, Action::Released, Some(serial), &detail).await?;
+    change.commit().await?;
+    pool.close().await;
+    Ok(owner)
 }
 
 /// A registration that lost: it says why, and its secrets are of no use any more.

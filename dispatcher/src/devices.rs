@@ -118,11 +118,13 @@ pub(crate) struct Devices {
 pub(crate) struct Room {
     seats: Mutex<HashMap<SerialNumber, Vec<Arc<Seat>>>>,
     refused: Throttle<(Fingerprint, Generation)>,
+    /// That somebody has returned is written while he is in the room, and taken back while nobody is.
+    returning: tokio::sync::Mutex<()>,
 }
 
 impl Room {
     pub fn new() -> Self {
-        Room { seats: Mutex::default(), refused: Throttle::new(REFUSED) }
+        Room { seats: Mutex::default(), refused: Throttle::new(REFUSED), returning: Default::default() }
     }
 
     /// A registration has come or gone.
@@ -279,6 +281,8 @@ impl Devices {
     }
 
     async fn tell_of_leaving(&self, serial: SerialNumber) -> anyhow::Result<()> {
+        // Whoever comes from here on finds what is written below.
+        let _returning = self.room.returning.lock().await;
         let is_empty = self.room.is_empty(serial);
         for job in self.store.jobs(serial).await? {
             // Whoever waits for this device's try must not wait for ever.
@@ -344,6 +348,7 @@ impl Devices {
                 fingerprint: None,
                 problem: (!is_it).then(|| another_key(seat)),
             };
+            let _returning = self.room.returning.lock().await;
             self.store.enter(job.generation, &[State::Dispatched, State::Returned], returned).await?;
         }
         seat.tried.store(newest.0, Ordering::Release);

@@ -32,6 +32,7 @@ mod offers;
 mod store;
 mod vouch;
 
+pub use claims::release;
 pub use config::{Config, DeviceKeys, REFERENCE};
 
 use anyhow::Context;

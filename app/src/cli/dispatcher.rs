@@ -35,6 +35,14 @@ pub(super) enum DispatcherCommand {
         #[arg(long, default_value = "")]
         reason: String,
     },
+    /// Takes a claim away from the account that has it, so that whoever holds the label can register the device.
+    Release {
+        /// Its serial number.
+        serial: SerialNumber,
+        /// Why, for the audit log.
+        #[arg(long)]
+        reason: String,
+    },
     /// Lists who gave wrong OAKs, proofs and passwords lately, most often first.
     Attempts {
         /// One JSON object a line.
@@ -128,6 +136,11 @@ async fn carry_out(data: &Path, command: DispatcherCommand) -> anyhow::Result<()
         DispatcherCommand::Oak { serial, reason } => {
             let oak = homing_dispatcher::lists::show(data, serial, &reason).await?;
             print(&format!("{}\n", oak.label()));
+            Ok(())
+        }
+        DispatcherCommand::Release { serial, reason } => {
+            let owner = homing_dispatcher::release(data, serial, &reason).await?;
+            print(&format!("{serial} is no longer claimed by {owner}\n"));
             Ok(())
         }
         DispatcherCommand::Attempts { json } => {

@@ -36,6 +36,37 @@ async fn arrived(sts: &Sts, fingerprint: &str) -> Result<Registration, CallError
     sts.api.send(Method::POST, &path, &Arrived { fingerprint: fingerprint.into() }).await
 }
 
+/// Goal: the operator takes a claim away, for whoever holds the label; the account is told, and it is in the audit log.
+#[tokio::test]
+async fn step_2_relay_a_claim_is_released_by_the_operator() {
+    let folder = tempfile::tempdir().unwrap();
+    let (owner, next) = (account(folder.path(), "owner").await, account(folder.path(), "next").await);
+    let world = World::start(folder.path()).await;
+    let (owner, next) = (world.sts("owner", &owner), world.sts("next", &next));
+    let new = Sts::registration(OAK, PASSWORD, &world.trust);
+    let nobody = homing_dispatcher::release(folder.path(), SERIAL, "sold").await.unwrap_err().to_string();
+    assert!(nobody.contains("nobody has claimed"), "{nobody}");
+    let device = device(OAK);
+    let _uplink = world.phone_home(&device).await.unwrap();
+    let (dispatched, _) = tokio::join!(put(&owner, &new), owner.until_state(State::Dispatched));
+    assert_eq!(dispatched.state, State::Dispatched);
+    assert_eq!(refusal(next.put(&new).await).1, "claimed-by-another-account");
+
+    let from = homing_dispatcher::release(folder.path(), SERIAL, "sold").await.unwrap();
+    assert_eq!(from, "owner");
+    let told = owner.get().await.unwrap();
+    assert_eq!((told.state, told.problem.unwrap().code.as_str()), (State::Refused, "released-by-operator"));
+    let _uplink = world.phone_home(&device).await.unwrap();
+    let (_, dispatched) = tokio::join!(put(&next, &new), next.until_state(State::Dispatched));
+    assert_eq!(dispatched.fingerprint, Some(device.fingerprint().to_string()));
+    let mut told = Vec::new();
+    let each =
+        |entry: &homing_dispatcher::audit::Entry| told.push((entry.action.clone(), entry.detail.clone()));
+    homing_dispatcher::audit::read(folder.path(), Some(SERIAL), each).await.unwrap();
+    assert!(told.contains(&("released".into(), "owner: sold".into())), "{told:?}");
+    world.stop().await;
+}
+
 /// Goal: whoever registers a neighbour's device first, with whatever OAK, does not keep the owner out; the device is
 /// asked once, and the squatters learn that they were wrong.
 #[tokio::test]

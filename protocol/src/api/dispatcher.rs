@@ -38,6 +38,7 @@
 //! | `wrong-oak`, `wrong-serial`, `wrong-credentials` | problem, `refused` | whoever registered: relay a corrected registration |
 //! | `no-oak-proof`, `key-not-vouched` | problem, `refused` | the dispatcher's administrator: the manufacturer's list, or CA |
 //! | `device-lacks-service`, `device-key-unknown`, `device-refused` | problem, `refused` | the device's firmware |
+//! | `released-by-operator` | problem, `refused` | whoever holds the label: register it again |
 //! | `another-key` | problem, `returned` | the device's owner: reset, or somebody uses its serial number |
 //! | `device-gone`, `timeout` | problem, `waiting` | time: tried again when the device comes back |
 
