@@ -18,7 +18,7 @@ use std::{
 const SCANNERS: &[&str] = &["tls.py", "apis.py"];
 
 /// Opens the server's APIs to scanners.
-const PASSWORD: &str = "for the scan alone";
+const PASSWORD: &str = "for the scan alone, not a secret";
 
 /// For the server to listen on every port, built without optimisation on a busy machine.
 const START: Duration = Duration::from_secs(60);

@@ -155,12 +155,13 @@ async fn live(name: String, mut site: Site, world: Arc<RwLock<World>>, mut rando
     let mut device = Device::default();
     let mut story = name;
     for _ in 0..EVENTS {
-        let event = choose(&mut random, &device);
+        let event;
         {
             // Nothing happens to everybody while something happens to this one.
             let world = world.read().await;
             device.handle_ways(world.ways);
             settled(&site, &device, &world, &story).await;
+            event = choose(&mut random, &device, world.ways);
             writeln!(story, "\n  {event:?}").expect("memory");
             let answer = carry_out(event, &mut site, &world).await;
             let expected = device.handle(event, world.ways);
@@ -173,7 +174,7 @@ async fn live(name: String, mut site: Site, world: Arc<RwLock<World>>, mut rando
     EVENTS
 }
 
-fn choose(random: &mut SmallRng, device: &Device) -> Event {
+fn choose(random: &mut SmallRng, device: &Device, ways: Ways) -> Event {
     let owner = random.random_range(0..2);
     let written = match random.random_range(0..5) {
         0 => Written::WrongOak,
@@ -186,7 +187,8 @@ fn choose(random: &mut SmallRng, device: &Device) -> Event {
         5 => Event::Reset,
         6 => Event::Isolate(random.random_bool(0.4)),
         7 => Event::Release(owner),
-        8 => Event::Correct(owner),
+        8 if !device.has_moved(owner) => Event::Correct(owner),
+        9 | 10 if device.may_move(owner, ways) => Event::Move(owner),
         _ if device.is_registered(owner) && random.random_bool(0.7) => Event::Press,
         _ => Event::Register(owner, written),
     }
@@ -224,6 +226,10 @@ async fn carry_out(event: Event, site: &mut Site, world: &World) -> Answer {
         }
         Event::Correct(owner) => world.tunnels[owner].correct(site.serial, site.oak.clone()).await.map(drop),
         Event::Release(owner) => world.tunnels[owner].release(site.serial).await.map(drop),
+        Event::Move(from) => {
+            let to = 1 - from;
+            world.tunnels[from].hand_over(site.serial, &world.tunnels[to], world::OWNERS[to]).await
+        }
     };
     match answer {
         Ok(()) => Answer::Done,

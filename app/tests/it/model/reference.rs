@@ -29,6 +29,8 @@ pub enum Event {
     /// OAK and password are put right.
     Correct(Owner),
     Release(Owner),
+    /// To the other owner's tunnel server, both being of one mind; see [`Device::may_move`].
+    Move(Owner),
 }
 
 /// Which ways are open for everybody.
@@ -81,6 +83,8 @@ struct Registration {
     told: Option<&'static str>,
     /// Another owner has proven the OAK, or had before: refused until its own owner registers or corrects it again.
     lost: bool,
+    /// It went to the other owner, and is remembered here until it is released.
+    moved: bool,
 }
 
 impl Registration {
@@ -138,6 +142,7 @@ impl Device {
                     refused: None,
                     told: None,
                     lost: false,
+                    moved: false,
                 });
                 return self.answer(owner, ways, None);
             }
@@ -151,6 +156,16 @@ impl Device {
                 }
                 (registration.corrected, registration.told) = (true, None);
                 return self.answer(owner, ways, Some(before));
+            }
+            Event::Move(from) => {
+                let (to, key) = (1 - from, Some(self.key));
+                self.clock += 1;
+                let there = self.registered[from].as_mut().expect("it may move");
+                let since = Some(self.clock);
+                let taken = Registration { since, entrusted: false, vouched: key, heard: key, ..*there };
+                (there.lost, there.moved) = (true, true);
+                self.registered[to] = Some(taken);
+                (self.claim, self.sent) = (Some(to), Some(to));
             }
             Event::Release(owner) => {
                 if self.registered[owner].take().is_none() {
@@ -285,6 +300,20 @@ impl Device {
     fn is_sent(&self) -> bool {
         let registration = self.sent.and_then(|owner| self.registered[owner]);
         registration.is_some_and(|registration| registration.vouched == Some(self.key))
+    }
+
+    /// Whether it is connected to this owner, and would be taken by the other at once.
+    pub fn may_move(&self, from: Owner, ways: Ways) -> bool {
+        let open = ways.entrance == [true; 2] && ways.relay == [true; 2];
+        let registration = self.registered[from];
+        open && self.connected(ways) == Some(from)
+            && self.registered[1 - from].is_none()
+            && registration.is_some_and(|registration| registration.written == Written::Right)
+    }
+
+    /// Whether it went from this owner to the other.
+    pub fn has_moved(&self, from: Owner) -> bool {
+        self.registered[from].is_some_and(|registration| registration.moved)
     }
 
     /// Whether an owner has it registered.

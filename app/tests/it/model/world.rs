@@ -13,7 +13,10 @@ use homing_base::{
 use homing_dispatcher::accounts;
 use homing_protocol::{
     Oak, Secret, SerialNumber,
-    api::tunnel::{self, Device, NewDevice},
+    api::{
+        Target,
+        tunnel::{self, Device, NewDevice},
+    },
     secret::Credentials,
 };
 use homing_tunnel::TunnelHandle;
@@ -250,6 +253,18 @@ impl Tunnel {
 
     pub async fn release(&self, serial: SerialNumber) -> Result<serde_json::Value, CallError> {
         self.api.send(Method::DELETE, &format!("/api/v1/devices/{serial}"), &()).await
+    }
+
+    /// Sends a device to another tunnel server, and tells that one of it, as management does.
+    pub async fn hand_over(&self, serial: SerialNumber, to: &Tunnel, account: &str) -> Result<(), CallError> {
+        let there: tunnel::Server = to.api.get("/api/v1/server").await?;
+        let target = Target { servers: there.public, trust_anchor: there.trust_anchor };
+        let path = |what: &str| format!("/api/v1/devices/{serial}/{what}");
+        let asked = tunnel::Move { target, account: Some(account.to_owned()) };
+        let _: Device = self.api.send(Method::PUT, &path("move"), &asked).await?;
+        let device: NewDevice = self.api.get(&path("handover")).await?;
+        let _: Device = to.api.send(Method::POST, "/api/v1/devices", &device).await?;
+        Ok(())
     }
 
     /// Whether it says that it cannot reach the dispatcher.
