@@ -9,7 +9,7 @@
 use crate::camera::Cameras;
 use crate::identity::Identity;
 use crate::rtsp;
-use crate::state::Event;
+use crate::state::{Event, Peer};
 use crate::status::Status;
 use crate::store::{DEVICE_CERTIFICATE_ID, MAX_CERTIFICATES, MAX_POLICIES, MAX_UPLINKS, Store};
 use bytes::Bytes;
@@ -49,8 +49,8 @@ pub struct Services {
 }
 
 impl Services {
-    /// Answers one request; `by_dispatcher` says what the uplink leads to that it came through.
-    pub async fn answer(&self, head: &Parts, body: &[u8], by_dispatcher: bool) -> Response<Bytes> {
+    /// Answers one request; `peer` is what the uplink leads to that it came through.
+    pub async fn answer(&self, head: &Parts, body: &[u8], peer: &Peer) -> Response<Bytes> {
         if head.method != Method::POST {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "ONVIF services take POST");
         }
@@ -75,7 +75,7 @@ impl Services {
             return self.challenge(version, refusal);
         }
         let authority = authority_of(head);
-        match self.carry_out(request, &authority, by_dispatcher).await {
+        match self.carry_out(request, &authority, peer).await {
             Ok(element) => soap(version, StatusCode::OK, &Envelope::answer(version, element).to_xml()),
             Err(fault) => soap_fault(version, &fault, status_of(&fault)),
         }
@@ -131,7 +131,7 @@ impl Services {
         &self,
         request: DeviceRequest,
         authority: &str,
-        by_dispatcher: bool,
+        peer: &Peer,
     ) -> Result<Element, Fault> {
         use DeviceRequest as Ask;
         Ok(match request {
@@ -145,7 +145,7 @@ impl Services {
                 device::Capabilities { device_xaddr, media_xaddr: None }.to_element()
             }
             Ask::GetDeviceServiceCapabilities(_) => device_capabilities().to_element(),
-            Ask::SetUser(_) if by_dispatcher => {
+            Ask::SetUser(_) if *peer == Peer::Dispatcher => {
                 return Err(Fault::receiver(&["ActionNotSupported"], "passwords are the owner's to change"));
             }
             Ask::SetUser(ask) => {
@@ -158,7 +158,7 @@ impl Services {
             Ask::GetStreamUri(ask) => self.stream_uri(&ask)?.to_element(),
             Ask::GetUplinkServiceCapabilities(_) => uplink_capabilities().to_element(),
             Ask::GetUplinks(_) => self.uplinks().await.to_element(),
-            Ask::SetUplink(ask) => self.set_uplink(ask.0, by_dispatcher).await?.to_element(),
+            Ask::SetUplink(ask) => self.set_uplink(ask.0, peer).await?.to_element(),
             Ask::DeleteUplink(ask) => self.delete_uplink(&ask.remote_address).await?.to_element(),
             Ask::GetSecurityServiceCapabilities(_) => security_capabilities().to_element(),
             Ask::UploadCertificate(ask) => self.upload_certificate(ask).await?.to_element(),
@@ -282,11 +282,11 @@ impl Services {
     async fn set_uplink(
         &self,
         configuration: uplink::Configuration,
-        by_dispatcher: bool,
+        peer: &Peer,
     ) -> Result<uplink::UplinkSet, Fault> {
         let (address, changed) = self.store.change(|kept| kept.set_uplink(configuration)).await?;
-        tracing::info!(step = %Step::Dispatch, address, by_dispatcher, "told where to dial");
-        self.tell(Event::UplinkSet { address, changed, by_dispatcher }).await;
+        tracing::info!(step = %Step::Dispatch, address, by = ?peer, "told where to dial");
+        self.tell(Event::UplinkSet { address, changed, by: peer.clone() }).await;
         Ok(uplink::UplinkSet)
     }
 

@@ -16,8 +16,8 @@ use crate::identity::{Identity, random};
 use crate::onvif::Services;
 use crate::page::Page;
 use crate::password::LogIn;
-use crate::service::{Answers, Peer};
-use crate::state::{Command, Event, Settings, State};
+use crate::service::Answers;
+use crate::state::{Command, Event, Peer, Settings, State};
 use crate::status::{Connection, Facts, Status};
 use crate::store::Store;
 use anyhow::{Context, bail};
@@ -393,7 +393,7 @@ impl Runner {
             Err(error) => state = UplinkState::Offline { error: Some(error), retry_in: None },
             Ok(dialer) => {
                 tracing::info!(step = %Step::Connect, address, "dialling the tunnel server");
-                let (mut keep, states) = Keep::new(dialer, self.answers(Peer::TunnelServer));
+                let (mut keep, states) = Keep::new(dialer, self.answers(Peer::TunnelServer(address.clone())));
                 keep.backoff = self.settings.backoff;
                 keep.wake = Arc::clone(&self.wake);
                 self.tasks.spawn(keep.run(stop.clone()));

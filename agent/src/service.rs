@@ -9,6 +9,7 @@
 //! | anything else | `proxy.rs`, the camera's HTTP port |
 
 use crate::onvif::{Services, is_service};
+use crate::state::Peer;
 use crate::vapix::{self, OAK_PATH};
 use crate::{proxy, rtsp};
 use bytes::Bytes;
@@ -23,16 +24,7 @@ use tokio::sync::OnceCell;
 /// Longest body of a proof request; a challenge is 32 bytes.
 const PROOF_MAX: usize = 4 * 1024;
 
-/// What an uplink leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// Step 4: it may ask for the OAK proof, and what it sets replaces what was before.
-    Dispatcher,
-    /// Step 7.
-    TunnelServer,
-}
-
-/// The device as one kind of peer sees it.
+/// The device as one peer sees it.
 pub struct Answers {
     services: Arc<Services>,
     proof_key: Arc<OnceCell<ProofKey>>,
@@ -75,7 +67,7 @@ impl Answers {
     }
 
     async fn show_oak(&self, incoming: &mut Incoming) -> Response<Bytes> {
-        if self.peer != Peer::TunnelServer {
+        if self.peer == Peer::Dispatcher {
             return text(StatusCode::FORBIDDEN, "dispatchers ask for a proof");
         }
         let (head, body) = std::mem::take(&mut incoming.request).into_parts();
@@ -88,7 +80,7 @@ impl Answers {
     async fn answer_soap(&self, incoming: &mut Incoming) -> Response<Bytes> {
         let (head, body) = std::mem::take(&mut incoming.request).into_parts();
         match body.collect(MAX_BYTES).await {
-            Ok(body) => self.services.answer(&head, &body, self.peer == Peer::Dispatcher).await,
+            Ok(body) => self.services.answer(&head, &body, &self.peer).await,
             Err(BodyError::TooLong { .. }) => text(StatusCode::PAYLOAD_TOO_LARGE, "at most 256 kB"),
             Err(BodyError::Broken(_)) => text(StatusCode::BAD_REQUEST, "the request broke off"),
         }

@@ -47,6 +47,15 @@ pub struct Settings {
     pub backoff: BackoffSettings,
 }
 
+/// What an uplink leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Step 4: it may ask for the OAK proof, and what it sets replaces what was before.
+    Dispatcher,
+    /// Step 7: the tunnel server with this address.
+    TunnelServer(String),
+}
+
 /// What has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -66,8 +75,8 @@ pub enum Event {
         address: String,
         /// It is new, or trusts another anchor than before.
         changed: bool,
-        /// A dispatcher set it, not a tunnel server.
-        by_dispatcher: bool,
+        /// Who set it.
+        by: Peer,
     },
     /// An uplink was deleted, and is stored no more.
     UplinkDeleted {
@@ -194,8 +203,8 @@ impl State {
                 }
             }
             Event::DispatcherFailed | Event::DispatcherEnded => self.handle_dispatcher_gone(now),
-            Event::UplinkSet { address, changed, by_dispatcher } => {
-                self.handle_uplink_set(now, address, changed, by_dispatcher, &mut commands);
+            Event::UplinkSet { address, changed, by } => {
+                self.handle_uplink_set(now, address, changed, &by, &mut commands);
             }
             Event::UplinkDeleted { address } => {
                 if self.links.remove(&address).is_some() {
@@ -292,10 +301,14 @@ impl State {
         now: Duration,
         address: String,
         changed: bool,
-        by_dispatcher: bool,
+        by: &Peer,
         commands: &mut Vec<Command>,
     ) {
-        let session = if by_dispatcher { self.session } else { 0 };
+        // What a tunnel server sets is as new as that server is: it is not forgotten as one of before.
+        let session = match by {
+            Peer::Dispatcher => self.session,
+            Peer::TunnelServer(through) => self.links.get(through).map_or(0, |link| link.session),
+        };
         // One that is down may have been refused for a key that is vouched for only now: no waiting.
         let begin = changed || self.links.get(&address).is_none_or(|link| !link.up);
         let link = self.links.entry(address.clone()).or_insert(Link { up: false, session });
@@ -303,7 +316,7 @@ impl State {
             link.up = false;
             commands.push(Command::Keep(address));
         }
-        if by_dispatcher {
+        if *by == Peer::Dispatcher {
             link.session = session;
             self.dispatched =
                 Some(Dispatched { session, last_set: now, patient_until: Some(now + PATIENCE) });
@@ -408,7 +421,8 @@ mod tests {
     }
 
     fn set(address: &str, by_dispatcher: bool) -> Event {
-        Event::UplinkSet { address: address.into(), changed: true, by_dispatcher }
+        let by = if by_dispatcher { Peer::Dispatcher } else { Peer::TunnelServer("a".into()) };
+        Event::UplinkSet { address: address.into(), changed: true, by }
     }
 
     fn up(address: &str) -> Event {
@@ -436,6 +450,23 @@ mod tests {
         assert_eq!(state.handle(seconds(63), Event::DispatcherEnded), []);
         assert_eq!(state.phase(), Phase::Idle);
         assert_eq!(state.next_timeout(), None);
+    }
+
+    /// Step 6: a device that was just dispatched is sent on by its new tunnel server, before it has left the
+    /// dispatcher: what it was told last is not forgotten with what was before.
+    #[test]
+    fn connect_sent_on_at_once_by_the_tunnel_server() {
+        let mut state = State::new(settings(), 1, ["old".to_owned()]);
+        state.start(seconds(0));
+        state.handle(seconds(1), Event::Pressed);
+        state.handle(seconds(2), Event::DispatcherConnected);
+        state.handle(seconds(3), set("a", true));
+        assert_eq!(state.handle(seconds(4), up("a")), []);
+        assert_eq!(state.handle(seconds(4), set("b", false)), [Command::Keep("b".into())]);
+        assert_eq!(
+            state.handle(seconds(5), Event::Tick),
+            [Command::Forget("old".into()), Command::LeaveDispatcher]
+        );
     }
 
     /// Step 6: a new address is tried before the old one is forgotten.
@@ -638,14 +669,14 @@ mod tests {
                         Event::DispatcherEnded
                     }
                     7 if world.connected => Event::UplinkSet {
-                        address, changed: pause % 2 == 0, by_dispatcher: true,
+                        address, changed: pause % 2 == 0, by: Peer::Dispatcher,
                     },
                     8 if world.kept.contains(&address) => {
                         world.ever_up.insert(address.clone());
                         Event::UplinkUp { address }
                     }
                     9 if world.kept.contains(&address) => Event::UplinkDown { address },
-                    10 => Event::UplinkSet { address, changed: true, by_dispatcher: false },
+                    10 => Event::UplinkSet { address, changed: true, by: Peer::TunnelServer(addresses[pause as usize % 3].to_owned()) },
                     11 => Event::UplinkDeleted { address },
                     _ => Event::Tick,
                 };

@@ -242,7 +242,7 @@ impl Devices {
         let serials: Vec<_> = told.keys().copied().collect();
         let hear = |serial: SerialNumber, standing: &mut Standing| {
             if let Some(told) = told.get(&serial) {
-                standing.hear(told);
+                standing.hear_change(told);
             }
         };
         self.update(&serials, Some(changes.last), hear).await

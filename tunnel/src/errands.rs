@@ -231,11 +231,11 @@ impl Errands {
             let mut to_target = listed.iter().filter(|listed| leads_to(listed, &target.servers));
             to_target.any(|listed| listed.status == Some(ConnectionStatus::Connected))
         };
+        let is_own = |der: &[u8]| Fingerprint::of_certificate(der) == Ok(key);
         let mut listed = uplinks.list().await.map_err(hitch)?;
         if !there(&listed) {
             // On disk first: what it may have been told, it is told to forget if this is undone.
             self.enter(serial, moving, MoveState::Trying).await?;
-            let is_own = |der: &[u8]| Fingerprint::of_certificate(der) == Ok(key);
             uplinks.send_to(&target.servers, &target.trust_anchor, is_own).await.map_err(hitch)?;
             tracing::info!(step = %Step::Connect, %serial, servers, "told where to dial from now on");
         }
@@ -247,6 +247,11 @@ impl Errands {
                 _ = connected.uplink.closed() => return Err(Hitch::Changed),
             }
             listed = uplinks.list().await.map_err(hitch)?;
+            if !listed.iter().any(|listed| leads_to(listed, &target.servers)) {
+                // Whatever made it forget: a dispatch that was under way, a restart.
+                uplinks.send_to(&target.servers, &target.trust_anchor, is_own).await.map_err(hitch)?;
+                tracing::info!(step = %Step::Connect, %serial, servers, "told again where to dial from now on");
+            }
             let said = listed.iter().filter(|listed| leads_to(listed, &target.servers));
             if let Some(error) = said.filter_map(|listed| listed.error.as_deref()).next() {
                 let message = format!("The device does not reach {servers}: {}", shown(error));

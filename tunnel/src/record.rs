@@ -99,6 +99,17 @@ impl Standing {
         self.is_pending() || self.has_arrived() || self.to_offer().is_some()
     }
 
+    /// Step 5: takes what the dispatcher says of this registration by itself. While something is still to be relayed,
+    /// what it says of the version before is not the last word.
+    pub fn hear_change(&mut self, told: &Registration) {
+        let (relay, problem) = (self.relay, self.problem.clone());
+        let of_before = matches!(told.state, RegistrationState::Waiting | RegistrationState::Refused);
+        self.hear(told);
+        if relay == RelayState::Pending && of_before {
+            (self.relay, self.problem) = (relay, problem);
+        }
+    }
+
     /// Steps 2 and 5: takes what the dispatcher says of this registration.
     pub fn hear(&mut self, told: &Registration) {
         if told.seq < self.seq {
@@ -190,6 +201,7 @@ impl Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use homing_protocol::api::Problem;
 
     fn told(seq: u64, state: RegistrationState, step: Step, key: Option<u8>) -> Registration {
         Registration {
@@ -215,6 +227,21 @@ mod tests {
         standing.tunnelled(Timestamp::UNIX_EPOCH);
         standing.hear(&told(3, RegistrationState::Dispatched, Step::Dispatch, Some(1)));
         assert_eq!((standing.relay, standing.step, standing.seq), (RelayState::Dispatched, Step::Tunnel, 3));
+    }
+
+    #[test]
+    fn step_2_a_correction_that_is_still_to_be_relayed_is_not_forgotten() {
+        let mut standing = Standing::registered();
+        standing.hear(&told(1, RegistrationState::Waiting, Step::Relay, None));
+        standing.relay_later(Problem::at(Step::Relay, "dispatcher-unreachable", "away").error);
+        standing.hear_change(&told(2, RegistrationState::Refused, Step::PhoneHome, None));
+        assert_eq!(standing.relay, RelayState::Pending, "the corrected one is still to be sent");
+        assert_eq!(standing.seq, 2);
+        standing.hear(&told(3, RegistrationState::Waiting, Step::Relay, None));
+        assert_eq!(standing.relay, RelayState::Waiting, "it was");
+        standing.relay_later(Problem::at(Step::Relay, "dispatcher-unreachable", "away").error);
+        standing.hear_change(&told(4, RegistrationState::Dispatching, Step::PhoneHome, Some(1)));
+        assert_eq!(standing.relay, RelayState::Dispatching, "it was good enough");
     }
 
     #[test]
