@@ -266,13 +266,11 @@ fn differs(
     status: &Status,
 ) -> Option<String> {
     let is_there = status.dispatcher.as_ref().is_some_and(Connection::is_connected);
-    if let Expected::Away { waits, sent, .. } = expected {
-        if waits && !is_there {
-            return Some("it is not at the dispatcher".to_owned());
-        }
-        if sent == status.uplinks.is_empty() {
-            return Some(format!("it dials {} tunnel servers", status.uplinks.len()));
-        }
+    if expected.waits && !is_there {
+        return Some("it is not at the dispatcher".to_owned());
+    }
+    if expected.sent == status.uplinks.is_empty() {
+        return Some(format!("it dials {} tunnel servers", status.uplinks.len()));
     }
     for (owner, seen) in seen.iter().enumerate() {
         let name = world::OWNERS[owner];
@@ -285,15 +283,13 @@ fn differs(
         if !device.is_registered(owner) {
             return Some(format!("{name} has it registered"));
         }
-        if seen.connected != (expected == Expected::Tunnel(owner)) {
+        if seen.connected != (expected.tunnel == Some(owner)) {
             return Some(format!("{name} says connected: {}", seen.connected));
         }
-        if let Expected::Away { problems, waits, .. } = expected
-            && let Some(code) = problems[owner]
-        {
+        if let Some(code) = expected.problems[owner].filter(|_| !seen.connected) {
             let told = seen.problem.as_ref().map(|problem| problem.code.as_str());
             // It may have been switched off, or its way cut, while it was tried once more.
-            let went = !waits && told == Some("device-gone");
+            let went = !expected.waits && told == Some("device-gone");
             if !went && (told != Some(code) || seen.relay != RelayState::Refused) {
                 return Some(format!("{name} does not say {code}, but {told:?}"));
             }

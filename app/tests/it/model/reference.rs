@@ -51,18 +51,15 @@ pub enum Answer {
 
 /// What must be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expected {
-    /// Connected to this owner, and to nobody else.
-    Tunnel(Owner),
-    /// Connected to nobody.
-    Away {
-        /// Of each owner that has it registered: the problem that is shown, if any must be.
-        problems: [Option<&'static str>; 2],
-        /// It waits at the dispatcher.
-        waits: bool,
-        /// It was sent somewhere, and keeps dialling there.
-        sent: bool,
-    },
+pub struct Expected {
+    /// The owner that it is connected to, and no other.
+    pub tunnel: Option<Owner>,
+    /// Of each owner that has it registered: the problem that is shown, if any must be.
+    pub problems: [Option<&'static str>; 2],
+    /// It waits at the dispatcher.
+    pub waits: bool,
+    /// It was sent somewhere, and keeps dialling there.
+    pub sent: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -281,13 +278,12 @@ impl Device {
 
     /// What must be seen now.
     pub fn expected(&self, ways: Ways) -> Expected {
-        match self.connected(ways) {
-            Some(owner) => Expected::Tunnel(owner),
-            None => Expected::Away {
-                problems: self.registered.map(|registration| registration?.told),
-                waits: self.phones(ways) && !self.is_sent(),
-                sent: self.sent.is_some(),
-            },
+        let tunnel = self.connected(ways);
+        Expected {
+            tunnel,
+            problems: self.registered.map(|registration| registration?.told),
+            waits: tunnel.is_none() && self.phones(ways) && !self.is_sent(),
+            sent: self.sent.is_some(),
         }
     }
 
