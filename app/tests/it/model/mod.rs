@@ -245,7 +245,7 @@ async fn settled(site: &Site, device: &Device, world: &World, story: &str) {
     loop {
         let seen = [0, 1].map(|owner| world.tunnels[owner].device(site.serial));
         let status = site.status();
-        match differs(expected, &seen, device, &status) {
+        match differs(expected, &seen, device, &status, world.ways) {
             None => return,
             Some(difference) if Instant::now() > deadline => {
                 panic!(
@@ -264,6 +264,7 @@ fn differs(
     seen: &[Option<tunnel::Device>; 2],
     device: &Device,
     status: &Status,
+    ways: Ways,
 ) -> Option<String> {
     let is_there = status.dispatcher.as_ref().is_some_and(Connection::is_connected);
     if expected.waits && !is_there {
@@ -282,6 +283,9 @@ fn differs(
         };
         if !device.is_registered(owner) {
             return Some(format!("{name} has it registered"));
+        }
+        if seen.relay == RelayState::Pending && ways.relay[owner] && !device.has_moved(owner) {
+            return Some(format!("{name} is still to relay it"));
         }
         if seen.connected != (expected.tunnel == Some(owner)) {
             return Some(format!("{name} says connected: {}", seen.connected));
