@@ -30,7 +30,7 @@ use world::{Dispatcher, Site, Tunnel};
 /// Sites in one world; each is a sequence.
 const SITES: u64 = 120;
 /// Worlds, one after the other.
-const WORLDS: u64 = 3;
+const WORLDS: u64 = 2;
 /// What happens to each site.
 const EVENTS: usize = 14;
 /// Until everything that follows from an event has happened, on a busy machine.
