@@ -546,9 +546,8 @@ mod tests {
             let user = accounts.add_user("ada", "correct horse".into()).await.unwrap();
             let session = accounts.begin_session(user.id, "::1", "test").await.unwrap();
             assert!(accounts.session(session.expose()).await.unwrap().is_none(), "{lifetimes:?}");
-            assert!(accounts.sessions(user.id).await.unwrap().is_empty(), "what has ended is forgotten");
             accounts.sweep().await.unwrap();
-            assert_eq!(accounts.sessions(user.id).await.unwrap().len(), 0);
+            assert!(accounts.sessions(user.id).await.unwrap().is_empty(), "what has ended is forgotten");
         }
     }
 

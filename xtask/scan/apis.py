@@ -9,6 +9,7 @@ import json
 import ssl
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def scan(what, url, authorization, *more):
         "--generation-database", "none", "--request-timeout", "30", "--no-color", "--warnings", "off",
         "--exclude-path-regex", HELD_BACK, "--header", f"Authorization:{authorization}", *more,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as cache:  # it keeps one where it is started
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cache)
     if done.returncode != 0:
         print(done.stdout, done.stderr, sep="\n")
         sys.exit(f"schemathesis has found something at the {what}")
