@@ -7,6 +7,7 @@
 //! | [`listen`], [`http`] | sockets, the accept loop, HTTP with deadlines and optional TLS |
 //! | [`client`] | JSON calls from one role to another |
 //! | [`onvif`] | calls to a device, over whatever carries them |
+//! | [`rtsp`] | a camera's stream, over whatever carries it |
 //! | [`tls`] | private CA, leaves that renew themselves, PEM files, fingerprints |
 //! | [`vault`], [`password`] | secrets at rest; passwords of people and accounts |
 //! | [`throttle`], [`crowd`] | who guesses is slowed down; nobody takes all of a listener |
@@ -30,6 +31,7 @@ pub mod logging;
 pub mod onvif;
 pub mod ops;
 pub mod password;
+pub mod rtsp;
 pub mod stop;
 pub mod table;
 pub mod throttle;

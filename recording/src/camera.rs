@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use homing_base::rtsp::{Event, Session, SessionError};
 use homing_base::{Stop, Workers};
 use homing_media::time::{TICKS_PER_SECOND, Ticks};
 use homing_protocol::api::ProblemDetail;
@@ -31,7 +32,7 @@ use crate::index::Note;
 use crate::live::Hub;
 use crate::metrics::Metrics;
 use crate::now;
-use crate::rtsp::{Event, Session, SessionError};
+use crate::rtsp::{self, OpenError};
 use crate::writer::{Dropped, Writer, timestamp};
 
 /// Before the second try after a loss.
@@ -111,7 +112,7 @@ enum Ended {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error(transparent)]
-    Session(#[from] SessionError),
+    Session(#[from] OpenError),
     #[error("the camera plays, but sent no whole key frame within {} s; shorten its key frame interval (GOV length)", FIRST_FRAME.as_secs())]
     NoKeyFrame,
     #[error("asked to end")]
@@ -325,31 +326,33 @@ impl Camera {
         let open = async |credentials| {
             let port = self.rtsp_port();
             let stream = shared.connectors.connect(&self.device(), port).await?;
-            Ok::<_, Ended>(Session::open(stream, &self.stream_url, credentials).await?)
+            Ok::<_, Ended>(rtsp::open(stream, &self.stream_url, credentials).await?)
         };
         let opened = async {
             let mine = self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let opened = open(mine.clone()).await;
-            let Err(Ended::Session(SessionError::WrongCredentials)) = opened else { return opened };
+            let Err(Ended::Session(OpenError::Session(SessionError::WrongCredentials))) = opened else {
+                return opened;
+            };
             // Its tunnel server knows if they were changed.
             let now = shared.connectors.credentials(&self.device()).await.filter(|now| *now != mine);
             let Some(now) = now else { return opened };
-            let session = open(now.clone()).await?;
+            let opened = open(now.clone()).await?;
             self.learn(shared, now);
-            Ok(session)
+            Ok(opened)
         };
-        let mut session = tokio::select! {
+        let (mut session, tracks) = tokio::select! {
             opened = opened => match opened {
-                Ok(session) => session,
+                Ok(opened) => opened,
                 Err(ended) => return ended,
             },
             () = self.stop.cancelled() => return Ended::Stopped,
         };
         let not_before = self.recorded_until.load(Ordering::Relaxed);
-        let Some(assembler) = Assembler::new(&session.tracks, not_before) else {
-            return SessionError::NoVideo("its description has no video".into()).into();
+        let Some(assembler) = Assembler::new(&tracks, not_before) else {
+            return OpenError::NoVideo("its description has no video".into()).into();
         };
-        tracing::debug!(camera = self.id, step = %Step::Add, tracks = session.tracks.len(), "playing");
+        tracing::debug!(camera = self.id, step = %Step::Add, tracks = tracks.len(), "playing");
         let mut play = Play::new(self, shared, assembler);
         let ended = tokio::select! {
             ended = play.run(&mut session) => ended,
@@ -412,7 +415,7 @@ impl<'a> Play<'a> {
                 Ok(Event::Tick) => {
                     for (channel, report) in self.assembler.receiver_reports() {
                         if let Err(error) = session.send(channel, report).await {
-                            return error.into();
+                            return OpenError::from(error).into();
                         }
                     }
                     self.count();
@@ -420,7 +423,7 @@ impl<'a> Play<'a> {
                         return Ended::NoKeyFrame;
                     }
                 }
-                Err(error) => return error.into(),
+                Err(error) => return OpenError::from(error).into(),
             }
         }
     }

@@ -24,21 +24,18 @@ use homing_protocol::secret::Credentials;
 use http::{Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::config::TunnelServer;
+
+pub use homing_base::rtsp::Stream;
 
 /// For a TCP connection, and for a proxy to answer CONNECT.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The longest answer to CONNECT.
 const CONNECT_ANSWER_LIMIT: usize = 8 * 1024;
-
-/// A byte stream in both directions.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// A future in a box, as object-safe traits need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

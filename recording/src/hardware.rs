@@ -8,16 +8,16 @@
 //!
 //! Every failure names the device, and what to check; the API shows it as it is.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use homing_base::http::Failure;
 use homing_base::onvif::{Carrier, Device, DeviceError};
+use homing_base::rtsp::SessionError;
 use homing_protocol::api::Problem;
 use homing_protocol::api::recording::{DeviceAddress, NewHardware};
 use homing_protocol::onvif::device::{GetDeviceInformation, Services, media2_path};
-use homing_protocol::onvif::media2::{self, GetProfiles, GetStreamUri, Profile};
+use homing_protocol::onvif::media2::{self, GetProfiles, GetStreamUri};
 use homing_protocol::onvif::{DEVICE_PATH, MEDIA2_NS, MEDIA2_PATH};
 use homing_protocol::secret::Credentials;
 use homing_protocol::{SerialNumber, Step};
@@ -26,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::camera::RTSP_PORT;
 use crate::connect::{ConnectError, Connectors, describe};
-use crate::rtsp::{Session, SessionError};
+use crate::rtsp::{self, OpenError};
 
 /// For each question.
 const CALL_DEADLINE: Duration = Duration::from_secs(15);
@@ -82,7 +82,8 @@ pub(crate) async fn ask(connectors: &Connectors, new: &NewHardware) -> Result<Fo
         check_rtsp(&mut device, &services, &media, new).await?;
     }
     let profiles = device.call(&media, &GetProfiles::all()).await.map_err(failed)?;
-    let best = best_profiles(&profiles.0);
+    let mut best = media2::best_profiles(&profiles.0);
+    best.truncate(MAX_CHANNELS);
     if best.is_empty() {
         let message = format!("{} has no H.264 stream; switch one on in it", describe(&new.device));
         return Err(failure(StatusCode::UNPROCESSABLE_ENTITY, "no-video", message));
@@ -134,8 +135,8 @@ async fn ask_rtsp(
     let open = async {
         let port = parsed.port().unwrap_or(RTSP_PORT);
         let stream = connectors.connect(&new.device, port).await.map_err(|error| connect_failure(&error))?;
-        let session =
-            Session::open(stream, url, credentials).await.map_err(|error| session_failure(&error))?;
+        let (session, _) =
+            rtsp::open(stream, url, credentials).await.map_err(|error| session_failure(&error))?;
         session.close().await;
         Ok(())
     };
@@ -194,34 +195,6 @@ fn made_up_serial(of: &str) -> SerialNumber {
     SerialNumber::new([hash[0] & 0xfc | 2, hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
 
-/// One H.264 profile per video source, the one with the most pixels; in the order of the sources. A profile that says
-/// nothing of its encoding (a site agent's: only the stream itself tells) counts as the smallest.
-fn best_profiles(profiles: &[Profile]) -> Vec<&Profile> {
-    let mut order: Vec<&str> = Vec::new();
-    let mut best: BTreeMap<&str, &Profile> = BTreeMap::new();
-    let pixels = |profile: &Profile| {
-        profile
-            .video_encoder
-            .as_ref()
-            .map_or(0, |encoder| u64::from(encoder.size.0) * u64::from(encoder.size.1))
-    };
-    let may_be_h264 = |profile: &&Profile| match &profile.video_encoder {
-        Some(encoder) => encoder.encoding.eq_ignore_ascii_case("H264"),
-        None => profile.video_source.is_some(),
-    };
-    for profile in profiles.iter().filter(may_be_h264) {
-        let source = profile.video_source.as_ref().map_or("", |source| source.source_token.as_str());
-        if !order.contains(&source) {
-            order.push(source);
-        }
-        let current = best.entry(source).or_insert(profile);
-        if pixels(profile) > pixels(current) {
-            *current = profile;
-        }
-    }
-    order.into_iter().take(MAX_CHANNELS).filter_map(|source| best.get(source).copied()).collect()
-}
-
 /// The URL that the device names, without user and password. Its host is the site's, and is only said back
 /// to the device; for a device on the LAN it must at least be a URL.
 fn stream_url(device: &DeviceAddress, told: &str) -> Result<String, Failure> {
@@ -271,11 +244,13 @@ fn connect_failure(error: &ConnectError) -> Failure {
     failure(status, error.code(), error.to_string())
 }
 
-fn session_failure(error: &SessionError) -> Failure {
+fn session_failure(error: &OpenError) -> Failure {
     let problem = error.problem();
     let status = match error {
-        SessionError::WrongCredentials | SessionError::NoVideo(_) => StatusCode::UNPROCESSABLE_ENTITY,
-        SessionError::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+        OpenError::Session(SessionError::WrongCredentials) | OpenError::NoVideo(_) => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
+        OpenError::Session(SessionError::Timeout { .. }) => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     };
     failure(status, &problem.code, problem.message)
@@ -288,40 +263,6 @@ fn failure(status: StatusCode, code: &str, message: String) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use homing_protocol::onvif::media2::{VideoEncoder, VideoSource};
-
-    fn profile(token: &str, source: &str, encoding: &str, width: u32) -> Profile {
-        Profile {
-            token: token.into(),
-            video_source: Some(VideoSource { source_token: source.into(), ..VideoSource::default() }),
-            video_encoder: Some(VideoEncoder {
-                encoding: encoding.into(),
-                size: (width, 100),
-                ..VideoEncoder::default()
-            }),
-            ..Profile::default()
-        }
-    }
-
-    /// Goal: of each channel the largest H.264 profile, channels in the device's order.
-    #[test]
-    fn one_profile_per_channel() {
-        let profiles = [
-            profile("b-small", "b", "H264", 640),
-            profile("a-265", "a", "H265", 3840),
-            profile("a-small", "a", "H264", 640),
-            profile("b-large", "b", "H264", 1920),
-            profile("a-large", "a", "h264", 1280),
-            Profile { token: "audio".into(), ..Profile::default() },
-        ];
-        let best: Vec<&str> = best_profiles(&profiles).iter().map(|profile| profile.token.as_str()).collect();
-        assert_eq!(best, ["b-large", "a-large"]);
-        assert!(best_profiles(&profiles[1..2]).is_empty());
-
-        let silent = Profile { video_encoder: None, ..profile("silent", "a", "", 0) };
-        assert_eq!(best_profiles(std::slice::from_ref(&silent))[0].token, "silent");
-        assert_eq!(best_profiles(&[silent, profiles[2].clone()])[0].token, "a-small");
-    }
 
     /// Goal: a device through a tunnel must be the registered one; others get a stable number of their own.
     #[test]

@@ -4,6 +4,7 @@ use super::{
     Invalid, MEDIA2_NS as NS, Message, SCHEMA_NS as TT, boolean, empty_message, optional, requests, required,
 };
 use crate::soap::Element;
+use std::collections::BTreeMap;
 
 empty_message! {
     /// Asks what the service can do.
@@ -320,6 +321,34 @@ impl Profile {
     }
 }
 
+/// One H.264 profile per video source, the one with the most pixels; in the order of the sources. A profile that says
+/// nothing of its encoding (a site agent's: only the stream itself tells) counts as the smallest.
+pub fn best_profiles(profiles: &[Profile]) -> Vec<&Profile> {
+    let mut order: Vec<&str> = Vec::new();
+    let mut best: BTreeMap<&str, &Profile> = BTreeMap::new();
+    let pixels = |profile: &Profile| {
+        profile
+            .video_encoder
+            .as_ref()
+            .map_or(0, |encoder| u64::from(encoder.size.0) * u64::from(encoder.size.1))
+    };
+    let may_be_h264 = |profile: &&Profile| match &profile.video_encoder {
+        Some(encoder) => encoder.encoding.eq_ignore_ascii_case("H264"),
+        None => profile.video_source.is_some(),
+    };
+    for profile in profiles.iter().filter(may_be_h264) {
+        let source = profile.video_source.as_ref().map_or("", |source| source.source_token.as_str());
+        if !order.contains(&source) {
+            order.push(source);
+        }
+        let current = best.entry(source).or_insert(profile);
+        if pixels(profile) > pixels(current) {
+            *current = profile;
+        }
+    }
+    order.into_iter().filter_map(|source| best.get(source).copied()).collect()
+}
+
 /// Asks for the RTSP address of a profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GetStreamUri {
@@ -368,5 +397,43 @@ impl Message for StreamUri {
 
     fn from_element(element: &Element) -> Result<Self, Invalid> {
         required::<Self>(element, NS, "Uri").map(StreamUri)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile(token: &str, source: &str, encoding: &str, width: u32) -> Profile {
+        Profile {
+            token: token.into(),
+            video_source: Some(VideoSource { source_token: source.into(), ..VideoSource::default() }),
+            video_encoder: Some(VideoEncoder {
+                encoding: encoding.into(),
+                size: (width, 100),
+                ..VideoEncoder::default()
+            }),
+            ..Profile::default()
+        }
+    }
+
+    /// Goal: of each channel the largest H.264 profile, channels in the device's order.
+    #[test]
+    fn one_profile_per_channel() {
+        let profiles = [
+            profile("b-small", "b", "H264", 640),
+            profile("a-265", "a", "H265", 3840),
+            profile("a-small", "a", "H264", 640),
+            profile("b-large", "b", "H264", 1920),
+            profile("a-large", "a", "h264", 1280),
+            Profile { token: "audio".into(), ..Profile::default() },
+        ];
+        let best: Vec<&str> = best_profiles(&profiles).iter().map(|profile| profile.token.as_str()).collect();
+        assert_eq!(best, ["b-large", "a-large"]);
+        assert!(best_profiles(&profiles[1..2]).is_empty());
+
+        let silent = Profile { video_encoder: None, ..profile("silent", "a", "", 0) };
+        assert_eq!(best_profiles(std::slice::from_ref(&silent))[0].token, "silent");
+        assert_eq!(best_profiles(&[silent, profiles[2].clone()])[0].token, "a-small");
     }
 }
