@@ -397,6 +397,10 @@ mod tests {
             moving: None,
             contested: None,
             own_password: false,
+            bps_in: 0,
+            bps_out: 0,
+            uplinks: Vec::new(),
+            last_problem: None,
         }
     }
 

@@ -28,7 +28,7 @@ use homing_protocol::{
     api::{
         Problem,
         dispatcher::Offer,
-        tunnel::{ChangeDevice, Device, Move, NewDevice, Server},
+        tunnel::{ChangeDevice, Connection, Device, Figures, Move, NewDevice, Server},
     },
     secret::Credentials,
 };
@@ -135,6 +135,8 @@ fn routes() -> (Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(server))
         .routes(routes!(devices, register))
         .routes(routes!(device, change, remove))
+        .routes(routes!(history))
+        .routes(routes!(statistics))
         .routes(routes!(credentials))
         .routes(routes!(handover))
         .routes(routes!(send, call_back))
@@ -215,6 +217,36 @@ async fn devices(State(api): State<Api>) -> Json<Vec<Device>> {
 )]
 async fn device(State(api): State<Api>, Serial(serial): Serial) -> Result<Json<Device>, Failure> {
     api.devices.get(serial).map(Json).ok_or_else(|| not_registered(serial))
+}
+
+#[utoipa::path(
+    get,
+    path = "/api/v1/devices/{serial}/history",
+    params(("serial" = String, Path, description = "Serial number, twelve hexadecimal digits")),
+    responses(
+        (status = 200, description = "Its last connections, the newest first", body = Vec<Connection>),
+        (status = 400, description = "The request is wrong", body = Problem),
+        (status = 404, description = "Not registered here", body = Problem),
+        (status = 401, description = "No or wrong password", body = Problem),
+        (status = 429, description = "Too many wrong passwords", body = Problem),
+    )
+)]
+async fn history(State(api): State<Api>, Serial(serial): Serial) -> Result<Json<Vec<Connection>>, Failure> {
+    api.devices.get(serial).ok_or_else(|| not_registered(serial))?;
+    Ok(Json(api.devices.history().of(serial).await?))
+}
+
+#[utoipa::path(
+    get,
+    path = "/api/v1/statistics",
+    responses(
+        (status = 200, description = "Of every device that is connected, what changes all the time", body = Vec<Figures>),
+        (status = 401, description = "No or wrong password", body = Problem),
+        (status = 429, description = "Too many wrong passwords", body = Problem),
+    )
+)]
+async fn statistics(State(api): State<Api>) -> Json<Vec<Figures>> {
+    Json(api.devices.figures())
 }
 
 /// Steps 1 and 2.

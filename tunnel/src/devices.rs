@@ -10,6 +10,8 @@
 use crate::{
     copies::Copies,
     events::{EVENTS_KEPT, Event, Events},
+    figures::Meter,
+    history::{History, Remembered, Session},
     locks::Locks,
     moves::Move,
     passwords::Password,
@@ -21,10 +23,10 @@ use homing_protocol::{
     api::{
         Problem, ProblemDetail,
         dispatcher::{Changes, Registration},
-        tunnel::{Device, RelayState},
+        tunnel::{self, Device, Figures, PastProblem, RelayState},
     },
 };
-use homing_uplink::{EndReason, Fingerprint, Uplink};
+use homing_uplink::{EndReason, Fingerprint, Uplink, UplinkStats};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -40,6 +42,7 @@ use tokio::{
 /// Every registered device.
 pub(crate) struct Devices {
     store: Registrations,
+    history: History,
     inner: Mutex<Inner>,
     events: broadcast::Sender<Event>,
     /// One change of standings at a time: read here, written to disk, then shown.
@@ -71,6 +74,8 @@ struct Entry {
     lost: Option<ProblemDetail>,
     /// What is wrong with it while it is connected.
     warning: Option<ProblemDetail>,
+    /// What went wrong last, whether or not it has gone right since.
+    last_problem: Option<PastProblem>,
     copies: Copies,
 }
 
@@ -86,6 +91,8 @@ pub(crate) struct Connected {
     pub dialled: Option<String>,
     /// Which of our public addresses that is, best first; none: another one, all of which are alike.
     pub via: Option<usize>,
+    /// How much it carries.
+    pub meter: Meter,
     /// Path of its RTSP over WebSocket, once asked for.
     pub rtsp_path: OnceCell<String>,
 }
@@ -104,14 +111,22 @@ pub(crate) enum Stranger {
 
 impl Devices {
     /// As they were left.
-    pub async fn open(store: Registrations, replaces_passwords: bool) -> anyhow::Result<Self> {
+    pub async fn open(
+        store: Registrations,
+        history: History,
+        replaces_passwords: bool,
+    ) -> anyhow::Result<Self> {
         let mut inner = Inner::default();
+        let mut remembered = history.remembered().await?;
         for record in store.all().await? {
+            let Remembered { since, problem } = remembered.remove(&record.serial).unwrap_or_default();
             inner.index_key(record.serial, None, record.standing.fingerprint);
-            inner.entries.insert(record.serial, Entry::new(record, false));
+            let entry = Entry { since, last_problem: problem, ..Entry::new(record, false) };
+            inner.entries.insert(entry.record.serial, entry);
         }
         Ok(Devices {
             store,
+            history,
             inner: Mutex::new(inner),
             events: broadcast::Sender::new(EVENTS_KEPT),
             writing: tokio::sync::Mutex::new(()),
@@ -126,6 +141,11 @@ impl Devices {
         &self.store
     }
 
+    /// What became of their connections.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
     // What people ask
 
     /// All that are registered.
@@ -136,6 +156,14 @@ impl Devices {
     /// One.
     pub fn get(&self, serial: SerialNumber) -> Option<Device> {
         self.lock().entries.get(&serial).filter(|entry| !entry.provisional).map(Entry::view)
+    }
+
+    /// What changes all the time, of each that is connected.
+    pub fn figures(&self) -> Vec<Figures> {
+        let inner = self.lock();
+        let connected =
+            inner.entries.values().filter(|entry| !entry.provisional && !entry.uplinks.is_empty());
+        connected.map(|entry| entry.figures(&entry.stats())).collect()
     }
 
     /// Follows them from now on.
@@ -203,6 +231,7 @@ impl Devices {
         let mut inner = self.lock();
         let Some(entry) = inner.entries.remove(&serial) else { return Ok(false) };
         inner.index_key(serial, entry.record.standing.fingerprint, None);
+        self.history.forget(serial);
         if !entry.provisional {
             let _ = self.events.send(Event::Removed(serial));
         }
@@ -292,7 +321,12 @@ impl Devices {
                     connected.uplink.close(reason);
                 }
             }
+            let problem =
+                standing.problem.clone().filter(|_| standing.problem != entry.record.standing.problem);
             entry.record.standing = standing;
+            if let Some(problem) = problem {
+                self.remember(entry, problem);
+            }
             self.tell(entry);
         }
         Ok(())
@@ -313,22 +347,29 @@ impl Devices {
             None => {
                 // Whoever looks at the device it says it is should know: most likely it was reset.
                 let entry = claimed.and_then(|claimed| inner.entries.get_mut(&claimed));
-                if let Some(entry) = entry.filter(|entry| entry.uplinks.is_empty() && !entry.provisional) {
+                if let Some(entry) = entry.filter(|entry| entry.uplinks.is_empty() && !entry.provisional)
+                    // Once: repeating it is no event.
+                    && entry.lost.as_ref().is_none_or(|lost| lost.code != "unknown-key")
+                {
                     let message = "A device that says it is this one came with a key that the dispatcher has not \
                                    vouched for. If it was reset, press its button.";
-                    entry.problem_seen_here("unknown-key", message.to_owned(), |entry| self.tell(entry));
+                    let problem = Problem::at(Step::Tunnel, "unknown-key", message).error;
+                    entry.lost = Some(problem.clone());
+                    self.remember(entry, problem);
+                    self.tell(entry);
                 }
                 Err(Stranger::UnknownKey)
             }
         }
     }
 
-    /// Its uplink stands: shown as connected at once, and the older uplink by the same address ends. `false` if its key
-    /// has lost its welcome meanwhile.
-    pub fn connect(&self, fingerprint: Fingerprint, connected: Connected) -> bool {
+    /// Its uplink stands: shown as connected at once, and the older uplink by the same address ends. None if its key
+    /// has lost its welcome meanwhile. What this returns is to be given to [`Devices::disconnect`].
+    pub fn connect(&self, fingerprint: Fingerprint, connected: Connected) -> Option<Session> {
         let mut inner = self.lock();
-        let Some(serial) = inner.keys.get(&fingerprint).copied() else { return false };
-        let Some(entry) = inner.entries.get_mut(&serial) else { return false };
+        let serial = inner.keys.get(&fingerprint).copied()?;
+        let entry = inner.entries.get_mut(&serial)?;
+        let session = self.history.began(serial, connected.peer, connected.dialled.clone());
         if entry.uplinks.is_empty() {
             entry.since = Some(Timestamp::now());
             entry.warning = None;
@@ -342,7 +383,9 @@ impl Devices {
                 if !older.uplink.is_closed()
                     && let Some((one, other)) = entry.copies.handle_replaced(Instant::now(), from, to)
                 {
-                    entry.warning = Some(copied(serial, one, other));
+                    let warning = copied(serial, one, other);
+                    entry.warning = Some(warning.clone());
+                    self.remember(entry, warning);
                 }
                 older.uplink.close(EndReason::Replaced);
             }
@@ -351,12 +394,13 @@ impl Devices {
         entry.uplinks.sort_by_key(|connected| connected.via.unwrap_or(usize::MAX));
         entry.lost = None;
         self.tell(entry);
-        true
+        Some(session)
     }
 
     /// An uplink has ended. The device is connected for as long as another stands; nothing changes if a newer one has
     /// taken its place.
-    pub fn disconnect(&self, serial: SerialNumber, ended: &Uplink, reason: &EndReason) {
+    pub fn disconnect(&self, serial: SerialNumber, session: Session, ended: &Uplink, reason: &EndReason) {
+        self.history.ended(session, reason, &ended.stats());
         let mut inner = self.lock();
         let Some(entry) = inner.entries.get_mut(&serial) else { return };
         let before = entry.uplinks.len();
@@ -372,7 +416,9 @@ impl Devices {
             entry.since = Some(Timestamp::now());
             if *reason != EndReason::Stopped {
                 let message = format!("The uplink ended: {reason}. The device dials again by itself.");
-                entry.lost = Some(Problem::at(Step::Tunnel, "uplink-lost", message).error);
+                let lost = Problem::at(Step::Tunnel, "uplink-lost", message).error;
+                entry.lost = Some(lost.clone());
+                self.remember(entry, lost);
             }
         }
         self.tell(entry);
@@ -387,7 +433,8 @@ impl Devices {
     pub fn warn(&self, serial: SerialNumber, warning: ProblemDetail) {
         let mut inner = self.lock();
         let Some(entry) = inner.entries.get_mut(&serial) else { return };
-        entry.warning = Some(warning);
+        entry.warning = Some(warning.clone());
+        self.remember(entry, warning);
         self.tell(entry);
     }
 
@@ -415,6 +462,13 @@ impl Devices {
         let inner = self.lock();
         let pending = |entry: &&Entry| entry.record.standing.is_pending();
         (inner.entries.len(), inner.entries.values().filter(pending).count())
+    }
+
+    /// Something went wrong: that stays known when it has gone right again.
+    fn remember(&self, entry: &mut Entry, problem: ProblemDetail) {
+        let past = PastProblem { at: Timestamp::now(), problem };
+        entry.last_problem = Some(past.clone());
+        self.history.problem(entry.record.serial, past);
     }
 
     fn tell(&self, entry: &Entry) {
@@ -455,21 +509,38 @@ fn copied(serial: SerialNumber, one: IpAddr, other: IpAddr) -> ProblemDetail {
 
 impl Entry {
     fn new(record: Record, provisional: bool) -> Self {
-        let copies = Copies::default();
-        Entry { record, provisional, uplinks: Vec::new(), since: None, lost: None, warning: None, copies }
+        Entry {
+            record,
+            provisional,
+            uplinks: Vec::new(),
+            since: None,
+            lost: None,
+            warning: None,
+            last_problem: None,
+            copies: Copies::default(),
+        }
     }
 
-    /// Notes a problem once: repeating it is no event.
-    fn problem_seen_here(&mut self, code: &str, message: String, tell: impl Fn(&Entry)) {
-        if self.lost.as_ref().is_none_or(|lost| lost.code != code) {
-            self.lost = Some(Problem::at(Step::Tunnel, code, message).error);
-            tell(self);
+    fn stats(&self) -> Vec<UplinkStats> {
+        self.uplinks.iter().map(|connected| connected.uplink.stats()).collect()
+    }
+
+    fn figures(&self, stats: &[UplinkStats]) -> Figures {
+        let bps = || self.uplinks.iter().map(|connected| connected.meter.bps());
+        Figures {
+            serial: self.record.serial,
+            rtt_ms: stats.first().and_then(rtt_ms),
+            bytes_in: stats.iter().map(|stats| stats.bytes_in).sum(),
+            bytes_out: stats.iter().map(|stats| stats.bytes_out).sum(),
+            bps_in: bps().map(|(received, _)| received).sum(),
+            bps_out: bps().map(|(_, sent)| sent).sum(),
         }
     }
 
     fn view(&self) -> Device {
         let Record { serial, name, description, user, standing } = &self.record;
-        let stats: Vec<_> = self.uplinks.iter().map(|connected| connected.uplink.stats()).collect();
+        let stats = self.stats();
+        let figures = self.figures(&stats);
         let connected = !stats.is_empty();
         let problem = standing.problem.clone().or_else(|| self.lost.clone());
         Device {
@@ -482,12 +553,17 @@ impl Entry {
             connected,
             since: self.since,
             peer: self.uplinks.first().map(|connected| connected.peer.to_string()),
-            rtt_ms: stats
-                .first()
-                .and_then(|stats| stats.rtt)
-                .map(|rtt| rtt.as_millis().try_into().unwrap_or(u32::MAX)),
-            bytes_in: stats.iter().map(|stats| stats.bytes_in).sum(),
-            bytes_out: stats.iter().map(|stats| stats.bytes_out).sum(),
+            rtt_ms: figures.rtt_ms,
+            bytes_in: figures.bytes_in,
+            bytes_out: figures.bytes_out,
+            bps_in: figures.bps_in,
+            bps_out: figures.bps_out,
+            uplinks: self
+                .uplinks
+                .iter()
+                .zip(&stats)
+                .map(|(connected, stats)| connected.view(stats))
+                .collect(),
             // Who has moved is not missed here.
             problem: if connected {
                 let doubt = standing.problem.as_ref().filter(|_| standing.is_doubted());
@@ -498,6 +574,25 @@ impl Entry {
             moving: standing.errand.moving.as_ref().map(Move::view),
             contested: standing.contested.clone(),
             own_password: standing.password == Password::Own,
+            last_problem: self.last_problem.clone(),
         }
     }
+}
+
+impl Connected {
+    fn view(&self, stats: &UplinkStats) -> tunnel::Uplink {
+        tunnel::Uplink {
+            peer: self.peer.to_string(),
+            dialled: self.dialled.clone(),
+            since: Timestamp::try_from(stats.connected_since).unwrap_or(Timestamp::UNIX_EPOCH),
+            rtt_ms: rtt_ms(stats),
+            streams: u32::try_from(stats.streams).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// At least 1: what was measured is not nothing.
+fn rtt_ms(stats: &UplinkStats) -> Option<u32> {
+    let rounded = |rtt: std::time::Duration| (rtt.as_micros() + 500) / 1000;
+    stats.rtt.map(|rtt| u32::try_from(rounded(rtt)).unwrap_or(u32::MAX).max(1))
 }

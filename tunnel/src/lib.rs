@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A move to another tunnel server: `handover.rs` (what is asked), `moves.rs` (pure), `errands.rs` (what the device is
-//! told). A device's own password instead of a factory default: `passwords.rs`.
+//! told). A device's own password instead of a factory default: `passwords.rs`. How devices are and were connected:
+//! `figures.rs` (rates), `history.rs` (on disk).
 //!
 //! | to | use |
 //! |---|---|
@@ -29,8 +30,10 @@ mod devices;
 mod dispatcher;
 mod errands;
 mod events;
+mod figures;
 mod guard;
 mod handover;
+mod history;
 mod locks;
 mod metrics;
 mod moves;

@@ -2,9 +2,9 @@
 //!
 //! Bytes are counted by the uplinks themselves and summed when somebody looks, so that moving them costs nothing here.
 
-use crate::devices::Devices;
+use crate::{devices::Devices, history::end_code};
 use homing_base::Ops;
-use homing_uplink::UplinkStats;
+use homing_uplink::{EndReason, UplinkStats};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
@@ -12,6 +12,7 @@ use prometheus_client::{
         counter::{ConstCounter, Counter},
         family::Family,
         gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
     },
 };
 use std::{
@@ -36,11 +37,30 @@ pub(crate) struct Answered {
     pub status: &'static str,
 }
 
+/// Why an uplink ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Ended {
+    /// A word, as in the history: `device-closed`, `silent`, …
+    pub reason: &'static str,
+}
+
+/// Seconds: from a machine in the same rack to a satellite.
+const ROUND_TRIPS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+/// Seconds that uplinks stood: from a device that cannot stay to one that never left.
+const DURATIONS: [f64; 8] = [1.0, 10.0, 60.0, 600.0, 3600.0, 21_600.0, 86_400.0, 604_800.0];
+
 /// The counters that are kept as things happen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Metrics {
     /// Uplinks admitted since the start.
     pub uplinks_admitted: Counter,
+    /// Uplinks that have ended, by reason.
+    pub ended: Family<Ended, Counter>,
+    /// How long they stood.
+    pub stood: Histogram,
+    /// Of PINGs, at every look.
+    pub round_trip: Histogram,
     /// Connections refused, by reason.
     pub refused: Family<Refused, Counter>,
     /// Requests through the proxy, by class of status.
@@ -52,12 +72,39 @@ pub(crate) struct Metrics {
     bytes_out: AtomicU64,
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics {
+            uplinks_admitted: Counter::default(),
+            ended: Family::default(),
+            stood: Histogram::new(DURATIONS),
+            round_trip: Histogram::new(ROUND_TRIPS),
+            refused: Family::default(),
+            proxied: Family::default(),
+            dispatcher_reachable: Gauge::default(),
+            bytes_in: AtomicU64::default(),
+            bytes_out: AtomicU64::default(),
+        }
+    }
+}
+
 impl Metrics {
     /// Registers everything with the process.
     pub fn register(self: &Arc<Self>, ops: &Ops, devices: &Arc<Devices>) {
         let looker = Looker { metrics: Arc::clone(self), devices: Arc::downgrade(devices) };
         ops.register("tunnel", |registry| {
             registry.register("uplinks_admitted", "Uplinks admitted", self.uplinks_admitted.clone());
+            registry.register("uplinks_ended", "Uplinks that have ended, by reason", self.ended.clone());
+            registry.register(
+                "uplink_duration_seconds",
+                "How long uplinks stood that have ended",
+                self.stood.clone(),
+            );
+            registry.register(
+                "round_trip_seconds",
+                "Round-trip times of PINGs to devices, every few seconds each",
+                self.round_trip.clone(),
+            );
             registry.register("refused", "Connections refused", self.refused.clone());
             registry.register("proxy_requests", "Requests through the proxy", self.proxied.clone());
             registry.register(
@@ -87,7 +134,9 @@ impl Metrics {
     }
 
     /// An uplink has ended: its bytes stay counted.
-    pub fn uplink_ended(&self, stats: &UplinkStats) {
+    pub fn uplink_ended(&self, stats: &UplinkStats, reason: &EndReason) {
+        self.ended.get_or_create(&Ended { reason: end_code(reason) }).inc();
+        self.stood.observe(stats.connected_since.elapsed().unwrap_or_default().as_secs_f64());
         self.bytes_in.fetch_add(stats.bytes_in, Ordering::Relaxed);
         self.bytes_out.fetch_add(stats.bytes_out, Ordering::Relaxed);
     }

@@ -10,7 +10,9 @@ use crate::{
     devices::Devices,
     dispatcher::Dispatcher,
     errands::Errands,
+    figures,
     guard::Guard,
+    history::History,
     metrics::Metrics,
     proxy::Proxy,
     reach::TunnelHandle,
@@ -64,7 +66,8 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
 
     let leaf = certificate(&config, &public)?;
     let store = Registrations::open(&config.data).await?;
-    let devices = Arc::new(Devices::open(store, config.replace_default_passwords).await?);
+    let history = History::open(&config.data).await?;
+    let devices = Arc::new(Devices::open(store, history, config.replace_default_passwords).await?);
     let metrics = Arc::new(Metrics::default());
     metrics.register(ops, &devices);
     let dispatcher =
@@ -159,7 +162,9 @@ impl Bound {
             stop: stop.clone(),
             server: Arc::clone(&self.facts),
         };
-        let proxy = Proxy { tunnel: self.handle, guard, metrics: self.metrics, stop: stop.clone() };
+        let metrics = Arc::clone(&self.metrics);
+        let proxy = Proxy { tunnel: self.handle, guard, metrics, stop: stop.clone() };
+        let figures_period = figures::period(self.config.limits.uplink_settings().ping_interval);
         let service = api::service(api, proxy, &self.ops);
         self.ops.report("tunnel", Ok(()));
         let certificates = {
@@ -180,6 +185,9 @@ impl Bound {
             self.relay.run(&stop),
             self.relay.follow_changes(&stop),
             self.errands.run(&stop),
+            figures::run(Arc::clone(&self.devices), self.metrics, figures_period, &stop),
+            self.devices.history().run(&stop),
+            self.devices.history().end_with(&stop),
             self.leaf.keep_fresh(stop.clone()),
             self.devices.store().vault().keep(stop.clone()),
         );

@@ -9,6 +9,8 @@
 use crate::{
     config::Limits,
     devices::{Connected, Devices, Stranger},
+    figures::Meter,
+    history::Session,
     metrics::Metrics,
 };
 use homing_base::{
@@ -44,6 +46,7 @@ struct Standing {
     peer: SocketAddr,
     uplink: Uplink,
     driver: UplinkDriver,
+    session: Session,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -161,20 +164,20 @@ impl Uplinks {
                 return None;
             }
         };
-        let connected =
-            Connected { uplink: uplink.clone(), worker, peer, dialled, via, rtsp_path: OnceCell::new() };
-        if !self.devices.connect(fingerprint, connected) {
+        let (meter, rtsp_path) = (Meter::new(Instant::now()), OnceCell::new());
+        let connected = Connected { uplink: uplink.clone(), worker, peer, dialled, via, meter, rtsp_path };
+        let Some(session) = self.devices.connect(fingerprint, connected) else {
             tracing::info!(step = %Step::Tunnel, %serial, %peer, "no longer welcome");
             return None;
-        }
+        };
         self.metrics.uplinks_admitted.inc();
         tracing::info!(step = %Step::Tunnel, %serial, %peer, "uplink stands");
-        Some(Standing { serial, peer, uplink, driver, _permit: permit })
+        Some(Standing { serial, peer, uplink, driver, session, _permit: permit })
     }
 
     /// Step 7, for as long as it lasts.
     async fn stand(&self, standing: Standing, stop: CancellationToken) {
-        let Standing { serial, peer, uplink, driver, _permit } = standing;
+        let Standing { serial, peer, uplink, driver, session, _permit } = standing;
         let noting = async {
             let now = Timestamp::now();
             if let Err(error) = self.devices.change(serial, |standing| standing.tunnelled(now)).await {
@@ -185,8 +188,8 @@ impl Uplinks {
             }
         };
         let (reason, ()) = tokio::join!(Box::pin(driver.run(stop)), Box::pin(noting));
-        self.metrics.uplink_ended(&uplink.stats());
-        self.devices.disconnect(serial, &uplink, &reason);
+        self.metrics.uplink_ended(&uplink.stats(), &reason);
+        self.devices.disconnect(serial, session, &uplink, &reason);
         tracing::info!(step = %Step::Tunnel, %serial, %peer, %reason, "uplink ended");
     }
 

@@ -302,6 +302,10 @@ pub fn device(serial: SerialNumber, name: &str) -> Device {
         moving: None,
         contested: None,
         own_password: false,
+        bps_in: 0,
+        bps_out: 0,
+        uplinks: Vec::new(),
+        last_problem: None,
     }
 }
 

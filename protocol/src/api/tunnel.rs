@@ -14,6 +14,8 @@
 //! | `DELETE /api/v1/devices/{serial}/move` | [`Device`]: stays here, or comes back |
 //! | `PUT /api/v1/devices/{serial}/offer` [`super::dispatcher::Offer`], `DELETE` | nothing; another account may take the device over, at the dispatcher |
 //! | `GET /api/v1/devices/{serial}/handover` | [`NewDevice`] with its secrets, for another tunnel server; in the log |
+//! | `GET /api/v1/devices/{serial}/history` | [`Connection`], the last 50, the newest first |
+//! | `GET /api/v1/statistics` | [`Figures`] of every device that is connected |
 //! | `GET /api/v1/devices/{serial}/credentials` | [`crate::secret::Credentials`] for Add Hardware |
 //! | `GET /api/v1/events` | server-sent events: `device` with a [`Device`], `removed` with `{"serial": …}`; begins with one `device` each; a reader that falls behind is dropped, and opens it anew |
 //!
@@ -161,13 +163,22 @@ pub struct Device {
     /// The address that the uplink came from; of several, the one by the best public address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// Round-trip time of the last PING, in milliseconds.
+    /// Round-trip time of the last PING, in milliseconds, at least 1; at most one keepalive period (10 s) old.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<u32>,
     /// Bytes received from the device over the present uplinks.
     pub bytes_in: u64,
     /// Bytes sent to the device over the present uplinks.
     pub bytes_out: u64,
+    /// Received from it over the last seconds, in bits a second. Events do not come for it: see `statistics`.
+    #[serde(default)]
+    pub bps_in: u64,
+    /// Sent to it over the last seconds, in bits a second.
+    #[serde(default)]
+    pub bps_out: u64,
+    /// Every uplink that stands, the best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uplinks: Vec<Uplink>,
     /// What went wrong last, until it goes right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<ProblemDetail>,
@@ -180,6 +191,88 @@ pub struct Device {
     /// Whether its factory default password was replaced by one of its own, which `credentials` shows.
     #[serde(default)]
     pub own_password: bool,
+    /// What went wrong last, and when; also when it has gone right since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_problem: Option<PastProblem>,
+}
+
+/// One uplink of a device that stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Uplink {
+    /// Where it comes from.
+    pub peer: String,
+    /// What the device dialled, `host:port`, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dialled: Option<String>,
+    /// Since when it stands.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+    pub since: Timestamp,
+    /// Round-trip time of the last PING, in milliseconds, at least 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<u32>,
+    /// Streams in use now.
+    pub streams: u32,
+}
+
+/// Something that went wrong, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PastProblem {
+    /// When it was noticed.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+    pub at: Timestamp,
+    /// What it was, with its step.
+    #[serde(flatten)]
+    pub problem: ProblemDetail,
+}
+
+/// What changes all the time about a device that is connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Figures {
+    /// Whose.
+    pub serial: SerialNumber,
+    /// As in [`Device`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<u32>,
+    /// As in [`Device`].
+    pub bytes_in: u64,
+    /// As in [`Device`].
+    pub bytes_out: u64,
+    /// As in [`Device`].
+    pub bps_in: u64,
+    /// As in [`Device`].
+    pub bps_out: u64,
+}
+
+/// One uplink of a device, from its beginning to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Connection {
+    /// When it began.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+    pub since: Timestamp,
+    /// When it ended; none while it stands, or when that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
+    pub until: Option<Timestamp>,
+    /// Where it came from.
+    pub peer: String,
+    /// What the device dialled, `host:port`, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dialled: Option<String>,
+    /// Why it ended, none while it stands: `device-closed`, `silent`, `broken`, `protocol-error`, `flooded`,
+    /// `replaced`, `server-stopped`, `server-closed`, `server-crashed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// The same as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Bytes received from the device; of one that stands, see [`Device`].
+    pub bytes_in: u64,
+    /// Bytes sent to the device.
+    pub bytes_out: u64,
 }
 
 /// The tunnel server itself.

@@ -15,5 +15,6 @@ mod proxy;
 mod register;
 mod scenario;
 mod secrets;
+mod state;
 mod tunnel;
 mod world;
