@@ -136,7 +136,7 @@ fn routes() -> (Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(devices, register))
         .routes(routes!(device, change, remove))
         .routes(routes!(history))
-        .routes(routes!(statistics))
+        .routes(routes!(figures))
         .routes(routes!(credentials))
         .routes(routes!(handover))
         .routes(routes!(send, call_back))
@@ -238,14 +238,14 @@ async fn history(State(api): State<Api>, Serial(serial): Serial) -> Result<Json<
 
 #[utoipa::path(
     get,
-    path = "/api/v1/statistics",
+    path = "/api/v1/figures",
     responses(
         (status = 200, description = "Of every device that is connected, what changes all the time", body = Vec<Figures>),
         (status = 401, description = "No or wrong password", body = Problem),
         (status = 429, description = "Too many wrong passwords", body = Problem),
     )
 )]
-async fn statistics(State(api): State<Api>) -> Json<Vec<Figures>> {
+async fn figures(State(api): State<Api>) -> Json<Vec<Figures>> {
     Json(api.devices.figures())
 }
 

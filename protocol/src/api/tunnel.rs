@@ -15,7 +15,7 @@
 //! | `PUT /api/v1/devices/{serial}/offer` [`super::dispatcher::Offer`], `DELETE` | nothing; another account may take the device over, at the dispatcher |
 //! | `GET /api/v1/devices/{serial}/handover` | [`NewDevice`] with its secrets, for another tunnel server; in the log |
 //! | `GET /api/v1/devices/{serial}/history` | [`Connection`], the last 50, the newest first |
-//! | `GET /api/v1/statistics` | [`Figures`] of every device that is connected |
+//! | `GET /api/v1/figures` | [`Figures`] of every device that is connected |
 //! | `GET /api/v1/devices/{serial}/credentials` | [`crate::secret::Credentials`] for Add Hardware |
 //! | `GET /api/v1/events` | server-sent events: `device` with a [`Device`], `removed` with `{"serial": …}`; begins with one `device` each; a reader that falls behind is dropped, and opens it anew |
 //!
@@ -170,7 +170,7 @@ pub struct Device {
     pub bytes_in: u64,
     /// Bytes sent to the device over the present uplinks.
     pub bytes_out: u64,
-    /// Received from it over the last seconds, in bits a second. Events do not come for it: see `statistics`.
+    /// Received from it over the last seconds, in bits a second. Events do not come for it: see `GET /api/v1/figures`.
     #[serde(default)]
     pub bps_in: u64,
     /// Sent to it over the last seconds, in bits a second.

@@ -66,7 +66,7 @@ async fn step_7_tunnel_figures_are_true_within_a_keepalive_period() {
     let busy = world.figures_until(device.serial, |device| device.bps_in > 1_000_000).await;
     assert!(busy.bytes_in >= 1 << 20, "{busy:?}");
     assert_eq!(busy.uplinks[0].streams, 1);
-    let (_, all) = world.api(Method::GET, "/api/v1/statistics", None).await;
+    let (_, all) = world.api(Method::GET, "/api/v1/figures", None).await;
     assert_eq!(all.as_array().map(Vec::len), Some(1));
     let figures: tunnel::Figures = serde_json::from_value(all[0].clone()).unwrap();
     assert!(figures.serial == device.serial && figures.bytes_in >= busy.bytes_in && figures.rtt_ms.is_some());
