@@ -58,22 +58,18 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
         ensure!(uplinks.iter().all(|uplink| !uplink.is_finished()), "not every device waits");
         let with = dispatcher.process.memory_kb(DATA);
         let (began, cpu) = (Instant::now(), cpu_s(&dispatcher.process));
-        let (relayed, dispatched) =
-            tokio::join!(dispatcher.relay(&waiting), dispatcher.until_dispatched(0, &waiting));
-        relayed?;
-        let last = dispatched?;
+        let ((), last) =
+            tokio::try_join!(dispatcher.relay(&waiting), dispatcher.until_dispatched(0, &waiting))?;
         let registered_s = began.elapsed().as_secs_f64();
         let cpu_waiting = cpu_s(&dispatcher.process) - cpu;
 
         let pressed = fleet(DEVICES);
         dispatcher.relay(&pressed).await?;
         let (began, cpu) = (Instant::now(), cpu_s(&dispatcher.process));
-        let (arrived, dispatched) = tokio::join!(
+        tokio::try_join!(
             dispatcher.phone_home(&pressed, PRESSED_WITHIN / DEVICES),
             dispatcher.until_dispatched(last, &pressed)
-        );
-        arrived?;
-        dispatched?;
+        )?;
         let pressed_s = began.elapsed().as_secs_f64();
         let cpu_pressed = cpu_s(&dispatcher.process) - cpu;
         dispatcher.end().await;
@@ -145,8 +141,10 @@ impl Dispatcher {
         let (file, data) = (folder.join("homing.toml"), folder.join("dispatcher"));
         let config = format!(
             "[log]\nfilter = 'warn'\n[dispatcher]\nexternal = '{external}'\napi = '{api}'\nnames = ['127.0.0.1']\n\
-             data = '{}'\nconnections_per_address = {}\n",
+             data = '{}'\nconnections_per_address = {}\n\
+             registrations_per_minute = {}\n",
             data.display(),
+            2 * DEVICES,
             2 * DEVICES
         );
         fs::write(&file, config)?;
