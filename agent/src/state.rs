@@ -676,7 +676,10 @@ mod tests {
                         Event::UplinkUp { address }
                     }
                     9 if world.kept.contains(&address) => Event::UplinkDown { address },
-                    10 => Event::UplinkSet { address, changed: true, by: Peer::TunnelServer(addresses[pause as usize % 3].to_owned()) },
+                    10 => {
+                        let by = Peer::TunnelServer(addresses[pause as usize % 3].to_owned());
+                        Event::UplinkSet { address, changed: true, by }
+                    }
                     11 => Event::UplinkDeleted { address },
                     _ => Event::Tick,
                 };

@@ -176,12 +176,8 @@ impl ApiClient {
     /// # Errors
     /// See [`CallError`].
     pub async fn stream(&self, path: &str) -> Result<Response<Incoming>, CallError> {
-        let request = self.request::<()>(Method::GET, path, None)?;
-        let answered = tokio::time::timeout(CALL_DEADLINE, self.client.request(request));
-        let response = answered
-            .await
-            .map_err(|_| self.unreachable("no answer in time"))?
-            .map_err(|error| self.unreachable(&chain(&error)))?;
+        let answered = tokio::time::timeout(CALL_DEADLINE, self.answer::<()>(Method::GET, path, None));
+        let response = answered.await.map_err(|_| self.unreachable("no answer in time"))??;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -195,10 +191,8 @@ impl ApiClient {
         body: Option<&Q>,
         deadline: Duration,
     ) -> Result<A, CallError> {
-        let request = self.request(method, path, body)?;
         let exchange = async {
-            let response =
-                self.client.request(request).await.map_err(|error| self.unreachable(&chain(&error)))?;
+            let response = self.answer(method, path, body).await?;
             if !response.status().is_success() {
                 return Err(self.refused(response).await);
             }
@@ -209,6 +203,25 @@ impl ApiClient {
             .map_err(|_| self.unreachable(&format!("no answer within {} s", deadline.as_secs())))??;
         let json: &[u8] = if body.is_empty() { b"null" } else { &body };
         serde_json::from_slice(json).map_err(|error| self.unexpected(&error.to_string()))
+    }
+
+    /// The head of the answer. A kept connection that breaks under the request most likely belongs to a peer that has
+    /// restarted meanwhile: what may be repeated is asked once more (RFC 9110 §9.2.2).
+    async fn answer<Q: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Q>,
+    ) -> Result<Response<Incoming>, CallError> {
+        let ask = async || {
+            let request = self.request(method.clone(), path, body)?;
+            Ok(self.client.request(request).await)
+        };
+        let mut answered = ask().await?;
+        if answered.as_ref().is_err_and(|error| !error.is_connect()) && method.is_idempotent() {
+            answered = ask().await?;
+        }
+        answered.map_err(|error| self.unreachable(&chain(&error)))
     }
 
     fn request<Q: Serialize>(
@@ -284,4 +297,33 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Goal: a peer that has restarted since the last call is no failure of this one; what may not be repeated is.
+    #[tokio::test]
+    async fn a_kept_connection_that_broke_is_no_failure_of_what_may_be_repeated() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        // Each connection answers once, and breaks under the second request.
+        let peer = tokio::spawn(async move {
+            loop {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                let mut head = [0; 1024];
+                assert!(tcp.read(&mut head).await.unwrap() > 0);
+                tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n42").await.unwrap();
+                let _ = tcp.read(&mut head).await;
+            }
+        });
+        let client = ApiClient::new("peer", &url, &Auth::Nobody, None).unwrap();
+        assert_eq!(client.get::<u8>("/").await.unwrap(), 42);
+        assert_eq!(client.send::<_, u8>(Method::PUT, "/", &1).await.unwrap(), 42);
+        let posted = client.send::<_, u8>(Method::POST, "/", &1).await.unwrap_err();
+        assert!(matches!(posted, CallError::Unreachable { .. }), "{posted}");
+        peer.abort();
+    }
 }

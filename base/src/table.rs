@@ -21,6 +21,13 @@ pub struct Column {
     pub needed: bool,
 }
 
+/// Serial numbers, in lists of devices.
+pub const SERIAL_NUMBERS: Column =
+    Column { name: "serial number", headings: &["serial", "mac", "macaddress"], needed: true };
+
+/// OAKs, in lists of devices.
+pub const OAKS: Column = Column { name: "OAK", headings: &["oak", "ownerauthenticationkey"], needed: true };
+
 impl Column {
     fn is_called(&self, heading: &str) -> bool {
         let bare: String = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();

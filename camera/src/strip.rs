@@ -2,7 +2,8 @@
 //!
 //! A test that has exported a recording decodes it and reads the number of every frame: what is
 //! missing, doubled or out of order is then known exactly. The browser test does the same from a
-//! canvas, with `strip.mjs` beside this file. Pure; reading treats the picture as anything at all and answers `None` rather than guess.
+//! canvas, with `strip.mjs` beside this file. Pure; reading treats the picture as anything at all and answers `None`
+//! rather than guess.
 //!
 //! # Geometry
 //!

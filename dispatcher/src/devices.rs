@@ -52,8 +52,8 @@ use tokio::{
 const SEATS_PER_SERIAL: usize = 16;
 const SEATS_PER_SITE: usize = 4;
 
-/// Tries of one key for one registration that it had proven and that were refused. A device that comes back again and again
-/// must not be logged in to with the same wrong password until it locks its user out.
+/// Tries of one key for one registration that it had proven and that were refused. A device that comes back again and
+/// again must not be logged in to with the same wrong password until it locks its user out.
 const REFUSED: Tolerance =
     Tolerance { free: 2, first: Duration::from_secs(60), longest: Duration::from_secs(3600) };
 

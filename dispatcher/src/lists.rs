@@ -17,7 +17,7 @@ use crate::{
 use anyhow::{Context, bail};
 use homing_base::{
     Vault,
-    table::{Column, Table, TableError, Values},
+    table::{self, Column, Table, TableError, Values},
 };
 use homing_protocol::{Oak, Secret, SerialNumber};
 use homing_uplink::Fingerprint;
@@ -39,8 +39,8 @@ const OAK: usize = 1;
 const MODEL: usize = 2;
 const KEY: usize = 3;
 const COLUMNS: &[Column] = &[
-    Column { name: "serial number", headings: &["serial", "mac", "macaddress"], needed: true },
-    Column { name: "OAK", headings: &["oak", "ownerauthenticationkey"], needed: true },
+    table::SERIAL_NUMBERS,
+    table::OAKS,
     Column { name: "model", headings: &["model", "product"], needed: false },
     Column { name: "key", headings: &["key", "fingerprint", "publickey", "sha256"], needed: false },
 ];

@@ -71,10 +71,7 @@ impl Rogue {
 /// Goal: who has seen a proof (on a connection of his own, at a rogue dispatcher) cannot use it.
 #[tokio::test]
 async fn step_5_dispatch_a_replayed_proof_is_a_wrong_one() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let sts = world.sts("shop", &password);
+    let (_folder, world, sts) = world_with_account().await;
     let device = device(OAK);
     let _uplink = world.phone_home(&device).await.unwrap();
     let new = Sts::registration(OAK, PASSWORD, &world.trust);
@@ -97,10 +94,7 @@ async fn step_5_dispatch_a_replayed_proof_is_a_wrong_one() {
 /// the answer back; the proof holds for the device's connection to him, not for his to the dispatcher.
 #[tokio::test]
 async fn step_5_dispatch_a_proof_that_is_relayed_by_a_man_in_the_middle_is_a_wrong_one() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let sts = world.sts("shop", &password);
+    let (folder, world, sts) = world_with_account().await;
     let mut rogue = Rogue::start(folder.path()).await;
     let device = device(OAK);
     let never = tokio_util::sync::CancellationToken::new();

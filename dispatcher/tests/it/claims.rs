@@ -9,17 +9,18 @@ use homing_protocol::api::dispatcher::{
     Arrived, NewRegistration, Offer, Registration, RegistrationState as State,
 };
 use http::Method;
-use std::{path::Path, sync::atomic::Ordering};
+use std::sync::atomic::Ordering;
 
-/// Accounts `a1`, `a2` and so on, as many as asked for.
-async fn passwords(data: &Path, count: usize) -> Vec<(String, homing_protocol::Secret)> {
-    let mut made = Vec::new();
-    for number in 1..=count {
-        let name = format!("a{number}");
-        let password = account(data, &name).await;
-        made.push((name, password));
+/// A dispatcher with the accounts `a1`, `a2` and so on, and their tunnel servers; the folder goes when it is dropped.
+async fn world_with_accounts<const N: usize>() -> (tempfile::TempDir, World, [Sts; N]) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut passwords = Vec::new();
+    for number in 1..=N {
+        passwords.push(account(folder.path(), &format!("a{number}")).await);
     }
-    made
+    let world = World::start(folder.path()).await;
+    let sts = std::array::from_fn(|at| world.sts(&format!("a{}", at + 1), &passwords[at]));
+    (folder, world, sts)
 }
 
 async fn put(sts: &Sts, new: &NewRegistration) -> Registration {
@@ -71,10 +72,7 @@ async fn step_2_relay_a_claim_is_released_by_the_operator() {
 /// asked once, and the squatters learn that they were wrong.
 #[tokio::test]
 async fn step_5_dispatch_squatters_do_not_keep_the_owner_out_in_scenario_a() {
-    let folder = tempfile::tempdir().unwrap();
-    let accounts = passwords(folder.path(), 4).await;
-    let world = World::start(folder.path()).await;
-    let sts: Vec<Sts> = accounts.iter().map(|(name, password)| world.sts(name, password)).collect();
+    let (_folder, world, sts) = world_with_accounts::<4>().await;
     let wrong = Sts::registration(OTHER_OAK, PASSWORD, &world.trust);
     for squatter in &sts[..3] {
         assert_eq!(put(squatter, &wrong).await.state, State::Waiting);
@@ -99,10 +97,7 @@ async fn step_5_dispatch_squatters_do_not_keep_the_owner_out_in_scenario_a() {
 /// Goal: the same where the device waits: it is asked once, however many try it, and none of them slows it.
 #[tokio::test]
 async fn step_5_dispatch_squatters_do_not_keep_the_owner_out_in_scenario_c() {
-    let folder = tempfile::tempdir().unwrap();
-    let accounts = passwords(folder.path(), 7).await;
-    let world = World::start(folder.path()).await;
-    let sts: Vec<Sts> = accounts.iter().map(|(name, password)| world.sts(name, password)).collect();
+    let (_folder, world, sts) = world_with_accounts::<7>().await;
     let device = device(OAK);
     let _uplink = world.phone_home(&device).await.unwrap();
     for (number, squatter) in sts[..6].iter().enumerate() {
@@ -127,10 +122,7 @@ async fn step_5_dispatch_squatters_do_not_keep_the_owner_out_in_scenario_c() {
 /// Goal: who has the right OAK too, but comes later, is told so; and what was sealed of its secrets is gone.
 #[tokio::test]
 async fn step_5_dispatch_the_oldest_of_those_with_the_right_oak_gets_the_device() {
-    let folder = tempfile::tempdir().unwrap();
-    let accounts = passwords(folder.path(), 2).await;
-    let world = World::start(folder.path()).await;
-    let sts: Vec<Sts> = accounts.iter().map(|(name, password)| world.sts(name, password)).collect();
+    let (_folder, world, sts) = world_with_accounts::<2>().await;
     let new = Sts::registration(OAK, PASSWORD, &world.trust);
     put(&sts[0], &new).await;
     put(&sts[1], &new).await;
@@ -145,10 +137,7 @@ async fn step_5_dispatch_the_oldest_of_those_with_the_right_oak_gets_the_device(
 /// then the device comes to the dispatcher, and is dispatched to its new owner.
 #[tokio::test]
 async fn step_5_dispatch_a_device_that_was_transferred_is_dispatched_to_its_new_owner() {
-    let folder = tempfile::tempdir().unwrap();
-    let accounts = passwords(folder.path(), 2).await;
-    let world = World::start(folder.path()).await;
-    let [old, new] = [&accounts[0], &accounts[1]].map(|(name, password)| world.sts(name, password));
+    let (_folder, world, [old, new]) = world_with_accounts().await;
     let device = device(OAK);
     let registration = Sts::registration(OAK, PASSWORD, &world.trust);
     assert_eq!(refusal(offer(&old, "a2").await).0, 404);
@@ -185,10 +174,7 @@ async fn step_5_dispatch_a_device_that_was_transferred_is_dispatched_to_its_new_
 /// its secrets are forgotten.
 #[tokio::test]
 async fn step_2_relay_a_device_that_was_transferred_and_has_arrived_is_forgotten() {
-    let folder = tempfile::tempdir().unwrap();
-    let accounts = passwords(folder.path(), 2).await;
-    let world = World::start(folder.path()).await;
-    let [old, new] = [&accounts[0], &accounts[1]].map(|(name, password)| world.sts(name, password));
+    let (_folder, world, [old, new]) = world_with_accounts().await;
     let device = device(OAK);
     let registration = Sts::registration(OAK, PASSWORD, &world.trust);
     put(&old, &registration).await;
@@ -209,10 +195,7 @@ async fn step_2_relay_a_device_that_was_transferred_and_has_arrived_is_forgotten
 /// Goal: a wrong password is the owner's alone to mend: its claim stands, and who squats meanwhile is refused.
 #[tokio::test]
 async fn step_5_dispatch_a_proven_oak_is_a_claim_though_the_password_was_wrong() {
-    let folder = tempfile::tempdir().unwrap();
-    let accounts = passwords(folder.path(), 2).await;
-    let world = World::start(folder.path()).await;
-    let [owner, other] = [&accounts[0], &accounts[1]].map(|(name, password)| world.sts(name, password));
+    let (_folder, world, [owner, other]) = world_with_accounts().await;
     let device = Device::new(SERIAL, OAK, PASSWORD, Quirks::default());
     let _uplink = world.phone_home(&device).await.unwrap();
     let refused = put(&owner, &Sts::registration(OAK, "wrong", &world.trust)).await;

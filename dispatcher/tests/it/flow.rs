@@ -193,13 +193,19 @@ impl Tunnel {
     }
 }
 
-/// A: 1 2 3 4 5 6 7. Nothing goes wrong.
-#[tokio::test]
-async fn steps_1_register_to_7_tunnel_in_scenario_a() {
+/// A dispatcher with one account, and a whole tunnel server with that account.
+pub async fn world_with_tunnel() -> (tempfile::TempDir, World, Tunnel) {
     let folder = tempfile::tempdir().unwrap();
     let password = account(folder.path(), "shop").await;
     let world = World::start(folder.path()).await;
     let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    (folder, world, tunnel)
+}
+
+/// A: 1 2 3 4 5 6 7. Nothing goes wrong.
+#[tokio::test]
+async fn steps_1_register_to_7_tunnel_in_scenario_a() {
+    let (folder, world, tunnel) = world_with_tunnel().await;
     let agent = Agent::start(&folder.path().join("agent"), &world, OAK).await;
     let registered = tunnel.register(SERIAL, OAK, PASSWORD).await.unwrap();
     assert_eq!((registered.relay, registered.step), (RelayState::Waiting, Step::Relay));
@@ -215,10 +221,7 @@ async fn steps_1_register_to_7_tunnel_in_scenario_a() {
 /// nothing is kept.
 #[tokio::test]
 async fn steps_3_press_4_phone_home_then_1_register_to_7_tunnel_in_scenario_c_after_mistakes() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    let (folder, world, tunnel) = world_with_tunnel().await;
     let agent = Agent::start(&folder.path().join("agent"), &world, OAK).await;
     agent.press().await;
     world.until_metric("devices 1").await;
@@ -240,10 +243,7 @@ async fn steps_3_press_4_phone_home_then_1_register_to_7_tunnel_in_scenario_c_af
 /// A, with a wrong OAK and then a wrong password: told when the device comes, and mended in place.
 #[tokio::test]
 async fn step_5_dispatch_in_scenario_a_is_refused_and_corrected_at_the_tunnel_server() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    let (folder, world, tunnel) = world_with_tunnel().await;
     let agent = Agent::start(&folder.path().join("agent"), &world, OAK).await;
     tunnel.register(SERIAL, OTHER_OAK, "wrong").await.unwrap();
     agent.press().await;
@@ -263,10 +263,7 @@ async fn step_5_dispatch_in_scenario_a_is_refused_and_corrected_at_the_tunnel_se
 /// comes, while it is connected, and at the tunnel server.
 #[tokio::test]
 async fn steps_4_phone_home_to_7_tunnel_a_stranger_with_a_known_serial_number_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    let (folder, world, tunnel) = world_with_tunnel().await;
     let stranger = Agent::start(&folder.path().join("stranger"), &world, OTHER_OAK).await;
     tunnel.register(SERIAL, OAK, PASSWORD).await.unwrap();
     stranger.press().await;

@@ -3,7 +3,7 @@
 
 use crate::{
     flow::Tunnel,
-    world::{DEADLINE, LOG, Sts, World, account, refusal},
+    world::{DEADLINE, LOG, Sts, World, account, refusal, world_with_account},
 };
 use homing_dispatcher::{
     DeviceKeys,
@@ -531,10 +531,7 @@ async fn step_5_dispatch_a_key_that_no_manufacturer_vouches_for_is_refused() {
 /// Goal: a manufacturer without a CA vouches by the list; a key that is not the listed one is refused.
 #[tokio::test]
 async fn step_5_dispatch_a_key_on_the_manufacturer_s_list_is_vouched_for() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let sts = world.sts("shop", &password);
+    let (folder, world, sts) = world_with_account().await;
     let line = |key: Fingerprint| format!("{},{},Dome,{key}\n", serial(0), OAK.label()).to_uppercase();
     import(folder.path(), [line(Fingerprint([7; 32]))].into_iter()).await;
     let mut camera = Foreign::start(folder.path(), &world, serial(0), &Born::SelfSigned, json!({}));

@@ -14,10 +14,7 @@ use tokio::{
 /// 100 silent connections at each door, and garbage in between, do not delay the next good one.
 #[tokio::test]
 async fn step_4_phone_home_silence_and_garbage_delay_nobody() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let sts = world.sts("shop", &password);
+    let (_folder, world, sts) = world_with_account().await;
     let mut silent = Vec::new();
     for door in [world.external, world.api] {
         for index in 0..100 {
@@ -87,10 +84,7 @@ async fn step_4_phone_home_a_certificate_without_a_serial_number_is_refused_with
 /// More keys than seats claim one number: the true device gets in all the same.
 #[tokio::test]
 async fn step_4_phone_home_a_crowd_that_claims_one_serial_number_does_not_keep_the_device_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let sts = world.sts("shop", &password);
+    let (_folder, world, sts) = world_with_account().await;
     let mut crowd = Vec::new();
     for _ in 0..20 {
         let stranger = device(OTHER_OAK);

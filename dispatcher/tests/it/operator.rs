@@ -73,10 +73,7 @@ async fn step_2_relay_accounts_are_the_operator_s_to_make() {
 /// them to is not the dispatcher's own network.
 #[tokio::test]
 async fn step_2_relay_a_new_destination_is_audited_and_a_senseless_one_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let sts = world.sts("shop", &password);
+    let (folder, world, sts) = world_with_account().await;
     let new = Sts::registration(OAK, PASSWORD, &world.trust);
     for _ in 0..2 {
         sts.put(&new).await.unwrap();

@@ -2,7 +2,7 @@
 
 use crate::{
     device::PASSWORD,
-    flow::{Agent, Tunnel},
+    flow::{Agent, Tunnel, world_with_tunnel},
     world::*,
 };
 use homing_agent::DispatcherConfig;
@@ -54,10 +54,7 @@ async fn again(data: &Path, world: World) -> World {
 /// restarts, and are in none of its files after dispatch.
 #[tokio::test]
 async fn steps_1_register_to_7_tunnel_in_scenario_b_custom_credentials_are_kept_and_then_gone() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    let (folder, world, tunnel) = world_with_tunnel().await;
     tunnel.register(SERIAL, OAK, CUSTOM).await.unwrap();
     let sealed = sealed(folder.path()).await;
     assert!(!files_with(folder.path(), &sealed).is_empty(), "the test finds what is there");
@@ -79,10 +76,7 @@ async fn steps_1_register_to_7_tunnel_in_scenario_b_custom_credentials_are_kept_
 /// D: 3 4 1 2 5 6 7 with custom credentials, mistyped first: both are gone after dispatch.
 #[tokio::test]
 async fn steps_3_press_to_7_tunnel_in_scenario_d_custom_credentials_are_gone_after_dispatch() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let sts = world.sts("shop", &password);
+    let (folder, world, sts) = world_with_account().await;
     let device = crate::device::Device::new(SERIAL, OAK, CUSTOM, crate::device::Quirks::default());
     let _uplink = world.phone_home(&device).await.unwrap();
     let mistyped = sts.put(&Sts::registration(OAK, PASSWORD, &world.trust)).await.unwrap();
@@ -100,10 +94,7 @@ async fn steps_3_press_to_7_tunnel_in_scenario_d_custom_credentials_are_gone_aft
 /// Pressed again before the device is registered, and once more when it is long there: nothing is different.
 #[tokio::test]
 async fn step_3_press_twice_is_as_good_as_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    let (folder, world, tunnel) = world_with_tunnel().await;
     let agent = Agent::start(&folder.path().join("agent"), &world, OAK).await;
     agent.press().await;
     world.until_metric("devices 1").await;
@@ -156,10 +147,7 @@ async fn step_4_phone_home_registered_while_on_its_way_between_two_dispatchers()
 /// The dispatcher restarts while the device waits there: it comes back, and is registered and dispatched.
 #[tokio::test]
 async fn steps_4_phone_home_to_7_tunnel_with_a_restart_of_the_dispatcher_while_the_device_waits() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    let (folder, world, tunnel) = world_with_tunnel().await;
     let agent = Agent::start(&folder.path().join("agent"), &world, OAK).await;
     agent.press().await;
     world.until_metric("devices 1").await;

@@ -118,10 +118,7 @@ async fn step_2_relay_an_unknown_or_disabled_account_is_refused() {
 /// What is wrong in a registration is said, and nothing is kept of it.
 #[tokio::test]
 async fn step_2_relay_a_registration_that_cannot_work_is_refused_with_the_reason() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let sts = world.sts("shop", &password);
+    let (_folder, world, sts) = world_with_account().await;
     let good = serde_json::to_value(Sts::registration(OAK, "x", &world.trust)).unwrap();
     let long = "x".repeat(300);
     for (key, value, said) in [
@@ -153,10 +150,7 @@ async fn step_2_relay_a_registration_that_cannot_work_is_refused_with_the_reason
 /// A question about changes is answered when there is one, and when the dispatcher stops.
 #[tokio::test]
 async fn step_2_relay_changes_are_told_at_once_and_a_stop_holds_nobody_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let password = account(folder.path(), "shop").await;
-    let world = World::start(folder.path()).await;
-    let sts = world.sts("shop", &password);
+    let (_folder, world, sts) = world_with_account().await;
     let asked: Changes = sts.api.get("/api/v1/changes?after=0&wait_s=0").await.unwrap();
     assert_eq!((asked.changes.len(), asked.last), (0, 0));
     let long = sts.api.wait::<Changes>("/api/v1/changes?after=0&wait_s=60", Duration::from_secs(60));

@@ -113,6 +113,15 @@ pub fn device(oak: Oak) -> Arc<Device> {
     Device::new(SERIAL, oak, PASSWORD, Quirks::default())
 }
 
+/// A dispatcher with one account, and that account's tunnel server; the folder goes when it is dropped.
+pub async fn world_with_account() -> (tempfile::TempDir, World, Sts) {
+    let folder = tempfile::tempdir().unwrap();
+    let password = account(folder.path(), "shop").await;
+    let world = World::start(folder.path()).await;
+    let sts = world.sts("shop", &password);
+    (folder, world, sts)
+}
+
 pub async fn account(data: &Path, name: &str) -> Secret {
     accounts::create(data, name).await.unwrap()
 }

@@ -209,8 +209,9 @@ async fn hardware_follows_its_device_to_another_tunnel_server() {
     tokio::task::spawn_blocking(move || drop(home)).await.unwrap();
 }
 
-/// Goal: step 8 add. Wrong credentials, an absent device and one without RTSP over WebSocket are told as such; each channel becomes a camera that records
-/// over the device's own connection, on its own runtime; when the device is away the tunnel server's reason is shown.
+/// Goal: step 8 add. Wrong credentials, an absent device and one without RTSP over WebSocket are told as such; each
+/// channel becomes a camera that records over the device's own connection, on its own runtime; when the device is away
+/// the tunnel server's reason is shown.
 #[tokio::test(flavor = "multi_thread")]
 async fn step_8_add() {
     let source =

@@ -4,7 +4,7 @@
 //! wrong with a line is known before anything is sent. `management/web/js/csv.js` reads the same in the browser, and
 //! `app/testdata/lists.json` holds both to one behaviour.
 
-use homing_base::table::{Column, Table, TableError, Values};
+use homing_base::table::{self, Column, Table, TableError, Values};
 use homing_protocol::{Oak, Secret, SerialNumber};
 use std::{collections::HashMap, io::Read};
 
@@ -17,8 +17,8 @@ const DESCRIPTION: usize = 5;
 const SERVER: usize = 6;
 
 const COLUMNS: &[Column] = &[
-    Column { name: "serial number", headings: &["serial", "mac", "macaddress"], needed: true },
-    Column { name: "OAK", headings: &["oak", "ownerauthenticationkey"], needed: true },
+    table::SERIAL_NUMBERS,
+    table::OAKS,
     Column { name: "user", headings: &["user", "username", "login"], needed: false },
     Column { name: "password", headings: &["password", "pass"], needed: false },
     Column { name: "name", headings: &["name", "devicename", "cameraname"], needed: false },

@@ -136,7 +136,8 @@ impl Process {
         }
     }
 
-    /// A field of its smaps_rollup, in kB of 1000 bytes; 0 when it has ended. [`DATA`] is one, `Pss` is all that belongs to it.
+    /// A field of its smaps_rollup, in kB of 1000 bytes; 0 when it has ended. [`DATA`] is one, `Pss` is all that belongs
+    /// to it.
     pub fn memory_kb(&self, field: &str) -> u64 {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id())).unwrap_or_default();
         let of = rollup.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
