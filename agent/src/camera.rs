@@ -128,6 +128,11 @@ impl Cameras {
         changed
     }
 
+    /// Restarts every camera; the error is for people.
+    pub async fn restart(&self) -> Result<(), String> {
+        self.log_in.restart(&self.list).await
+    }
+
     fn set(&self, index: usize, new: CameraHealth) {
         let mut health = self.health.lock().expect("never poisoned: nothing panics while holding it");
         if health[index] != new {

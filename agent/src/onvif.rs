@@ -153,6 +153,15 @@ impl Services {
                 changed.map_err(|reason| Fault::receiver(&["Action"], reason))?;
                 device::UserSet.to_element()
             }
+            Ask::SystemReboot(_) if *peer == Peer::Dispatcher => {
+                return Err(Fault::receiver(&["ActionNotSupported"], "restarting is the owner's to ask"));
+            }
+            // The cameras alone: the agent has nothing that a restart would mend, and would lose its uplinks.
+            Ask::SystemReboot(_) => {
+                let restarted = self.cameras.restart().await;
+                restarted.map_err(|reason| Fault::receiver(&["Action"], reason))?;
+                device::Rebooting { message: "The cameras restart.".to_owned() }.to_element()
+            }
             Ask::GetMediaServiceCapabilities(_) => self.media_capabilities().to_element(),
             Ask::GetProfiles(ask) => self.profiles(ask.token.as_deref())?.to_element(),
             Ask::GetStreamUri(ask) => self.stream_uri(&ask)?.to_element(),

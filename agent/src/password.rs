@@ -13,7 +13,10 @@ use crate::files;
 use bytes::Bytes;
 use homing_protocol::Secret;
 use homing_protocol::digest::{BasicPolicy, ClientAuth};
-use homing_protocol::onvif::{self, CallError, DEVICE_PATH, Request as _, device::SetUser};
+use homing_protocol::onvif::{
+    self, CallError, DEVICE_PATH, Request as _,
+    device::{SetUser, SystemReboot},
+};
 use homing_protocol::secret::Credentials;
 use homing_protocol::soap;
 use http::{Method, Request, Response, StatusCode, header};
@@ -138,6 +141,17 @@ impl LogIn {
         Ok(())
     }
 
+    /// Has every camera restart (ONVIF SystemReboot). What is wrong with the first that does not is told for people.
+    pub async fn restart(&self, cameras: &[Camera]) -> Result<(), String> {
+        let mut told = Ok(());
+        for camera in cameras {
+            let restarted = restart(camera, &self.credentials()).await.map_err(|trouble| trouble.text);
+            tracing::info!(camera = %camera.name, ?restarted, "told to restart");
+            told = told.and(restarted);
+        }
+        told
+    }
+
     fn kept(&self) -> Kept {
         self.kept.lock().expect("never poisoned: nothing panics while holding it").clone()
     }
@@ -214,6 +228,24 @@ async fn tell(camera: &Camera, old: &Credentials, new: &Credentials) -> Result<(
             "the camera at {peer} takes no new password: by ONVIF {fault}, by VAPIX HTTP status {status}"
         ))),
     }
+}
+
+async fn restart(camera: &Camera, user: &Credentials) -> Result<(), Trouble> {
+    let Some((host, port)) = &camera.http else {
+        return Err(Trouble::refusal(format!(
+            "no \"http\" address is configured for the camera {:?}, where it could be restarted",
+            camera.name
+        )));
+    };
+    let onvif =
+        Post { path: DEVICE_PATH, content_type: soap::CONTENT_TYPE, body: SystemReboot.to_xml().into() };
+    let answer = post(host, *port, &onvif, user).await?;
+    let why = match SystemReboot::parse_answer(answer.body()) {
+        Ok(_) => return Ok(()),
+        Err(CallError::Fault(fault)) => fault.to_string(),
+        Err(_) => format!("HTTP status {}", answer.status()),
+    };
+    Err(Trouble::refusal(format!("the camera at {} does not restart: {why}", authority(host, *port))))
 }
 
 fn is_unauthorized(answer: &Response<Bytes>) -> bool {

@@ -176,6 +176,11 @@ impl Site {
                 }
                 device::UserSet.to_element()
             }
+            // There is no hardware that would be away for a while.
+            DeviceRequest::SystemReboot(_) => {
+                tracing::info!("told to restart");
+                device::Rebooting { message: "Simulated: nothing restarts.".to_owned() }.to_element()
+            }
             other => {
                 let reason = format!("a simulated camera does not answer {}", other.name());
                 return Err(Fault::receiver(&["ActionNotSupported", "NotSupported"], reason));

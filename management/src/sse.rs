@@ -1,6 +1,6 @@
 //! Server-sent events as they arrive (WHATWG HTML §9.2.6): bytes in, events out. Pure.
 //!
-//! Only `event` and `data` are of interest; ids and retry times are not used by tunnel servers.
+//! `event`, `data` and `id` are of interest; retry times are not used by tunnel servers.
 //! Limits: a line and an event have at most [`LIMIT_BYTES`]; more is an error, not memory.
 
 /// The longest event that is kept.
@@ -13,6 +13,8 @@ pub struct Event {
     pub name: String,
     /// Its data, lines joined by `\n`.
     pub data: String,
+    /// Its id, where it has one.
+    pub id: Option<String>,
 }
 
 /// The peer sends more without an end than anything of this API could be.
@@ -27,6 +29,7 @@ pub struct Parser {
     after_cr: bool,
     name: String,
     data: Option<String>,
+    id: Option<String>,
 }
 
 impl Parser {
@@ -54,16 +57,18 @@ impl Parser {
 
     fn line_ended(&mut self, line: &str) -> Result<Option<Event>, TooLong> {
         if line.is_empty() {
-            let name = std::mem::take(&mut self.name);
+            let (name, id) = (std::mem::take(&mut self.name), self.id.take());
             return Ok(self.data.take().map(|data| Event {
                 name: if name.is_empty() { "message".to_owned() } else { name },
                 data,
+                id,
             }));
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
             "event" => value.clone_into(&mut self.name),
+            "id" => self.id = Some(value.to_owned()),
             "data" => {
                 let data = match &mut self.data {
                     Some(data) => {
@@ -89,7 +94,7 @@ mod tests {
     use super::*;
 
     fn event(name: &str, data: &str) -> Event {
-        Event { name: name.into(), data: data.into() }
+        Event { name: name.into(), data: data.into(), id: None }
     }
 
     #[test]
@@ -99,7 +104,7 @@ mod tests {
         let expected = [
             event("device", "{\"a\": 1}"),
             event("removed", "x\ny"),
-            event("message", ""),
+            Event { id: Some("3".into()), ..event("message", "") },
             event("message", "é"),
         ];
         for cut in 0..=text.len() {

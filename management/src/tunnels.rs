@@ -2,7 +2,8 @@
 //! happen), and the calls of steps 1 and 8.
 //!
 //! Invariant: [`World`] says that a tunnel server is reachable exactly while its event stream is open.
-//! The stream is opened before the devices are listed, so that no change falls between the two.
+//! After a cut the stream goes on where it was, and every change in between is taken in, in order; where
+//! the tunnel server does not know them any more, it tells everything anew.
 
 use crate::{config, recording::Recording, sse, world::World};
 use homing_base::{
@@ -14,7 +15,7 @@ use homing_protocol::{
     api::{
         ProblemDetail,
         dispatcher::Offer,
-        tunnel::{ChangeDevice, Device, Move, NewDevice, Server},
+        tunnel::{ChangeDevice, Device, Move, NewDevice, Reset, Server},
     },
     secret::Credentials,
 };
@@ -22,7 +23,7 @@ use http::Method;
 use http_body_util::BodyExt;
 use rand::Rng;
 use serde::Deserialize;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// Between attempts: grows from the first to the last, each with jitter.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -150,12 +151,13 @@ impl TunnelServer {
 
     /// Keeps the event stream open until the role stops.
     pub async fn watch(self, world: World, recording: Recording, stop: Stop) {
+        let mut seen = Seen::default();
         let mut retry = FIRST_RETRY;
         let mut told = String::new();
         loop {
             let began = tokio::time::Instant::now();
             let ended = tokio::select! {
-                ended = self.follow(&world, &recording) => ended,
+                ended = self.follow(&world, &recording, &mut seen) => ended,
                 () = stop.cancelled() => return,
             };
             let problem = match ended {
@@ -182,13 +184,15 @@ impl TunnelServer {
     }
 
     /// From opening the stream to its end, which is always an error.
-    async fn follow(&self, world: &World, recording: &Recording) -> Result<std::convert::Infallible, Lost> {
-        let mut stream = self.client.stream("/api/v1/events").await?.into_body();
+    async fn follow(
+        &self,
+        world: &World,
+        recording: &Recording,
+        seen: &mut Seen,
+    ) -> Result<std::convert::Infallible, Lost> {
+        let mut stream = self.client.stream(&seen.path()).await?.into_body();
         let server: Server = self.client.get("/api/v1/server").await?;
-        let devices: Vec<Device> = self.client.get("/api/v1/devices").await?;
-        tracing::info!(tunnel = self.name, devices = devices.len(), "tunnel server reached");
-        world.tunnel_reached(&self.name, server, devices);
-
+        let mut server = Some(server);
         let mut parser = sse::Parser::default();
         let mut self_check = tokio::time::interval(SELF_CHECK);
         self_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -211,17 +215,33 @@ impl TunnelServer {
             silence.as_mut().reset(tokio::time::Instant::now() + SILENCE);
             let Ok(bytes) = frame.into_data() else { continue };
             for event in parser.feed(&bytes).map_err(|error| self.lost(&error.to_string()))? {
-                match self.happened(world, &event)? {
+                let happened = self.happened(seen, &event)?;
+                if let Happened::Everything { resumed } = happened
+                    && let Some(server) = server.take()
+                {
+                    tracing::info!(
+                        tunnel = self.name,
+                        devices = seen.devices.len(),
+                        resumed,
+                        "tunnel server reached"
+                    );
+                    world.tunnel_reached(&self.name, server, seen.devices.values().cloned().collect());
+                }
+                // Before that, it is part of everything.
+                if server.is_some() {
+                    continue;
+                }
+                match self.take_in(world, happened) {
                     Happened::Connected(serial) => recording.connected(serial).await,
                     Happened::Moved => recording.look(),
-                    Happened::Other => (),
+                    _ => (),
                 }
             }
         }
     }
 
-    /// Takes an event into the world.
-    fn happened(&self, world: &World, event: &sse::Event) -> Result<Happened, Lost> {
+    /// What an event says; everything that was said is in `seen`.
+    fn happened(&self, seen: &mut Seen, event: &sse::Event) -> Result<Happened, Lost> {
         #[derive(Deserialize)]
         struct Removed {
             serial: SerialNumber,
@@ -229,28 +249,57 @@ impl TunnelServer {
         let strange = |error: serde_json::Error| {
             self.lost(&format!("its event {:?} is not of this API: {error}", event.name))
         };
-        match event.name.as_str() {
+        let happened = match event.name.as_str() {
+            "reset" => {
+                let reset: Reset = serde_json::from_str(&event.data).map_err(strange)?;
+                if reset.missed {
+                    tracing::warn!(tunnel = self.name, "what happened meanwhile is not known any more");
+                }
+                *seen = Seen::default();
+                Happened::Other
+            }
+            "ready" => Happened::Everything { resumed: false },
+            "resumed" => Happened::Everything { resumed: true },
             "device" => {
                 let device: Device = serde_json::from_str(&event.data).map_err(strange)?;
                 tracing::debug!(
                     tunnel = self.name, serial = %device.serial, step = %device.step, connected = device.connected,
                     "device changed"
                 );
-                let (serial, left) = (device.serial, device.moving.is_some() && !device.connected);
-                return Ok(match world.device(&self.name, device) {
-                    true => Happened::Connected(serial),
-                    false if left => Happened::Moved,
-                    false => Happened::Other,
-                });
+                seen.devices.insert(device.serial, device.clone());
+                Happened::Changed(Box::new(device))
             }
             "removed" => {
                 let removed: Removed = serde_json::from_str(&event.data).map_err(strange)?;
-                world.device_removed(&self.name, removed.serial);
+                seen.devices.remove(&removed.serial);
+                Happened::Removed(removed.serial)
             }
             // A newer tunnel server may tell more.
-            _ => (),
+            _ => Happened::Other,
+        };
+        if event.id.is_some() {
+            seen.last.clone_from(&event.id);
         }
-        Ok(Happened::Other)
+        Ok(happened)
+    }
+
+    /// Takes it into the world; what the recording server is to know of it comes back.
+    fn take_in(&self, world: &World, happened: Happened) -> Happened {
+        match happened {
+            Happened::Changed(device) => {
+                let (serial, left) = (device.serial, device.moving.is_some() && !device.connected);
+                match world.device(&self.name, *device) {
+                    true => Happened::Connected(serial),
+                    false if left => Happened::Moved,
+                    false => Happened::Other,
+                }
+            }
+            Happened::Removed(serial) => {
+                world.device_removed(&self.name, serial);
+                Happened::Other
+            }
+            other => other,
+        }
     }
 
     fn lost(&self, cause: &str) -> Lost {
@@ -258,13 +307,39 @@ impl TunnelServer {
     }
 }
 
-/// What the recording server is to know of an event.
+/// What a tunnel server has told, to go on from there.
+#[derive(Default)]
+struct Seen {
+    /// As they were when it was heard last, whatever people are shown while it is away.
+    devices: BTreeMap<SerialNumber, Device>,
+    /// The last event's id.
+    last: Option<String>,
+}
+
+impl Seen {
+    fn path(&self) -> String {
+        // It is the tunnel server's own word, and nothing else gets into an address.
+        let is_plain = |id: &&String| id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        match self.last.as_ref().filter(is_plain) {
+            Some(last) => format!("/api/v1/events?after={last}"),
+            None => "/api/v1/events".to_owned(),
+        }
+    }
+}
+
+/// What an event is about.
 enum Happened {
-    /// A device has a new uplink.
+    /// All devices are known now, or again.
+    Everything { resumed: bool },
+    /// A device is new, or has changed.
+    Changed(Box<Device>),
+    /// A device is no longer registered.
+    Removed(SerialNumber),
+    /// For the recording server: a device has a new uplink.
     Connected(SerialNumber),
-    /// A device that moves has left.
+    /// For the recording server: a device that moves has left.
     Moved,
-    /// Nothing.
+    /// Nothing to do.
     Other,
 }
 

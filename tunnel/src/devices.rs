@@ -9,7 +9,7 @@
 
 use crate::{
     copies::Copies,
-    events::{EVENTS_KEPT, Event, Events},
+    events::{Event, EventId, Events, Journal},
     figures::Meter,
     history::{History, Remembered, Session},
     locks::Locks,
@@ -36,7 +36,7 @@ use std::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Notify, OnceCell, broadcast},
+    sync::{Notify, OnceCell},
 };
 
 /// Every registered device.
@@ -44,7 +44,7 @@ pub(crate) struct Devices {
     store: Registrations,
     history: History,
     inner: Mutex<Inner>,
-    events: broadcast::Sender<Event>,
+    events: Journal,
     /// One change of standings at a time: read here, written to disk, then shown.
     writing: tokio::sync::Mutex<()>,
     /// For whoever changes a registration in several steps.
@@ -128,7 +128,7 @@ impl Devices {
             store,
             history,
             inner: Mutex::new(inner),
-            events: broadcast::Sender::new(EVENTS_KEPT),
+            events: Journal::new(),
             writing: tokio::sync::Mutex::new(()),
             locks: Locks::default(),
             for_dispatcher: Notify::new(),
@@ -170,7 +170,12 @@ impl Devices {
     pub fn subscribe(&self) -> Events {
         let inner = self.lock();
         let first = inner.entries.values().filter(|entry| !entry.provisional);
-        Events::new(first.map(|entry| Arc::new(entry.view())).collect(), self.events.subscribe())
+        self.events.follow(first.map(|entry| Arc::new(entry.view())).collect())
+    }
+
+    /// Follows them on after an event; `None` where that cannot be done without missing some.
+    pub fn subscribe_after(&self, after: EventId) -> Option<Events> {
+        self.events.follow_after(after)
     }
 
     // Steps 1 and 2
@@ -233,7 +238,7 @@ impl Devices {
         inner.index_key(serial, entry.record.standing.fingerprint, None);
         self.history.forget(serial);
         if !entry.provisional {
-            let _ = self.events.send(Event::Removed(serial));
+            self.events.push(Event::Removed(serial));
         }
         for connected in entry.uplinks {
             connected.uplink.close(EndReason::Closed("the device's registration was deleted".to_owned()));
@@ -457,6 +462,21 @@ impl Devices {
         inner.entries.values().flat_map(|entry| &entry.uplinks).for_each(|connected| each(connected));
     }
 
+    /// How many devices are connected.
+    pub fn count_connected(&self) -> usize {
+        self.lock().entries.values().filter(|entry| !entry.uplinks.is_empty()).count()
+    }
+
+    /// Ends a device's uplinks; `false` if there are none.
+    pub fn hang_up(&self, serial: SerialNumber, reason: &str) -> bool {
+        let inner = self.lock();
+        let uplinks = inner.entries.get(&serial).map_or(&[][..], |entry| &entry.uplinks);
+        for connected in uplinks {
+            connected.uplink.close(EndReason::Closed(reason.to_owned()));
+        }
+        !uplinks.is_empty()
+    }
+
     /// Numbers of registrations, and of those still to be relayed.
     pub fn counts(&self) -> (usize, usize) {
         let inner = self.lock();
@@ -473,8 +493,7 @@ impl Devices {
 
     fn tell(&self, entry: &Entry) {
         if !entry.provisional {
-            // Nobody may be listening.
-            let _ = self.events.send(Event::Device(Arc::new(entry.view())));
+            self.events.push(Event::Device(Arc::new(entry.view())));
         }
     }
 

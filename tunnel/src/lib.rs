@@ -37,6 +37,7 @@ mod history;
 mod locks;
 mod metrics;
 mod moves;
+mod orders;
 mod passwords;
 mod proxy;
 mod reach;
@@ -49,6 +50,6 @@ mod splice;
 mod uplinks;
 
 pub use config::{Config, Dispatcher, Limits, REFERENCE};
-pub use events::{Event, Events};
+pub use events::{Event, EventId, Events, NoEventId};
 pub use reach::{ReachError, RtspLink, TunnelHandle};
 pub use server::{Bound, bind};

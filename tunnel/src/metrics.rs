@@ -4,6 +4,7 @@
 
 use crate::{devices::Devices, history::end_code};
 use homing_base::Ops;
+use homing_protocol::api::tunnel::Statistics;
 use homing_uplink::{EndReason, UplinkStats};
 use prometheus_client::{
     collector::Collector,
@@ -133,6 +134,27 @@ impl Metrics {
         self.proxied.get_or_create(&Answered { status }).inc();
     }
 
+    /// What is carried, in all.
+    pub fn statistics(&self, devices: &Devices) -> Statistics {
+        let (registered, pending) = devices.counts();
+        let mut sum = Statistics {
+            registered: registered as u64,
+            pending: pending as u64,
+            connected: devices.count_connected() as u64,
+            bytes_in: self.bytes_in.load(Ordering::Relaxed),
+            bytes_out: self.bytes_out.load(Ordering::Relaxed),
+            ..Statistics::default()
+        };
+        devices.for_each_connected(|connected| {
+            let stats = connected.uplink.stats();
+            sum.bytes_in += stats.bytes_in;
+            sum.bytes_out += stats.bytes_out;
+            sum.streams += stats.streams as u64;
+            sum.uplinks += 1;
+        });
+        sum
+    }
+
     /// An uplink has ended: its bytes stay counted.
     pub fn uplink_ended(&self, stats: &UplinkStats, reason: &EndReason) {
         self.ended.get_or_create(&Ended { reason: end_code(reason) }).inc();
@@ -157,34 +179,20 @@ impl fmt::Debug for Looker {
 impl Collector for Looker {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(devices) = self.devices.upgrade() else { return Ok(()) };
-        let mut bytes_in = self.metrics.bytes_in.load(Ordering::Relaxed);
-        let mut bytes_out = self.metrics.bytes_out.load(Ordering::Relaxed);
-        let (mut uplinks, mut streams) = (0i64, 0i64);
-        devices.for_each_connected(|connected| {
-            let stats = connected.uplink.stats();
-            bytes_in += stats.bytes_in;
-            bytes_out += stats.bytes_out;
-            streams += i64::try_from(stats.streams).unwrap_or(i64::MAX);
-            uplinks += 1;
-        });
-        let (registered, pending) = devices.counts();
+        let sum = self.metrics.statistics(&devices);
         for (name, help, value) in [
-            ("uplinks", "Uplinks that stand", uplinks),
-            ("streams", "Streams in use through uplinks", streams),
-            ("registrations", "Registered devices", i64::try_from(registered).unwrap_or(i64::MAX)),
-            (
-                "relay_pending",
-                "Registrations still to be relayed",
-                i64::try_from(pending).unwrap_or(i64::MAX),
-            ),
+            ("uplinks", "Uplinks that stand", sum.uplinks),
+            ("streams", "Streams in use through uplinks", sum.streams),
+            ("registrations", "Registered devices", sum.registered),
+            ("relay_pending", "Registrations still to be relayed", sum.pending),
         ] {
-            let gauge = ConstGauge::new(value);
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
         for (name, help, value) in [
-            ("uplink_received_bytes", "Bytes received from devices", bytes_in),
-            ("uplink_sent_bytes", "Bytes sent to devices", bytes_out),
+            ("uplink_received_bytes", "Bytes received from devices", sum.bytes_in),
+            ("uplink_sent_bytes", "Bytes sent to devices", sum.bytes_out),
         ] {
             let counter = ConstCounter::new(value);
             let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;

@@ -9,6 +9,7 @@ use crate::{
     rtsp,
 };
 use bytes::Bytes;
+use homing_base::http::Failure;
 use homing_protocol::{
     SerialNumber, Step,
     api::{
@@ -103,6 +104,12 @@ impl ReachError {
     }
 }
 
+impl From<ReachError> for Failure {
+    fn from(error: ReachError) -> Self {
+        Failure::new(error.status(), error.problem())
+    }
+}
+
 impl TunnelHandle {
     pub(crate) fn new(name: &str, devices: Arc<Devices>) -> Self {
         TunnelHandle { name: name.into(), devices }
@@ -191,7 +198,8 @@ impl TunnelHandle {
         Ok(secrets.ok_or("its registration was deleted")?.credentials)
     }
 
-    fn connected(&self, serial: SerialNumber) -> Result<Arc<Connected>, ReachError> {
+    /// The best uplink of a device.
+    pub(crate) fn connected(&self, serial: SerialNumber) -> Result<Arc<Connected>, ReachError> {
         self.devices.connected(serial).ok_or_else(|| match self.devices.get(serial) {
             None => ReachError::NotRegistered(serial),
             Some(device) => not_connected(&device),

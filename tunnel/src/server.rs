@@ -158,6 +158,8 @@ impl Bound {
         let api = Api {
             devices: Arc::clone(&self.devices),
             relay: Arc::clone(&self.relay),
+            tunnel: self.handle.clone(),
+            metrics: Arc::clone(&self.metrics),
             guard: Arc::clone(&guard),
             stop: stop.clone(),
             server: Arc::clone(&self.facts),

@@ -4,7 +4,7 @@ use crate::harness::{Running, config, run};
 use homing_camera::Config;
 use homing_protocol::onvif::{
     DEVICE_PATH, MEDIA2_NS, MEDIA2_PATH, Request,
-    device::{GetDeviceInformation, GetServices, GetSystemDateAndTime, SetUser, media2_path},
+    device::{GetDeviceInformation, GetServices, GetSystemDateAndTime, SetUser, SystemReboot, media2_path},
     media2::{GetProfiles, GetServiceCapabilities, GetStreamUri},
 };
 use homing_protocol::secret::Credentials;
@@ -81,6 +81,15 @@ async fn the_password_can_be_changed() {
     let changed = curl(&camera, users, Some("s&me<where>"), form("action=update&user=root&pwd=a%26b")).await;
     assert!(String::from_utf8_lossy(&changed.1).contains("Modified"));
     assert_eq!(curl(&camera, "/", Some("a&b"), None).await.0, 200);
+    camera.finish().await;
+}
+
+/// Goal: who may change things may have it restart, and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_takes_the_order_to_restart() {
+    let camera = Running::start(config("restarted")).await;
+    assert_eq!(curl(&camera, DEVICE_PATH, None, Some(SystemReboot.to_xml())).await.0, 401);
+    call(&camera, DEVICE_PATH, Some("sesame"), SystemReboot).await;
     camera.finish().await;
 }
 

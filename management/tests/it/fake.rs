@@ -2,7 +2,7 @@
 
 use axum::{
     Json, Router,
-    extract::{Path, State, WebSocketUpgrade, ws::Message},
+    extract::{Path, Query, State, WebSocketUpgrade, ws::Message},
     http::{HeaderMap, Method, Request, StatusCode, header},
     response::{
         Response,
@@ -56,7 +56,11 @@ pub struct FakeTunnel {
     pub server: Arc<Mutex<Server>>,
     /// What it was asked about moves, offers and registrations, in order.
     pub asked: Arc<Mutex<Vec<String>>>,
-    changes: broadcast::Sender<(String, String)>,
+    /// Name and data of every event.
+    log: Arc<Mutex<Vec<(String, String)>>>,
+    /// Ids from before this life are not known; a test counts it up.
+    pub life: Arc<Mutex<u32>>,
+    changed: broadcast::Sender<()>,
     stop: Stop,
 }
 
@@ -66,7 +70,9 @@ impl FakeTunnel {
             devices: Arc::default(),
             server: Arc::new(Mutex::new(server(name, account))),
             asked: Arc::default(),
-            changes: broadcast::channel(64).0,
+            log: Arc::default(),
+            life: Arc::default(),
+            changed: broadcast::channel(64).0,
             stop: Stop::new(),
         }
     }
@@ -79,12 +85,17 @@ impl FakeTunnel {
     pub fn put(&self, device: Device) {
         let json = serde_json::to_string(&device).unwrap();
         self.devices.lock().unwrap().insert(device.serial, device);
-        let _ = self.changes.send(("device".into(), json));
+        self.tell("device", json);
     }
 
     pub fn remove(&self, serial: SerialNumber) {
         self.devices.lock().unwrap().remove(&serial);
-        let _ = self.changes.send(("removed".into(), json!({ "serial": serial }).to_string()));
+        self.tell("removed", json!({ "serial": serial }).to_string());
+    }
+
+    fn tell(&self, name: &str, data: String) {
+        self.log.lock().unwrap().push((name.into(), data));
+        let _ = self.changed.send(());
     }
 
     pub fn connect(&self, serial: SerialNumber, connected: bool) {
@@ -270,14 +281,43 @@ async fn credentials(Path(_): Path<SerialNumber>) -> Json<Credentials> {
     Json(Credentials::new("root", "device-secret"))
 }
 
-async fn events(State(tunnel): State<FakeTunnel>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let changes = tunnel.changes.subscribe();
-    let first: Vec<_> = tunnel.devices.lock().unwrap().values().cloned().collect();
-    let first =
-        first.into_iter().map(|device| ("device".to_owned(), serde_json::to_string(&device).unwrap()));
-    let changes = stream::unfold(changes, async |mut changes| Some((changes.recv().await.ok()?, changes)));
-    let all = stream::iter(first).chain(changes).take_until(tunnel.stop.token().clone().cancelled_owned());
-    Sse::new(all.map(|(name, data)| Ok(Event::default().event(name).data(data))))
+/// As a tunnel server does: everything and `ready`, or on after what was seen.
+async fn events(
+    State(tunnel): State<FakeTunnel>,
+    Query(asked): Query<BTreeMap<String, String>>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let life = tunnel.life.lock().unwrap().to_string();
+    let changed = tunnel.changed.subscribe();
+    let after = asked.get("after").and_then(|after| after.strip_prefix(&format!("{life}-"))?.parse().ok());
+    let event = |name: &str, data: &str| Event::default().event(name).data(data);
+    let (next, first) = match after {
+        Some(after) => (after, vec![event("resumed", "{}")]),
+        None => {
+            let next = tunnel.log.lock().unwrap().len();
+            let mut first =
+                vec![event("reset", &json!({ "missed": asked.contains_key("after") }).to_string())];
+            let devices = tunnel.devices.lock().unwrap();
+            first.extend(
+                devices.values().map(|device| event("device", &serde_json::to_string(device).unwrap())),
+            );
+            first.push(event("ready", "{}").id(format!("{life}-{next}")));
+            (next, first)
+        }
+    };
+    let token = tunnel.stop.token().clone();
+    let changes = stream::unfold((tunnel, changed, next, life), async |(tunnel, mut changed, next, life)| {
+        loop {
+            let told = tunnel.log.lock().unwrap().get(next).cloned();
+            match told {
+                Some((name, data)) => {
+                    let event = Event::default().event(name).data(data).id(format!("{life}-{}", next + 1));
+                    return Some((event, (tunnel, changed, next + 1, life)));
+                }
+                None => changed.recv().await.ok()?,
+            }
+        }
+    });
+    Sse::new(stream::iter(first).chain(changes).take_until(token.cancelled_owned()).map(Ok))
 }
 
 pub fn serial(last: u8) -> SerialNumber {

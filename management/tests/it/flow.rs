@@ -254,6 +254,43 @@ async fn a_tunnel_server_that_goes_is_shown_so_and_comes_back_by_itself() {
     site.end().await;
 }
 
+/// Goal: what happens at a tunnel server while it cannot be reached is told when it can, each of it and in order; unless
+/// the tunnel server began anew, and then nothing of before is left.
+#[tokio::test]
+async fn what_happened_during_a_cut_is_not_missed() {
+    let site = Site::start().await;
+    let called = |name: &str| device(serial(1), name);
+    site.tunnel.put(called("Before"));
+    site.tunnel.put(device(serial(2), "Goes"));
+    site.until_device("it is known", |device| device["name"] == "Goes").await;
+    let cookie = site.sign_in().await;
+    let mut events = Events::open(&site, ("cookie", &cookie)).await;
+    events.until("ready", |_| true).await;
+    for life in 0..2 {
+        site.stop_tunnel().await;
+        events.until("tunnel-server", |server| server["reachable"] == false).await;
+        site.tunnel.put(called("Meanwhile"));
+        match life {
+            0 => site.tunnel.remove(serial(2)),
+            _ => *site.tunnel.life.lock().unwrap() += 1,
+        }
+        site.tunnel.put(called(&format!("After {life}")));
+        site.restart_tunnel().await;
+        let mut names = Vec::new();
+        while names.last().is_none_or(|name| *name != format!("After {life}")) {
+            let told = events.until("device", |device| device["problem"].is_null()).await;
+            names.push(told["name"].as_str().unwrap().to_owned());
+        }
+        match life {
+            0 => assert_eq!(names[names.len() - 2], "Meanwhile", "{names:?}"),
+            _ => assert!(!names.contains(&"Meanwhile".to_owned()), "{names:?}"),
+        }
+        let devices = site.get("/api/v1/devices").await;
+        assert_eq!(devices.as_array().unwrap().len(), 1, "{devices}");
+    }
+    site.end().await;
+}
+
 #[tokio::test]
 async fn a_tunnel_server_that_knows_us_not_says_what_to_check() {
     let site = Site::start_with(|config| config.tunnel_servers[0].password = "wrong".into()).await;

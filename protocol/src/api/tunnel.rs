@@ -17,7 +17,16 @@
 //! | `GET /api/v1/devices/{serial}/history` | [`Connection`], the last 50, the newest first |
 //! | `GET /api/v1/figures` | [`Figures`] of every device that is connected |
 //! | `GET /api/v1/devices/{serial}/credentials` | [`crate::secret::Credentials`] for Add Hardware |
-//! | `GET /api/v1/events` | server-sent events: `device` with a [`Device`], `removed` with `{"serial": …}`; begins with one `device` each; a reader that falls behind is dropped, and opens it anew |
+//! | `POST /api/v1/devices/{serial}/reconnect` | nothing; its uplinks end, and it dials again |
+//! | `POST /api/v1/devices/{serial}/restart` | nothing; the device was told to restart (ONVIF SystemReboot) |
+//! | `GET /api/v1/statistics` | [`Statistics`] |
+//! | `GET /api/v1/events` | server-sent events, see below |
+//!
+//! **Events.** `device` with a [`Device`], `removed` with `{"serial": …}`; each has an id. A stream that is opened with
+//! the last id that was seen (`Last-Event-ID`, as browsers do by themselves, or `?after=`) begins with `resumed` and goes
+//! on after that one. Without an id, or where what came after it is not kept any more (the server keeps 4096, and none
+//! over a restart), it begins with [`Reset`]: forget everything; then one `device` each, without ids, and `ready`, whose
+//! id is the first to resume from. A reader that falls behind is dropped, and opens it again with its last id.
 //!
 //! Problem codes: `bad-serial-number`, `bad-oak`, `bad-request`, `already-registered`, `not-found`, `unauthorized`,
 //! `too-many-attempts`, and what the dispatcher refuses with. In a device's `problem` also: `dispatcher-unreachable`,
@@ -272,6 +281,34 @@ pub struct Connection {
     /// Bytes received from the device; of one that stands, see [`Device`].
     pub bytes_in: u64,
     /// Bytes sent to the device.
+    pub bytes_out: u64,
+}
+
+/// Data of the event `reset`: what follows is everything, from the beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Reset {
+    /// An id was given, and what came after it is not known any more: changes were missed.
+    pub missed: bool,
+}
+
+/// What the tunnel server carries, in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Statistics {
+    /// Devices that are registered.
+    pub registered: u64,
+    /// Of these, still to be relayed to the dispatcher.
+    pub pending: u64,
+    /// Devices that are connected.
+    pub connected: u64,
+    /// Uplinks that stand; a device can have several.
+    pub uplinks: u64,
+    /// Streams through them.
+    pub streams: u64,
+    /// Bytes received from devices since the server started.
+    pub bytes_in: u64,
+    /// Bytes sent to devices since the server started.
     pub bytes_out: u64,
 }
 

@@ -21,6 +21,8 @@ empty_message! {
     SystemDateAndTimeSet, NS, "SetSystemDateAndTimeResponse";
     /// The answer to [`SetUser`].
     UserSet, NS, "SetUserResponse";
+    /// Restarts the device (§8.3.5).
+    SystemReboot, NS, "SystemReboot";
 }
 
 requests! {
@@ -31,6 +33,27 @@ requests! {
     GetCapabilities => Capabilities, PreAuth;
     GetServiceCapabilities => ServiceCapabilities, PreAuth;
     SetUser => UserSet, WriteSystem;
+    SystemReboot => Rebooting, WriteSystem;
+}
+
+/// The answer to [`SystemReboot`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rebooting {
+    /// What the device says about it, for people.
+    pub message: String,
+}
+
+impl Message for Rebooting {
+    const NAMESPACE: &'static str = NS;
+    const NAME: &'static str = "SystemRebootResponse";
+
+    fn to_element(&self) -> Element {
+        Element::new(NS, Self::NAME).child(Element::with_text(NS, "Message", &self.message))
+    }
+
+    fn from_element(element: &Element) -> Result<Self, Invalid> {
+        Ok(Rebooting { message: optional(element, NS, "Message").unwrap_or_default() })
+    }
 }
 
 /// Changes an administrator's password (§8.4.5). The message could hold several users.

@@ -250,6 +250,7 @@ device_request! {
     GetCapabilities(device::GetCapabilities) "The same in the way of older clients.";
     GetDeviceServiceCapabilities(device::GetServiceCapabilities) "What the device service can do.";
     SetUser(device::SetUser) "Changes an administrator's password.";
+    SystemReboot(device::SystemReboot) "Restarts the device.";
     GetMediaServiceCapabilities(media2::GetServiceCapabilities) "What Media2 can do: RTSP over WebSocket.";
     GetProfiles(media2::GetProfiles) "The streams.";
     GetStreamUri(media2::GetStreamUri) "The RTSP address of a stream.";

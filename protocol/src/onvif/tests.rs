@@ -43,6 +43,8 @@ fn every_message_there_and_back() {
     there_and_back(SetSystemDateAndTime { utc, daylight_savings: true });
     there_and_back(device::SetUser { user: crate::secret::Credentials::new("root", "p<&>ss") });
     there_and_back(device::UserSet);
+    there_and_back(device::SystemReboot);
+    there_and_back(device::Rebooting { message: "Rebooting in 30 seconds".into() });
     there_and_back(GetServices { include_capability: true });
     let media = media2::ServiceCapabilities {
         rtsp_streaming: true,

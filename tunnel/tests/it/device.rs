@@ -53,6 +53,8 @@ pub struct Lock {
     pub change: Change,
     /// Log-ins and changes that were tried.
     pub asked: usize,
+    /// How often it was restarted, if it can be.
+    pub restarts: Option<usize>,
 }
 
 /// A device before it dials.
@@ -77,7 +79,12 @@ impl Device {
         params.distinguished_name.push(rcgen::DnType::CustomDnType(vec![2, 5, 4, 5]), serial.to_string());
         let certificate = params.self_signed(&key).unwrap().der().clone();
         Device {
-            lock: Arc::new(Mutex::new(Lock { password: PASSWORD.into(), change: Change::No, asked: 0 })),
+            lock: Arc::new(Mutex::new(Lock {
+                password: PASSWORD.into(),
+                change: Change::No,
+                asked: 0,
+                restarts: None,
+            })),
             serial,
             fingerprint: Fingerprint::of_certificate(&certificate).unwrap(),
             certificate,
@@ -230,6 +237,19 @@ async fn services(incoming: Incoming, guard: &Door) {
             let information =
                 device::DeviceInformation { serial_number: "00408C702009".into(), ..Default::default() };
             return respond(200, answer(information.to_element()));
+        }
+        DeviceRequest::SystemReboot(_) => {
+            let restarts = &mut guard.lock.lock().unwrap().restarts;
+            return match restarts {
+                Some(restarts) => {
+                    *restarts += 1;
+                    respond(200, answer(device::Rebooting::default().to_element()));
+                }
+                None => respond(
+                    500,
+                    Fault::receiver(&["ActionNotSupported"], "not here").to_xml(envelope.version),
+                ),
+            };
         }
         DeviceRequest::SetUser(ask) => {
             let new = ask.user.password.expose().to_owned();

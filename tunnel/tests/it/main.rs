@@ -8,8 +8,10 @@
 mod certificates;
 mod device;
 mod dispatcher;
+mod events;
 mod handover;
 mod hostile;
+mod orders;
 mod passwords;
 mod proxy;
 mod register;

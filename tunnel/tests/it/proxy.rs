@@ -1,4 +1,4 @@
-//! The internal address: forward proxy, CONNECT, authentication, event stream.
+//! The internal address: forward proxy, CONNECT, authentication.
 
 use crate::{
     device::Device,
@@ -317,35 +317,4 @@ async fn a_reader_that_stops_slows_no_other_and_costs_bounded_memory() {
     // One that reads again gets more.
     let mut frame = stalled.remove(0).into_body();
     assert!(within(frame.frame()).await.unwrap().unwrap().into_data().unwrap().len() > 1000);
-}
-
-#[tokio::test]
-async fn the_event_stream_begins_with_every_device_and_then_tells_changes() {
-    let world = World::new().await;
-    let (device, serving) = world.ready("00408C702009").await;
-    let request =
-        Request::builder().uri("/api/v1/events").header("host", "x").header("authorization", password());
-    let response = world.send(request.body(Bytes::new()).unwrap()).await;
-    assert_eq!(response.headers()["content-type"], "text/event-stream");
-    let mut body = response.into_body();
-    let mut seen = String::new();
-    let mut until = async |what: &str| {
-        while !seen.contains(what) {
-            let data = within(body.frame()).await.expect("the stream ended").unwrap().into_data().unwrap();
-            seen.push_str(std::str::from_utf8(&data).unwrap());
-        }
-        seen.clear();
-    };
-    until("event: device\ndata: {\"serial\":\"00408C702009\"").await;
-    world.register(&Device::new("00408C702010")).await;
-    until("\"serial\":\"00408C702010\"").await;
-    world.site.stop();
-    within(serving).await.unwrap();
-    until("\"connected\":false").await;
-    let path = format!("/api/v1/devices/{}", device.serial);
-    world.api(Method::DELETE, &path, None).await;
-    until("event: removed\ndata: {\"serial\":\"00408C702009\"}").await;
-    // The server's end is the stream's.
-    world.role.stop();
-    within(async { while let Some(Ok(_)) = body.frame().await {} }).await;
 }
