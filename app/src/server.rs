@@ -113,13 +113,12 @@ impl Server {
             );
         }
         let (mut recording, mut management) = (None, None);
-        if let (Some(mut for_recording), Some(mut for_management)) =
+        if let (Some(for_recording), Some(mut for_management)) =
             (config.recording.take(), config.management.take())
         {
             if for_management.tunnel_servers.is_empty() {
                 for_management.tunnel_servers.extend(tunnel_server);
             }
-            for_recording.tunnel_servers.extend(proxies(&for_management.tunnel_servers)?);
             let deps = homing_recording::Deps {
                 connectors: tunnel.iter().map(in_process).collect(),
                 workers: workers.clone(),
@@ -206,6 +205,7 @@ pub(crate) fn for_management(
         url: format!("http://{}", reachable(tunnel.internal_addr())),
         user: credentials.user,
         password: credentials.password,
+        ..homing_management::TunnelServer::default()
     }
 }
 
@@ -223,25 +223,6 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         ip if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
         _ => address,
     }
-}
-
-/// The tunnel servers that management knows, as the recording server reaches their devices.
-fn proxies(
-    servers: &[homing_management::TunnelServer],
-) -> anyhow::Result<Vec<homing_recording::TunnelServer>> {
-    let proxy = |server: &homing_management::TunnelServer| {
-        let proxy = server.url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
-        let proxy = proxy.with_context(|| {
-            format!("url of the tunnel server {:?}: {} is not http://host:port", server.name, server.url)
-        })?;
-        Ok(homing_recording::TunnelServer {
-            name: server.name.clone(),
-            proxy: proxy.to_owned(),
-            user: server.user.clone(),
-            password: server.password.clone(),
-        })
-    };
-    servers.iter().map(proxy).collect()
 }
 
 /// Waits for SIGINT or SIGTERM (or for a role that failed), then drains. A second signal ends at once.

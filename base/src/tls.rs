@@ -5,14 +5,17 @@
 //! | `ca` | the private CA, and its successor |
 //! | `leaf` | what a listener shows |
 //! | [`expiry`] | when certificates end, and the warnings before |
+//! | [`look()`] | what a server shows that nobody trusts yet |
 
 mod ca;
 pub mod expiry;
 mod leaf;
+mod look;
 mod seen;
 
 pub use ca::PrivateCa;
 pub use leaf::{LEAF_LIFE, Leaf};
+pub use look::{Shown, fingerprint_of_pem, look};
 pub use seen::Seen;
 
 use anyhow::Context;

@@ -56,23 +56,50 @@ pub enum Tls {
 }
 
 /// A tunnel server and how to log in to its internal address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TunnelServer {
     /// What the page and the recording server call it.
     pub name: String,
-    /// Its internal address, `http://host:port`.
+    /// Anything worth knowing.
+    #[serde(default)]
+    pub description: String,
+    /// Its internal address, `http://host:port` or `https://host:port`.
     pub url: String,
-    /// User of its internal address.
+    /// What devices are told to dial, `host:port`, as far as the administrator knows; compared with what it says itself.
+    #[serde(default)]
+    pub external: String,
+    /// User of its internal address; empty: it asks for none.
+    #[serde(default)]
     pub user: String,
     /// That user's password.
+    #[serde(default)]
     pub password: Secret,
+    /// What its certificate is trusted by, with `https`: a PEM file or PEM text; empty: the public web's.
+    #[serde(default)]
+    pub trust_anchor: String,
 }
 
 impl TunnelServer {
     /// Its user and password.
     pub fn credentials(&self) -> Credentials {
         Credentials::new(self.user.clone(), self.password.clone())
+    }
+
+    /// The PEM text of the trust anchor; none means the public web's.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn trust_anchor_pem(&self) -> anyhow::Result<Option<String>> {
+        match self.trust_anchor.trim() {
+            "" => Ok(None),
+            pem if pem.starts_with("-----BEGIN") => Ok(Some(pem.to_owned())),
+            path => std::fs::read_to_string(path)
+                .with_context(|| {
+                    format!("management.tunnel_servers {:?}: trust_anchor: cannot read {path}", self.name)
+                })
+                .map(Some),
+        }
     }
 }
 
@@ -202,6 +229,7 @@ mod tests {
                 url: "http://127.0.0.1:1".into(),
                 user: "vms".into(),
                 password: "sesame-sts".into(),
+                ..TunnelServer::default()
             }],
             ..Config::default()
         };

@@ -12,6 +12,7 @@
 //! | [`accounts`], [`audit`] | users, sessions, tokens; who did what |
 //! | [`certificates`] | which end, and when somebody has to do something |
 //! | [`world`], [`board`] | what is known of the others, and how browsers see it change |
+//! | [`servers`], [`probe`] | which tunnel servers there are; whether one can be used |
 //! | [`tunnels`], [`sse`], [`recording`] | where that is known from |
 //! | [`api`], [`views`] | the JSON API and its OpenAPI document |
 //! | [`web`] | the page |
@@ -25,7 +26,9 @@ pub mod board;
 pub mod certificates;
 pub mod config;
 pub mod gate;
+pub mod probe;
 pub mod recording;
+pub mod servers;
 pub mod sse;
 pub mod tunnels;
 pub mod views;
@@ -57,7 +60,7 @@ use std::{
 use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
 
 /// The database's schema, in order.
-pub(crate) const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+pub(crate) const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("servers.sql")];
 
 /// Password hashes at once; see [`api::account::sign_in`].
 const HASHES_AT_ONCE: usize = 2;
@@ -88,7 +91,7 @@ pub struct App {
     world: world::World,
     certificates: certificates::Certificates,
     recording: recording::Recording,
-    tunnels: Arc<Vec<tunnels::TunnelServer>>,
+    servers: servers::Servers,
     simulated: Arc<Vec<config::SimulatedCamera>>,
     guesses: Arc<Guesses>,
     hashing: Arc<Semaphore>,
@@ -112,8 +115,6 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
     let address = listener.local_addr().context("address of the web page")?;
     let page = page_host(&config, address);
     let leaf = config.leaf()?;
-    let tunnels =
-        config.tunnel_servers.iter().map(tunnels::TunnelServer::new).collect::<anyhow::Result<_>>()?;
     let database = open_database(&config.data).await?;
     let lifetimes = Lifetimes {
         idle: Duration::from_secs(u64::from(config.session_idle_min) * 60),
@@ -122,14 +123,23 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
     let accounts = Accounts::new(database.clone(), lifetimes);
     let first_start = first_user(&accounts, &config.first_password).await?;
     let world = world::World::new(&config);
+    let recording = recording::Recording::new(recording);
+    let servers = servers::Servers::open(
+        &config.data,
+        database.clone(),
+        &config.tunnel_servers,
+        world.clone(),
+        recording.clone(),
+    )
+    .await?;
     let certificates = certificates::Certificates::new(world.clone(), own_certificates(leaf.clone()));
     let app = App {
         accounts,
         audit: audit::Audit::new(database),
         world,
         certificates: certificates.clone(),
-        recording: recording::Recording::new(recording),
-        tunnels: Arc::new(tunnels),
+        recording,
+        servers,
         simulated: Arc::new(config.simulated_cameras),
         guesses: Arc::new(Guesses::new()),
         hashing: Arc::new(Semaphore::new(HASHES_AT_ONCE)),
@@ -180,9 +190,8 @@ impl Bound {
         // The lock is held until the role has ended.
         let Bound { mut app, listener, leaf, audit_days, lock: _lock, .. } = self;
         app.stop = stop.clone();
-        for tunnel in app.tunnels.iter() {
-            stop.spawn(tunnel.clone().watch(app.world.clone(), app.recording.clone(), stop.clone()));
-        }
+        app.servers.start(&stop);
+        stop.spawn(app.servers.vault().keep(stop.clone()));
         stop.spawn(app.recording.clone().watch(app.world.clone(), stop.clone()));
         stop.spawn(sweep(app.clone(), audit_days));
         let tls = match leaf {

@@ -17,7 +17,7 @@ use homing_protocol::{
     SerialNumber,
     api::{
         Problem, ProblemDetail,
-        recording::{Hardware, HardwareChange, NewHardware},
+        recording::{Hardware, HardwareChange, NewHardware, Way},
     },
 };
 use http_body_util::{BodyExt, Limited};
@@ -107,7 +107,7 @@ impl Recording {
     }
 
     /// Has hardware follow its device to another tunnel server, so that recording goes on there.
-    async fn follow(&self, id: i64, server: &str) {
+    pub async fn follow(&self, id: i64, server: &str) {
         let change = HardwareChange { server: server.to_owned() };
         let path = format!("/api/v1/hardware/{id}");
         match self.call::<_, Hardware>(Method::PATCH, &path, &change).await {
@@ -117,6 +117,22 @@ impl Recording {
                 tracing::warn!(hardware = id, server, problem, "hardware cannot follow its device");
             }
         }
+    }
+
+    /// How the devices of a tunnel server are reached from now on.
+    ///
+    /// # Errors
+    /// What the recording role answered instead.
+    pub async fn set_way(&self, name: &str, way: &Way) -> Result<(), Failure> {
+        self.call(Method::PUT, &way_path(name), way).await
+    }
+
+    /// The devices of a tunnel server are not to be reached any more.
+    ///
+    /// # Errors
+    /// What the recording role answered instead.
+    pub async fn forget_way(&self, name: &str) -> Result<(), Failure> {
+        self.call(Method::DELETE, &way_path(name), &()).await
     }
 
     /// Keeps [`World`] true about the hardware until the role stops, and hardware where its device is.
@@ -168,6 +184,12 @@ impl Recording {
         let body: &[u8] = if body.is_empty() { b"null" } else { &body };
         serde_json::from_slice(body).map_err(|error| unexpected(&error.to_string()))
     }
+}
+
+/// Names are people's: whatever is in them, the path has four parts.
+fn way_path(name: &str) -> String {
+    let escaped: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    format!("/api/v1/tunnel-servers/{escaped}")
 }
 
 fn unexpected(cause: &str) -> Failure {

@@ -15,7 +15,7 @@ use homing_protocol::{
     api::{
         ProblemDetail,
         dispatcher::Offer,
-        tunnel::{ChangeDevice, Device, Move, NewDevice, Reset, Server},
+        tunnel::{ChangeDevice, Connection, Device, Figures, Move, NewDevice, Reset, Server},
     },
     secret::Credentials,
 };
@@ -52,7 +52,9 @@ impl TunnelServer {
     /// When its address cannot be read.
     pub fn new(config: &config::TunnelServer) -> anyhow::Result<Self> {
         let role = format!("tunnel server {:?}", config.name);
-        let client = ApiClient::new(&role, &config.url, &Auth::Basic(config.credentials()), None)?;
+        let auth = if config.user.is_empty() { Auth::Nobody } else { Auth::Basic(config.credentials()) };
+        let trust = config.trust_anchor_pem()?;
+        let client = ApiClient::new(&role, &config.url, &auth, trust.as_deref())?;
         Ok(TunnelServer { name: config.name.clone(), client })
     }
 
@@ -147,6 +149,22 @@ impl TunnelServer {
     /// As [`TunnelServer::register`].
     pub async fn credentials(&self, serial: SerialNumber) -> Result<Credentials, CallError> {
         self.client.get(&format!("/api/v1/devices/{serial}/credentials")).await
+    }
+
+    /// What changes all the time about its devices that are connected.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn figures(&self) -> Result<Vec<Figures>, CallError> {
+        self.client.get("/api/v1/figures").await
+    }
+
+    /// A device's last connections.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn history(&self, serial: SerialNumber) -> Result<Vec<Connection>, CallError> {
+        self.client.get(&format!("/api/v1/devices/{serial}/history")).await
     }
 
     /// Keeps the event stream open until the role stops.

@@ -97,6 +97,108 @@ pub struct Device {
     pub contested: Option<Contested>,
     /// Whether its factory default password was replaced by one of its own; `password` shows it.
     pub own_password: bool,
+    /// Received over the last seconds, bits a second. Of now where one device or `figures` is asked for.
+    pub bps_in: u64,
+    /// Sent over the last seconds, bits a second.
+    pub bps_out: u64,
+    /// Every uplink that stands, the best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uplinks: Vec<Uplink>,
+    /// What went wrong last, also when it has gone right since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_problem: Option<PastProblem>,
+}
+
+/// One uplink of a device that stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Uplink {
+    /// Where it comes from.
+    pub peer: String,
+    /// What the device dialled, `host:port`, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dialled: Option<String>,
+    /// Since when it stands.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// Round-trip time of the last PING, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<u32>,
+    /// Streams in use now.
+    pub streams: u32,
+}
+
+/// Something that went wrong, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PastProblem {
+    /// When it was noticed.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// A word for programs.
+    pub code: String,
+    /// A sentence for people.
+    pub message: String,
+    /// The step of the connection flow that failed, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub step: Option<Step>,
+}
+
+/// What changes all the time about a device that is connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Figures {
+    /// Whose.
+    pub serial: String,
+    /// The tunnel server that carries it.
+    pub tunnel_server: String,
+    /// Round-trip time of the last PING, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<u32>,
+    /// Bytes received over the present uplinks.
+    pub bytes_in: u64,
+    /// Bytes sent over the present uplinks.
+    pub bytes_out: u64,
+    /// Received over the last seconds, bits a second.
+    pub bps_in: u64,
+    /// Sent over the last seconds, bits a second.
+    pub bps_out: u64,
+}
+
+/// One uplink of a device, from its beginning to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Connection {
+    /// When it began.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// When it ended; none while it stands, or when that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub until: Option<Timestamp>,
+    /// Where it came from.
+    pub peer: String,
+    /// What the device dialled, `host:port`, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dialled: Option<String>,
+    /// Why it ended, none while it stands: `device-closed`, `silent`, `broken`, `protocol-error`, `flooded`,
+    /// `replaced`, `server-stopped`, `server-closed`, `server-crashed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// The same as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Bytes received from the device.
+    pub bytes_in: u64,
+    /// Bytes sent to the device.
+    pub bytes_out: u64,
+}
+
+impl From<tunnel::Connection> for Connection {
+    fn from(told: tunnel::Connection) -> Self {
+        let tunnel::Connection { since, until, peer, dialled, code, reason, bytes_in, bytes_out } = told;
+        Connection { since, until, peer, dialled, code, reason, bytes_in, bytes_out }
+    }
 }
 
 /// A move to another tunnel server, as it stands.
@@ -171,12 +273,28 @@ impl Device {
                 .as_ref()
                 .map(|contested| Contested { attempts: contested.attempts, last: contested.last }),
             own_password: device.own_password,
+            bps_in: device.bps_in,
+            bps_out: device.bps_out,
+            uplinks: device.uplinks.iter().map(Uplink::of).collect(),
+            last_problem: device.last_problem.as_ref().map(|past| PastProblem {
+                at: past.at,
+                code: past.problem.code.clone(),
+                message: past.problem.message.clone(),
+                step: past.problem.step,
+            }),
         }
     }
 
     /// Whether the device went elsewhere, and only its registration is left here.
     pub fn moved(&self) -> bool {
         self.word == DeviceState::Moved.word()
+    }
+}
+
+impl Uplink {
+    fn of(uplink: &tunnel::Uplink) -> Self {
+        let tunnel::Uplink { peer, dialled, since, rtt_ms, streams } = uplink.clone();
+        Uplink { peer, dialled, since, rtt_ms, streams }
     }
 }
 
@@ -209,6 +327,17 @@ pub struct TunnelServer {
     pub connected: usize,
     /// Its account at the dispatcher; empty while it has not been reached.
     pub account: String,
+    /// Anything worth knowing.
+    pub description: String,
+    /// What devices dial, as the administrator entered it; empty where that was left to the tunnel server.
+    pub external_address: String,
+    /// The user that it is asked as; empty: it asks for none.
+    pub user: String,
+    /// SHA-256 of what its certificate is trusted by, where that is not the public web's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trusted: Option<String>,
+    /// Whether it stands in the configuration file, and is changed only there.
+    pub configured: bool,
 }
 
 /// A certificate that somebody relies on, and when it ends.

@@ -59,6 +59,7 @@ const FILES: &[File] = files![
     "js/page-servers.js",
     "js/page-settings.js",
     "js/playback.js",
+    "js/server-dialogs.js",
     "js/sign-in.js",
     "js/steps.js",
     "js/store.js",

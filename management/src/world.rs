@@ -6,9 +6,10 @@
 
 use crate::{
     board::{Board, Kind},
-    config::Config,
+    config::{Config, TunnelServer},
     views,
 };
+use homing_base::tls::fingerprint_of_pem;
 use homing_protocol::{
     SerialNumber,
     api::{Expiry, ProblemDetail, recording, tunnel},
@@ -36,7 +37,7 @@ struct Inner {
 }
 
 struct Tunnel {
-    url: String,
+    facts: Facts,
     reachable: bool,
     since: Timestamp,
     problem: Option<ProblemDetail>,
@@ -44,21 +45,49 @@ struct Tunnel {
     devices: BTreeMap<SerialNumber, tunnel::Device>,
 }
 
+/// What was entered about a tunnel server, without its password.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    description: String,
+    url: String,
+    external: String,
+    user: String,
+    trusted: Option<String>,
+    configured: bool,
+}
+
+impl Facts {
+    /// Of a tunnel server that stands in the configuration file, or was added on the page.
+    pub fn of(server: &TunnelServer, configured: bool) -> Self {
+        let anchor = server.trust_anchor_pem().ok().flatten();
+        Facts {
+            description: server.description.clone(),
+            url: server.url.clone(),
+            external: server.external.clone(),
+            user: server.user.clone(),
+            trusted: anchor.and_then(|pem| fingerprint_of_pem(&pem)),
+            configured,
+        }
+    }
+}
+
+impl Tunnel {
+    fn new(facts: Facts) -> Self {
+        Tunnel {
+            facts,
+            reachable: false,
+            since: Timestamp::now(),
+            problem: None,
+            server: None,
+            devices: BTreeMap::new(),
+        }
+    }
+}
+
 impl World {
     /// The configured servers, none of them reached yet.
     pub fn new(config: &Config) -> Self {
-        let now = Timestamp::now();
-        let tunnel = |server: &crate::config::TunnelServer| {
-            let tunnel = Tunnel {
-                url: server.url.clone(),
-                reachable: false,
-                since: now,
-                problem: None,
-                server: None,
-                devices: BTreeMap::new(),
-            };
-            (server.name.clone(), tunnel)
-        };
+        let tunnel = |server: &TunnelServer| (server.name.clone(), Tunnel::new(Facts::of(server, true)));
         let world = World {
             inner: Arc::new(Mutex::new(Inner {
                 tunnels: config.tunnel_servers.iter().map(tunnel).collect(),
@@ -81,6 +110,37 @@ impl World {
     /// Where changes are seen.
     pub fn board(&self) -> &Board {
         &self.board
+    }
+
+    // Which tunnel servers there are
+
+    /// One more, or one of which something else was entered.
+    pub fn set_tunnel(&self, name: &str, facts: Facts) {
+        let mut inner = self.lock();
+        match inner.tunnels.get_mut(name) {
+            Some(tunnel) => tunnel.facts = facts,
+            None => {
+                inner.tunnels.insert(name.to_owned(), Tunnel::new(facts));
+            }
+        }
+        self.show_tunnel(&inner, name);
+    }
+
+    /// One less. Its devices are not known any more.
+    pub fn remove_tunnel(&self, name: &str) {
+        let mut inner = self.lock();
+        if inner.tunnels.remove(name).is_some() {
+            let prefix = format!("{name}/");
+            self.board.retain(Kind::Device, |key| !key.starts_with(&prefix));
+            self.board.remove(Kind::TunnelServer, name);
+        }
+    }
+
+    /// Hardware that is reached through a tunnel server.
+    pub fn hardware_at(&self, name: &str) -> Vec<i64> {
+        let inner = self.lock();
+        let at = |hardware: &&recording::Hardware| matches!(&hardware.device, recording::DeviceAddress::Tunnel { server, .. } if server == name);
+        inner.hardware.iter().filter(at).map(|hardware| hardware.id).collect()
     }
 
     // What tunnel servers tell
@@ -130,6 +190,8 @@ impl World {
                 device.since = Some(tunnel.since);
                 device.peer = None;
                 device.rtt_ms = None;
+                (device.bps_in, device.bps_out) = (0, 0);
+                device.uplinks.clear();
             }
             device.problem = Some(problem.clone());
         }
@@ -332,18 +394,39 @@ impl Inner {
 }
 
 impl Tunnel {
+    /// What was entered as external address is not what devices are told.
+    fn elsewhere(&self) -> Option<ProblemDetail> {
+        let public = &self.server.as_ref()?.public;
+        let entered = &self.facts.external;
+        if entered.is_empty() || public.iter().any(|address| address.eq_ignore_ascii_case(entered)) {
+            return None;
+        }
+        let message = format!(
+            "Devices are told to dial {}, not the external address {entered} that was entered here: correct one of \
+             them (public in [tunnel], or Edit)",
+            public.join(", ")
+        );
+        Some(ProblemDetail { code: "other-external-address".into(), message, step: None })
+    }
+
     fn view(&self, name: &str) -> views::TunnelServer {
         let server = self.server.as_ref();
         let dispatcher_problem = server.and_then(|server| server.dispatcher_problem.clone());
+        let Facts { description, url, external, user, trusted, configured } = self.facts.clone();
         views::TunnelServer {
             name: name.to_owned(),
-            url: self.url.clone(),
+            url,
+            description,
+            external_address: external,
+            user,
+            trusted,
+            configured,
             reachable: self.reachable,
             since: self.since,
             external: server.map(|server| server.external.clone()),
             public: server.map(|server| server.public.clone()).unwrap_or_default(),
             dispatcher: server.map(|server| server.dispatcher.clone()),
-            problem: self.problem.clone().or(dispatcher_problem).map(Into::into),
+            problem: self.problem.clone().or(dispatcher_problem).or_else(|| self.elsewhere()).map(Into::into),
             devices: self.devices.len(),
             connected: self.devices.values().filter(|device| device.connected).count(),
             account: server.map(|server| server.account.clone()).unwrap_or_default(),
@@ -362,6 +445,7 @@ mod tests {
             url: "http://127.0.0.1:1".into(),
             user: "vms".into(),
             password: "sesame".into(),
+            ..TunnelServer::default()
         };
         Config { tunnel_servers: vec![server], ..Config::default() }
     }

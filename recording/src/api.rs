@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET`, `POST /hardware`, `DELETE /hardware/{id}` | step 8, and what was added |
 //! | `PATCH /hardware/{id}` | the device went to another tunnel server; its cameras go on there |
+//! | `PUT`, `DELETE /tunnel-servers/{name}` | how the devices of a tunnel server are reached |
 //! | `GET /cameras`, `GET`, `PATCH /cameras/{id}` | cameras with their state |
 //! | `GET /cameras/{id}/live` | WebSocket, see `live.rs`; ends when the [`Leave`] of the request is withdrawn |
 //! | `GET /cameras/{id}/timeline?start=&end=` | what was recorded, and the gaps with their causes |
@@ -21,14 +22,14 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Extension, Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use homing_base::Leave;
 use homing_base::http::Failure;
 use homing_media::time::{Ticks, ticks_from_nanos};
 use homing_protocol::SerialNumber;
 use homing_protocol::api::Problem;
 use homing_protocol::api::recording::{
-    Camera, CameraChange, Hardware, HardwareChange, NewHardware, Timeline, fragment_headers,
+    Camera, CameraChange, Hardware, HardwareChange, NewHardware, Timeline, Way, fragment_headers,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
@@ -53,6 +54,7 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/hardware/{id}", delete(delete_hardware).patch(change_hardware))
         .route("/cameras", get(all_cameras))
         .route("/devices/{serial}/connected", post(device_connected))
+        .route("/tunnel-servers/{name}", put(set_way).delete(forget_way))
         .nest("/cameras/{id}", cameras);
     Router::new().nest("/api/v1", api).with_state(server)
 }
@@ -81,6 +83,22 @@ async fn change_hardware(
 ) -> Result<Json<Hardware>, Failure> {
     let Json(change) = change.map_err(|rejection| Failure::bad_request(rejection.body_text()))?;
     Ok(Json(server.follow(id, &change.server).await?))
+}
+
+async fn set_way(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+    way: Result<Json<Way>, JsonRejection>,
+) -> Result<StatusCode, Failure> {
+    let Json(way) = way.map_err(|rejection| Failure::bad_request(rejection.body_text()))?;
+    let set = server.shared.connectors.set_way(&name, &way);
+    set.map_err(|error| Failure::bad_request(format!("The tunnel server {name:?}: {error:#}.")))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn forget_way(State(server): State<Server>, Path(name): Path<String>) -> StatusCode {
+    server.shared.connectors.forget_way(&name);
+    StatusCode::NO_CONTENT
 }
 
 async fn device_connected(State(server): State<Server>, Path(serial): Path<SerialNumber>) -> StatusCode {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use homing_base::http::Failure;
 use homing_base::onvif::ANSWER_LIMIT_BYTES;
 use homing_protocol::SerialNumber;
-use homing_protocol::api::recording::DeviceAddress;
+use homing_protocol::api::recording::{DeviceAddress, Way};
 use homing_protocol::api::{Problem, ProblemDetail};
 use homing_protocol::secret::Credentials;
 use http::{Request, Response, StatusCode, Uri, header};
@@ -26,6 +26,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::config::TunnelServer;
 
@@ -96,7 +97,7 @@ pub enum ConnectError {
     },
     /// The tunnel server does not let us.
     #[error(
-        "the tunnel server {server} refuses us (HTTP {status}); check user and password in [[recording.tunnel_servers]]"
+        "the tunnel server {server} refuses us (HTTP {status}); check its user and password at the management server"
     )]
     Refused {
         /// The tunnel server's name.
@@ -116,7 +117,7 @@ pub enum ConnectError {
     #[error("{}", .0.message)]
     Reported(ProblemDetail),
     /// No way is known to that address.
-    #[error("no tunnel server called {0:?} is known here; check [[recording.tunnel_servers]]")]
+    #[error("no tunnel server called {0:?} is known here; check the tunnel servers of the management server")]
     UnknownServer(String),
     /// No ONVIF at such an address.
     #[error("{0} is an RTSP address; it has no other services")]
@@ -157,21 +158,33 @@ impl ConnectError {
 
 /// All ways, in order of preference.
 #[derive(Clone)]
-pub(crate) struct Connectors(Arc<[Arc<dyn DeviceConnector>]>);
+pub(crate) struct Connectors {
+    all: Arc<[Arc<dyn DeviceConnector>]>,
+    servers: Arc<ProxyConnector>,
+}
 
 impl Connectors {
     /// `in_process` first, then the configured tunnel servers, then the LAN.
     pub fn new(in_process: Vec<Arc<dyn DeviceConnector>>, servers: &[TunnelServer]) -> anyhow::Result<Self> {
         let mut all = in_process;
-        if !servers.is_empty() {
-            all.push(Arc::new(ProxyConnector::new(servers)?));
-        }
+        let servers = Arc::new(ProxyConnector::new(servers)?);
+        all.push(servers.clone());
         all.push(Arc::new(DirectConnector));
-        Ok(Self(all.into()))
+        Ok(Self { all: all.into(), servers })
+    }
+
+    /// From now on the devices of this tunnel server are reached so.
+    pub fn set_way(&self, name: &str, way: &Way) -> anyhow::Result<()> {
+        self.servers.set(name, way)
+    }
+
+    /// The devices of this tunnel server are not reached any more.
+    pub fn forget_way(&self, name: &str) {
+        self.servers.lock_for_change().remove(name);
     }
 
     fn to(&self, device: &DeviceAddress) -> Result<&dyn DeviceConnector, ConnectError> {
-        let way = self.0.iter().find(|connector| connector.serves(device));
+        let way = self.all.iter().find(|connector| connector.serves(device));
         way.map(AsRef::as_ref).ok_or_else(|| match device {
             DeviceAddress::Tunnel { server, .. } => ConnectError::UnknownServer(server.clone()),
             other => ConnectError::UnknownServer(describe(other)),
@@ -274,14 +287,16 @@ impl DeviceConnector for DirectConnector {
 
 /// Devices behind tunnel servers that run elsewhere: `CONNECT SERIAL:554` and `POST http://SERIAL/…`.
 pub struct ProxyConnector {
-    servers: HashMap<String, Proxy>,
+    servers: RwLock<HashMap<String, Arc<Proxy>>>,
 }
 
 struct Proxy {
     name: String,
     host: String,
     port: u16,
-    authorization: header::HeaderValue,
+    /// None where it asks for none.
+    authorization: Option<header::HeaderValue>,
+    tls: Option<TlsConnector>,
 }
 
 impl ProxyConnector {
@@ -290,30 +305,61 @@ impl ProxyConnector {
     /// # Errors
     /// When an address or a password cannot be written into a request.
     pub fn new(servers: &[TunnelServer]) -> anyhow::Result<Self> {
-        let mut known = HashMap::new();
+        let known = Self { servers: RwLock::default() };
         for server in servers {
-            let place = || format!("[[recording.tunnel_servers]] {:?}", server.name);
-            let (host, port) = server.proxy.rsplit_once(':').with_context(place)?;
-            let credentials = Credentials { user: server.user.clone(), password: server.password.clone() };
-            let basic = homing_base::client::basic(&credentials);
-            let mut authorization = header::HeaderValue::from_str(&basic).with_context(place)?;
-            authorization.set_sensitive(true);
-            let proxy = Proxy {
-                name: server.name.clone(),
-                host: host.to_owned(),
-                port: port.parse().with_context(place)?,
-                authorization,
+            let way = Way {
+                url: format!("http://{}", server.proxy),
+                user: server.user.clone(),
+                password: server.password.clone(),
+                trust_anchor: String::new(),
             };
-            known.insert(server.name.clone(), proxy);
+            let set = known.set(&server.name, &way);
+            set.with_context(|| format!("[[recording.tunnel_servers]] {:?}", server.name))?;
         }
-        Ok(Self { servers: known })
+        Ok(known)
     }
 
-    fn to<'a>(&'a self, device: &DeviceAddress) -> Result<(&'a Proxy, SerialNumber), ConnectError> {
+    fn set(&self, name: &str, way: &Way) -> anyhow::Result<()> {
+        let url = url::Url::parse(&way.url).with_context(|| format!("address {:?}", way.url))?;
+        let host = url.host_str().with_context(|| format!("address {:?} has no host", way.url))?;
+        let tls = match url.scheme() {
+            "http" => None,
+            "https" => {
+                let trust = Some(way.trust_anchor.as_str()).filter(|pem| !pem.trim().is_empty());
+                Some(TlsConnector::from(Arc::new(homing_base::tls::client_config(trust)?)))
+            }
+            _ => anyhow::bail!("address {:?} is neither http nor https", way.url),
+        };
+        let credentials = Credentials { user: way.user.clone(), password: way.password.clone() };
+        let authorization = (!way.user.is_empty()).then(|| {
+            let basic = homing_base::client::basic(&credentials);
+            let mut value = header::HeaderValue::from_str(&basic).context("user and password")?;
+            value.set_sensitive(true);
+            anyhow::Ok(value)
+        });
+        let proxy = Proxy {
+            name: name.to_owned(),
+            host: host.to_owned(),
+            port: url.port_or_known_default().unwrap_or(80),
+            authorization: authorization.transpose()?,
+            tls,
+        };
+        self.lock_for_change().insert(name.to_owned(), Arc::new(proxy));
+        Ok(())
+    }
+
+    fn lock_for_change(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Arc<Proxy>>> {
+        self.servers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, server: &str) -> Option<Arc<Proxy>> {
+        self.servers.read().unwrap_or_else(PoisonError::into_inner).get(server).cloned()
+    }
+
+    fn to(&self, device: &DeviceAddress) -> Result<(Arc<Proxy>, SerialNumber), ConnectError> {
         match device {
             DeviceAddress::Tunnel { server, serial } => {
-                let proxy =
-                    self.servers.get(server).ok_or_else(|| ConnectError::UnknownServer(server.clone()))?;
+                let proxy = self.find(server).ok_or_else(|| ConnectError::UnknownServer(server.clone()))?;
                 Ok((proxy, *serial))
             }
             other => Err(ConnectError::UnknownServer(describe(other))),
@@ -323,7 +369,7 @@ impl ProxyConnector {
 
 impl DeviceConnector for ProxyConnector {
     fn serves(&self, device: &DeviceAddress) -> bool {
-        matches!(device, DeviceAddress::Tunnel { server, .. } if self.servers.contains_key(server))
+        matches!(device, DeviceAddress::Tunnel { server, .. } if self.find(server).is_some())
     }
 
     fn connect<'a>(
@@ -338,7 +384,7 @@ impl DeviceConnector for ProxyConnector {
                 let peer = format!("tunnel server {}", proxy.name);
                 Err(ConnectError::Unreachable { peer, cause: "no answer to CONNECT in time".into() })
             })?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
+            Ok(stream)
         })
     }
 
@@ -355,8 +401,10 @@ impl DeviceConnector for ProxyConnector {
                 peer: serial.to_string(),
                 cause: error.to_string(),
             })?;
-            request.headers_mut().insert(header::PROXY_AUTHORIZATION, proxy.authorization.clone());
-            let stream = dial(&proxy.host, proxy.port).await?;
+            if let Some(authorization) = &proxy.authorization {
+                request.headers_mut().insert(header::PROXY_AUTHORIZATION, authorization.clone());
+            }
+            let stream = proxy.dial().await?;
             let response = exchange(stream, request, &format!("tunnel server {}", proxy.name)).await?;
             // The device's own answers have other statuses than the proxy's.
             proxy.check(response.status(), response.body(), serial)?;
@@ -368,13 +416,12 @@ impl DeviceConnector for ProxyConnector {
         Box::pin(async move {
             let (proxy, serial) = self.to(device).ok()?;
             let path = format!("/api/v1/devices/{serial}/credentials");
-            let request = Request::get(path)
-                .header(header::HOST, &proxy.host)
-                .header(header::AUTHORIZATION, proxy.authorization.clone())
-                .body(Bytes::new())
-                .ok()?;
+            let mut request = Request::get(path).header(header::HOST, &proxy.host).body(Bytes::new()).ok()?;
+            if let Some(authorization) = &proxy.authorization {
+                request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+            }
             let asking = async {
-                let stream = dial(&proxy.host, proxy.port).await?;
+                let stream = proxy.dial().await?;
                 exchange(stream, request, &format!("tunnel server {}", proxy.name)).await
             };
             match asking.await {
@@ -389,17 +436,35 @@ impl DeviceConnector for ProxyConnector {
 }
 
 impl Proxy {
-    async fn open(&self, serial: SerialNumber, port: u16) -> Result<TcpStream, ConnectError> {
-        let mut stream = dial(&self.host, self.port).await?;
+    async fn dial(&self) -> Result<Box<dyn Stream>, ConnectError> {
+        let tcp = dial(&self.host, self.port).await?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(tcp)) };
+        let plain = self.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let failed =
+            |cause: String| ConnectError::Unreachable { peer: format!("tunnel server {}", self.name), cause };
+        let name =
+            rustls::pki_types::ServerName::try_from(plain).map_err(|error| failed(error.to_string()))?;
+        let handshake = tokio::time::timeout(CONNECT_DEADLINE, tls.connect(name, tcp)).await;
+        let stream = handshake
+            .map_err(|_| failed("TLS did not come about in time".to_owned()))?
+            .map_err(|error| failed(format!("TLS failed: {error}")))?;
+        Ok(Box::new(stream))
+    }
+
+    async fn open(&self, serial: SerialNumber, port: u16) -> Result<Box<dyn Stream>, ConnectError> {
+        let mut stream = self.dial().await?;
         let peer = format!("tunnel server {}", self.name);
         let lost =
             |error: io::Error| ConnectError::Unreachable { peer: peer.clone(), cause: error.to_string() };
         let host = serial.host();
         let mut head =
             BytesMut::from(format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n").as_bytes());
-        head.extend_from_slice(b"Proxy-Authorization: ");
-        head.extend_from_slice(self.authorization.as_bytes());
-        head.extend_from_slice(b"\r\n\r\n");
+        if let Some(authorization) = &self.authorization {
+            head.extend_from_slice(b"Proxy-Authorization: ");
+            head.extend_from_slice(authorization.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
         stream.write_all(&head).await.map_err(lost)?;
         // The proxy sends nothing after a good answer until the device does, and the device waits for us: so
         // reading in large pieces takes nothing away from the stream.
@@ -488,7 +553,7 @@ async fn dial(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
 /// One HTTP/1.1 exchange; the caller has the deadline. The connection is not kept: a device is asked a few
 /// questions when it is added, then never again.
 async fn exchange(
-    stream: TcpStream,
+    stream: impl Stream + 'static,
     request: Request<Bytes>,
     peer: &str,
 ) -> Result<Response<Bytes>, ConnectError> {

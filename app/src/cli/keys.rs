@@ -21,6 +21,7 @@ pub(super) fn rotate(file: &Path) -> anyhow::Result<()> {
         config.dispatcher.as_ref().map(|role| ("dispatcher", role.data.as_path())),
         config.tunnel.as_ref().map(|role| ("tunnel", role.data.as_path())),
         config.recording.as_ref().map(|role| ("recording", role.data.as_path())),
+        config.management.as_ref().map(|role| ("management", role.data.as_path())),
     ]
     .into_iter()
     .flatten()

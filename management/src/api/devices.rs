@@ -287,13 +287,6 @@ pub async fn show_password(
     }))
 }
 
-/// All tunnel servers
-#[utoipa::path(get, path = "/api/v1/tunnel-servers", tag = "devices",
-    responses((status = 200, body = [views::TunnelServer])))]
-pub async fn tunnel_servers(State(app): State<App>) -> Json<Vec<views::TunnelServer>> {
-    Json(app.world.tunnel_servers())
-}
-
 /// A registered device by its serial number as typed.
 pub(super) fn registered(app: &App, serial: &str) -> Result<(SerialNumber, views::Device), Failure> {
     let serial: SerialNumber = serial.parse().map_err(|error| mistyped("bad-serial", &error))?;
@@ -313,23 +306,22 @@ fn registered_at(app: &App, serial: &str, server: &str) -> Result<(SerialNumber,
     Ok((serial, device))
 }
 
-pub(super) fn tunnel_server<'a>(
-    app: &'a App,
-    name: Option<&str>,
-) -> Result<&'a tunnels::TunnelServer, Failure> {
-    match (name, app.tunnels.as_slice()) {
-        (_, []) => {
-            let message = "No tunnel server is configured; add one to tunnel_servers in [management].";
+pub(super) fn tunnel_server(app: &App, name: Option<&str>) -> Result<tunnels::TunnelServer, Failure> {
+    if let Some(name) = name {
+        let found = app.servers.get(name);
+        return found
+            .ok_or_else(|| Failure::not_found(format!("There is no tunnel server called {name:?}.")));
+    }
+    let mut all = app.servers.all().into_iter();
+    match (all.next(), all.next()) {
+        (Some(only), None) => Ok(only),
+        (None, _) => {
+            let message = "There is no tunnel server yet; add one under Remote connect services.";
             Err(Failure::new(StatusCode::CONFLICT, Problem::at(Step::Register, "no-tunnel-server", message)))
         }
-        (None, [only]) => Ok(only),
-        (None, _) => {
+        (Some(_), Some(_)) => {
             Err(Failure::bad_request("There are several tunnel servers: say which, as tunnel_server."))
         }
-        (Some(name), all) => all
-            .iter()
-            .find(|server| server.name() == name)
-            .ok_or_else(|| Failure::not_found(format!("There is no tunnel server called {name:?}."))),
     }
 }
 

@@ -7,6 +7,7 @@
 //! | [`hardware`] | Add Hardware: step 8 |
 //! | [`cameras`] | live, timeline, playback, export: passed on to the recording role |
 //! | [`account`] | signing in and out, users, sessions, API tokens |
+//! | [`servers`] | tunnel servers: the dialogs, and the figures of their devices |
 //! | [`events`] | server-sent events for browsers |
 //! | [`records`] | the audit log, and certificates that end |
 //! | [`simulated`] | labels of simulated cameras, for the demo |
@@ -18,6 +19,7 @@ pub mod events;
 pub mod hardware;
 pub mod moves;
 pub mod records;
+pub mod servers;
 pub mod simulated;
 
 use crate::{App, accounts::AccountError};
@@ -66,7 +68,12 @@ pub fn routes() -> (axum::Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(devices::show_password))
         .routes(routes!(moves::begin, moves::undo))
         .routes(routes!(moves::offer, moves::withdraw_offer))
-        .routes(routes!(devices::tunnel_servers))
+        .routes(routes!(servers::list, servers::add))
+        .routes(routes!(servers::test))
+        .routes(routes!(servers::change, servers::remove))
+        .routes(routes!(servers::refresh))
+        .routes(routes!(servers::figures))
+        .routes(routes!(servers::history))
         .routes(routes!(hardware::list, hardware::add))
         .routes(routes!(hardware::remove))
         .routes(routes!(hardware::recording_servers))

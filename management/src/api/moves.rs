@@ -65,7 +65,7 @@ pub async fn begin(
         );
         return Err(conflict("already-registered", message));
     }
-    let sent = send(&app, serial, old, new).await;
+    let sent = send(&app, serial, &old, &new).await;
     let detail = match &sent {
         Ok(()) => format!("from {} to {}", old.name(), new.name()),
         Err(failure) => {
@@ -99,7 +99,7 @@ pub async fn undo(
     let has_gone = moving.state == MoveState::Moved || there.is_some_and(|there| there.connected);
     let old = devices::tunnel_server(&app, Some(&from.tunnel_server))?;
     let new = there.map(|there| devices::tunnel_server(&app, Some(&there.tunnel_server))).transpose()?;
-    let undone = call_back(&app, serial, old, new, has_gone).await;
+    let undone = call_back(&app, serial, &old, new.as_ref(), has_gone).await;
     let detail = match &undone {
         Ok(()) if has_gone => format!("back to {}", old.name()),
         Ok(()) => format!("stays at {}", old.name()),

@@ -12,7 +12,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use homing_base::{Ops, Stop, http::Failure};
+use homing_base::{Ops, Stop, http::Failure, tls};
 use homing_management::{Bound, Config, config};
 use homing_protocol::{
     SerialNumber, Step,
@@ -20,7 +20,9 @@ use homing_protocol::{
         Problem,
         dispatcher::Offer,
         recording,
-        tunnel::{ChangeDevice, Device, Move, MoveState, Moving, NewDevice, RelayState, Server},
+        tunnel::{
+            ChangeDevice, Connection, Device, Figures, Move, MoveState, Moving, NewDevice, RelayState, Server,
+        },
     },
     secret::Credentials,
 };
@@ -117,6 +119,19 @@ impl FakeTunnel {
         port
     }
 
+    /// Serves HTTPS until `stop`, with a certificate for `localhost` by a CA of its own, whose PEM comes back.
+    pub async fn serve_tls(&self, folder: &std::path::Path, stop: Stop) -> (u16, String) {
+        let listener = homing_base::listen::bind(([127, 0, 0, 1], 0).into(), "fake tunnel").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let ca = Arc::new(tls::PrivateCa::open(folder, "tunnel").unwrap());
+        let anchor = ca.trust_anchor();
+        let leaf = tls::Leaf::issued_by(ca, vec!["localhost".into()], tls::LEAF_LIFE).unwrap();
+        let config = tls::server_config(leaf).unwrap();
+        let router = FakeTunnel { stop: stop.clone(), ..self.clone() }.router();
+        stop.clone().spawn(homing_base::http::serve(listener, router, Some(config), stop));
+        (port, anchor)
+    }
+
     fn router(&self) -> Router {
         Router::new()
             .route(
@@ -126,6 +141,8 @@ impl FakeTunnel {
             .route("/api/v1/devices", get(list).post(register))
             .route("/api/v1/devices/{serial}", get(one).delete(unregister).patch(change))
             .route("/api/v1/devices/{serial}/credentials", get(credentials))
+            .route("/api/v1/devices/{serial}/history", get(history))
+            .route("/api/v1/figures", get(figures))
             .route("/api/v1/devices/{serial}/handover", get(handover))
             .route("/api/v1/devices/{serial}/move", put(begin_move).delete(undo_move))
             .route("/api/v1/devices/{serial}/offer", put(offer).delete(withdraw_offer))
@@ -277,6 +294,37 @@ async fn unregister(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialN
     StatusCode::NO_CONTENT
 }
 
+/// One that ended, and one that stands.
+async fn history() -> Json<Vec<Connection>> {
+    let ended = Connection {
+        since: Timestamp::UNIX_EPOCH,
+        until: Some(Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_secs(60)),
+        peer: "192.0.2.7:39999".into(),
+        dialled: Some("sts.example:8443".into()),
+        code: Some("silent".into()),
+        reason: Some("nothing came from the other end for 25 s".into()),
+        bytes_in: 1000,
+        bytes_out: 20,
+    };
+    let stands = Connection { until: None, code: None, reason: None, ..ended.clone() };
+    Json(vec![stands, ended])
+}
+
+/// Of every device that is connected.
+async fn figures(State(tunnel): State<FakeTunnel>) -> Json<Vec<Figures>> {
+    let devices = tunnel.devices.lock().unwrap();
+    let connected = devices.values().filter(|device| device.connected);
+    let figures = |device: &Device| Figures {
+        serial: device.serial,
+        rtt_ms: Some(12),
+        bytes_in: 4711,
+        bytes_out: 42,
+        bps_in: 500_000,
+        bps_out: 1000,
+    };
+    Json(connected.map(figures).collect())
+}
+
 async fn credentials(Path(_): Path<SerialNumber>) -> Json<Credentials> {
     Json(Credentials::new("root", "device-secret"))
 }
@@ -356,6 +404,8 @@ pub struct FakeRecording {
     pub hardware: Arc<Mutex<Vec<recording::Hardware>>>,
     /// Where hardware was told that its device is, in order.
     pub followed: Arc<Mutex<Vec<String>>>,
+    /// The way to the devices of each tunnel server, by its name.
+    pub ways: Arc<Mutex<BTreeMap<String, recording::Way>>>,
     /// Headers of the last request that was passed on.
     pub seen: Arc<Mutex<HeaderMap>>,
 }
@@ -368,6 +418,7 @@ impl FakeRecording {
     pub fn base_router(&self) -> Router {
         Router::new()
             .route("/api/v1/hardware", get(hardware).post(add))
+            .route("/api/v1/tunnel-servers/{name}", put(set_way).delete(forget_way))
             .route("/api/v1/hardware/{id}", axum::routing::delete(remove).patch(follow))
             .route("/api/v1/cameras", get(cameras))
             .route("/api/v1/cameras/{id}", get(camera).patch(camera))
@@ -430,6 +481,20 @@ async fn remove(State(recording): State<FakeRecording>, Path(id): Path<i64>) -> 
     let before = all.len();
     all.retain(|hardware| hardware.id != id);
     if all.len() == before { Err(Failure::not_found("no such hardware")) } else { Ok(StatusCode::NO_CONTENT) }
+}
+
+async fn set_way(
+    State(recording): State<FakeRecording>,
+    Path(name): Path<String>,
+    Json(way): Json<recording::Way>,
+) -> StatusCode {
+    recording.ways.lock().unwrap().insert(name, way);
+    StatusCode::NO_CONTENT
+}
+
+async fn forget_way(State(recording): State<FakeRecording>, Path(name): Path<String>) -> StatusCode {
+    recording.ways.lock().unwrap().remove(&name);
+    StatusCode::NO_CONTENT
 }
 
 async fn follow(
@@ -570,6 +635,7 @@ impl Site {
                 url: format!("http://127.0.0.1:{tunnel_port}"),
                 user: "vms".into(),
                 password: "sesame".into(),
+                ..config::TunnelServer::default()
             }],
             simulated_cameras: vec![config::SimulatedCamera {
                 name: "Spare".into(),

@@ -7,3 +7,4 @@ mod door;
 mod fake;
 mod flow;
 mod moves;
+mod servers;

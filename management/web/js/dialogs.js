@@ -87,7 +87,7 @@ export function registerDevice(label) {
     testid: "register-dialog",
     body: [
       servers.length === 0 &&
-        h("div", { class: "notice bad" }, icon("alert"), h("div", { class: "notice-body" }, "No tunnel server is configured. Add one to tunnel_servers in the [management] section of the configuration.")),
+        h("div", { class: "notice bad" }, icon("alert"), h("div", { class: "notice-body" }, "There is no tunnel server yet. Add one under Remote connect services.")),
       serial.box,
       oak.box,
       h("div", { class: "columns" }, user.box, password.box),

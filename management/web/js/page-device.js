@@ -4,7 +4,7 @@ import { call, words } from "./api.js";
 import { movingWords, moveDevice, releaseLeft, rename, showPassword, targets, transfer, undoMove, unregister } from "./device-dialogs.js";
 import { addHardware, badge, correctRegistration } from "./dialogs.js";
 import { h, icon, menu, morph, toast } from "./dom.js";
-import { bytes, full, plural, sentence, sinceThen } from "./format.js";
+import { bitrate, bytes, duration, full, plural, sentence, sinceThen } from "./format.js";
 import { cameraMark, stepNumber, STEPS, stepTitle, whatNext } from "./steps.js";
 import { store } from "./store.js";
 import { markOf } from "./tree.js";
@@ -21,6 +21,10 @@ export class DevicePage {
     this.simulated = false;
     /** Figures of now; those of the event stream are of the device's last change. @type {Device | null} */
     this.figures = null;
+    /** The last connections, the newest first; none before they were asked for. @type {import("./types.js").Connection[] | null} */
+    this.history = null;
+    /** The uplinks that the history was asked for. */
+    this.historyOf = "";
     // "Connected for 3 min" grows by itself.
     this.clock = setInterval(() => this.refresh(), 5000);
     this.refresh();
@@ -44,6 +48,21 @@ export class DevicePage {
       this.figures = null;
     }
     this.draw();
+    await this.refreshHistory();
+  }
+
+  /** Asks what became of its connections, when that has changed. */
+  async refreshHistory() {
+    const device = store.device(this.serial);
+    const of = device ? `${device.tunnel_server} ${device.connected} ${device.since} ${device.peer}` : "";
+    if (of === this.historyOf || document.hidden) return;
+    try {
+      this.history = await call("GET", `/api/v1/devices/${this.serial}/history`);
+      this.historyOf = of;
+      this.draw();
+    } catch {
+      // Its tunnel server is away: what was last known of it still stands.
+    }
   }
 
   draw() {
@@ -162,10 +181,14 @@ export class DevicePage {
             "dl",
             { class: "facts card-body num" },
             device.since ? fact(device.connected ? "Connected for" : "Away for", h("span", { title: full(device.since) }, sinceThen(device.since))) : fact("Connected", "Never yet"),
-            device.connected && fact("Calls from", device.peer ? h("span", { class: "mono" }, device.peer) : "–"),
-            device.connected && fact("Round trip", figures?.rtt_ms === undefined ? "–" : figures.rtt_ms < 1 ? "under 1 ms" : `${figures.rtt_ms} ms`),
+            device.connected && fact("Carried by", h("a", { href: `#/tunnel/${encodeURIComponent(device.tunnel_server)}`, "data-testid": "carried-by" }, carriers(this.serial).join(" and "))),
+            device.connected && (figures?.uplinks ?? []).length < 2 && fact("Calls from", device.peer ? h("span", { class: "mono" }, device.peer) : "–"),
+            device.connected && (figures?.uplinks ?? []).length > 1 && fact("Uplinks", h("div", {}, (figures?.uplinks ?? []).map((uplink) => h("div", { class: "mono" }, `${uplink.dialled ?? "–"} from ${uplink.peer}, ${uplink.rtt_ms ?? "–"} ms`)))),
+            device.connected && fact("Round trip", h("span", { "data-testid": "round-trip" }, figures?.rtt_ms === undefined ? "–" : `${figures.rtt_ms} ms`)),
+            device.connected && fact("Rate", h("span", { "data-testid": "rate" }, figures ? `${bitrate(figures.bps_in)} in, ${bitrate(figures.bps_out)} out` : "–")),
             device.connected && fact("Received", figures ? bytes(figures.bytes_in) : "–"),
             device.connected && fact("Sent", figures ? bytes(figures.bytes_out) : "–"),
+            device.last_problem && fact("Last error", h("span", { title: device.last_problem.code, "data-testid": "last-problem" }, `${device.last_problem.step ? `Step ${stepNumber(device.last_problem.step)}, ` : ""}${full(device.last_problem.at)}: ${sentence(device.last_problem.message)}`)),
             fact("At the dispatcher", { pending: "Not relayed yet", waiting: "Waiting for the device", dispatching: "Being dispatched", dispatched: "Dispatched", refused: "Refused" }[device.relay] ?? device.relay),
           ),
         ),
@@ -184,6 +207,7 @@ export class DevicePage {
             fact("Hardware", hardware ? h("a", { href: `#/hardware/${hardware.id}` }, hardware.name) : "Not added"),
           ),
         ),
+        this.history !== null && this.history.length > 0 && connections(this.history),
         cameras.length > 0 &&
           h(
             "section",
@@ -194,6 +218,42 @@ export class DevicePage {
       ),
     );
   }
+}
+
+/** The tunnel servers that it is connected at. @param {string} serial */
+function carriers(serial) {
+  return store.registrations(serial).filter((known) => known.connected).map((known) => known.tunnel_server);
+}
+
+/** How many connections are shown before somebody asks for more. */
+const SHOWN = 8;
+
+/** @param {import("./types.js").Connection[]} history */
+function connections(history) {
+  const rows = history.map((one) =>
+    h(
+      "tr",
+      {},
+      h("td", { class: "num nowrap" }, full(one.since)),
+      h("td", { class: "num nowrap" }, one.code === undefined ? "stands" : one.until === undefined ? "–" : duration(Date.parse(one.until) - Date.parse(one.since))),
+      h("td", {}, one.code === undefined ? "–" : sentence(one.reason ?? one.code)),
+      h("td", { class: "spare mono nowrap" }, one.peer),
+      h("td", { class: "spare end num nowrap" }, one.code === undefined ? "–" : bytes(one.bytes_in)),
+    ),
+  );
+  const table = (/** @type {HTMLElement[]} */ rows) =>
+    h(
+      "div",
+      { class: "scroll-x" },
+      h("table", { class: "table" }, h("thead", {}, h("tr", {}, h("th", {}, "Connected"), h("th", {}, "For"), h("th", {}, "Ended because"), h("th", { class: "spare" }, "From"), h("th", { class: "spare end" }, "Received"))), h("tbody", {}, rows)),
+    );
+  return h(
+    "section",
+    { class: "card wide", "data-testid": "device-history" },
+    h("div", { class: "card-head" }, h("h2", {}, "Connections"), h("span", { class: "muted num" }, `The last ${history.length}`)),
+    table(rows.slice(0, SHOWN)),
+    rows.length > SHOWN && h("details", {}, h("summary", {}, `${rows.length - SHOWN} older`), table(rows.slice(SHOWN))),
+  );
 }
 
 /** @param {Device} device */

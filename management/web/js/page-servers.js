@@ -4,9 +4,10 @@ import { call } from "./api.js";
 import { certificateCard } from "./certificates.js";
 import { confirmThen } from "./dialog.js";
 import { addHardware, badge, registerDevice } from "./dialogs.js";
-import { h, icon, toast } from "./dom.js";
-import { full, plural, sentence, sinceThen } from "./format.js";
+import { h, icon, menu, toast } from "./dom.js";
+import { bitrate, full, plural, sentence, sinceThen } from "./format.js";
 import { crumbs, fact, missing } from "./page-device.js";
+import { editServer, figures, refreshServer, removeServer } from "./server-dialogs.js";
 import { cameraMark, stepTitle } from "./steps.js";
 import { store } from "./store.js";
 import { markOf, pips } from "./tree.js";
@@ -46,11 +47,11 @@ export function servicesPage() {
       "div",
       { class: "page-head" },
       h("div", { class: "page-title" }, h("h1", {}, "Remote connect services")),
-      h("div", { class: "actions" }, h("a", { class: "button", href: "#/register-list" }, icon("list"), "Register a list")),
+      h("div", { class: "actions" }, h("a", { class: "button", href: "#/register-list" }, icon("list"), "Register a list"), h("button", { class: "button primary", type: "button", "data-testid": "add-server", onclick: () => editServer() }, icon("plus"), "Add tunnel server")),
     ),
     h("p", { class: "lead" }, "Devices at other places keep a tunnel to one of these servers. Nothing is opened in the other places' routers."),
     servers.length === 0
-      ? h("div", { class: "card empty" }, icon("tunnel"), h("h2", {}, "No tunnel server"), h("p", {}, "Add one to tunnel_servers in the [management] section of the configuration, and restart."))
+      ? h("div", { class: "card empty" }, icon("tunnel"), h("h2", {}, "No tunnel server"), h("p", {}, "Add one with its internal address, which this server reaches, and its external address, which devices dial."), h("div", { class: "actions" }, h("button", { class: "button primary", type: "button", onclick: () => editServer() }, "Add tunnel server")))
       : h(
           "div",
           { class: "card scroll-x" },
@@ -65,7 +66,7 @@ export function servicesPage() {
                 h(
                   "tr",
                   { "data-key": server.name },
-                  h("td", {}, h("a", { class: "row-link", href: `#/tunnel/${encodeURIComponent(server.name)}` }, server.name)),
+                  h("td", {}, h("a", { class: "row-link", href: `#/tunnel/${encodeURIComponent(server.name)}` }, server.name), server.description && h("small", { class: "muted" }, ` ${server.description}`)),
                   h("td", {}, stateBadge(reach(server))),
                   h("td", { class: "end num" }, server.devices),
                   h("td", { class: "end num spare" }, server.connected),
@@ -82,7 +83,7 @@ export function servicesPage() {
 /** @param {string} name */
 export function tunnelPage(name) {
   const server = store.tunnelServers.find((server) => server.name === name);
-  if (!server) return missing(`Tunnel server ${name}`, "It is not in the configuration.");
+  if (!server) return missing(`Tunnel server ${name}`, "It was removed, or has another name now.");
   const devices = store.devices.filter((device) => device.tunnel_server === name);
   return h(
     "div",
@@ -91,9 +92,19 @@ export function tunnelPage(name) {
       "div",
       { class: "page-head" },
       h("div", { class: "page-title" }, crumbs([["#/services", "Remote connect services"]]), h("h1", {}, server.name, stateBadge(reach(server)))),
-      h("div", { class: "actions" }, h("a", { class: "button", href: "#/register-list" }, icon("list"), "Register a list"), h("button", { class: "button primary", type: "button", onclick: () => registerDevice() }, icon("plus"), "Register device")),
+      h(
+        "div",
+        { class: "actions" },
+        h("button", { class: "button primary", type: "button", onclick: () => registerDevice() }, icon("plus"), "Register device"),
+        menu("More", "server-more", [
+          ["refresh", "Refresh", "refresh-server", () => refreshServer(server)],
+          !server.configured && ["edit", "Edit or rename…", "edit-server", () => editServer(server)],
+          ["list", "Register a list…", "register-list", () => (location.hash = "#/register-list")],
+          !server.configured && ["trash", "Remove…", "remove-server", () => removeServer(server), "danger"],
+        ]),
+      ),
     ),
-    server.problem && h("div", { class: "notice bad" }, icon("alert"), h("div", { class: "notice-body" }, h("h2", {}, server.reachable ? "Its dispatcher has a problem" : "It cannot be reached"), h("p", {}, sentence(server.problem.message)))),
+    server.problem && h("div", { class: "notice bad" }, icon("alert"), h("div", { class: "notice-body" }, h("h2", {}, server.problem.code === "other-external-address" ? "Devices are told another address" : server.reachable ? "Its dispatcher has a problem" : "It cannot be reached"), h("p", {}, sentence(server.problem.message)))),
     h(
       "section",
       { class: "card" },
@@ -103,6 +114,10 @@ export function tunnelPage(name) {
         { class: "facts card-body" },
         fact(server.reachable ? "Reachable for" : "Away for", h("span", { title: full(server.since) }, sinceThen(server.since))),
         fact("Internal address", h("span", { class: "mono" }, server.url)),
+        server.description && fact("Description", server.description),
+        fact("Credentials", server.user ? `As ${server.user}` : "None"),
+        server.trusted && fact("Trusted certificate", h("span", { class: "mono fingerprint" }, server.trusted)),
+        server.configured && fact("Changed", "In the configuration file"),
         fact("Listens for devices", h("span", { class: "mono" }, server.external ?? "–")),
         fact("Devices dial", h("span", { class: "mono" }, server.public.join(", ") || "–")),
         fact("Dispatcher", h("span", { class: "mono" }, server.dispatcher ?? "–")),
@@ -120,6 +135,18 @@ export function tunnelPage(name) {
   );
 }
 
+/** @param {Device} device */
+function rate(device) {
+  const now = device.connected ? figures.of(device.serial) : undefined;
+  return now ? bitrate(now.bps_in) : "–";
+}
+
+/** @param {Device} device */
+function roundTrip(device) {
+  const now = device.connected ? figures.of(device.serial) : undefined;
+  return now?.rtt_ms === undefined ? "–" : `${now.rtt_ms} ms`;
+}
+
 /** @param {Device[]} devices */
 function deviceTable(devices) {
   return h(
@@ -128,7 +155,7 @@ function deviceTable(devices) {
     h(
       "table",
       { class: "table" },
-      h("thead", {}, h("tr", {}, h("th", {}, "Device"), h("th", {}, "State"), h("th", {}, "Step"), h("th", { class: "spare" }, "Serial number"), h("th", { class: "spare" }, "Since"))),
+      h("thead", {}, h("tr", {}, h("th", {}, "Device"), h("th", {}, "State"), h("th", {}, "Step"), h("th", { class: "end spare" }, "Rate"), h("th", { class: "end spare" }, "Round trip"), h("th", { class: "spare" }, "Serial number"), h("th", { class: "spare" }, "Since"))),
       h(
         "tbody",
         {},
@@ -139,6 +166,8 @@ function deviceTable(devices) {
             h("td", {}, h("a", { class: "row-link", href: `#/device/${device.serial}` }, device.name || device.serial)),
             h("td", {}, badge(device)),
             h("td", {}, h("span", { class: "with-mark" }, pips(device), `${device.step_number} ${stepTitle(device.step)}`)),
+            h("td", { class: "end spare num nowrap" }, rate(device)),
+            h("td", { class: "end spare num nowrap" }, roundTrip(device)),
             h("td", { class: "spare mono" }, device.serial),
             h("td", { class: "spare num nowrap", title: full(device.since) }, device.since ? sinceThen(device.since) : "–"),
           ),

@@ -25,6 +25,15 @@
  * @property {Moving} [moving]
  * @property {{attempts: number, last: string}} [contested]
  * @property {boolean} own_password
+ * @property {number} bps_in
+ * @property {number} bps_out
+ * @property {Uplink[]} [uplinks]
+ * @property {Problem & {at: string}} [last_problem]
+ *
+ * @typedef {{peer: string, dialled?: string, since: string, rtt_ms?: number, streams: number}} Uplink
+ * @typedef {{serial: string, tunnel_server: string, rtt_ms?: number, bytes_in: number, bytes_out: number, bps_in: number, bps_out: number}} Figures
+ * @typedef {{since: string, until?: string, peer: string, dialled?: string, code?: string, reason?: string, bytes_in: number, bytes_out: number}} Connection
+ * @typedef {{ok: boolean, code: string, message: string, certificate?: {fingerprint: string, trust_anchor: string, names: string[]}, name?: string, public: string[]}} Tested
  *
  * @typedef {{state: "queued"|"trying"|"moved", tunnel_server?: string, servers: string[], since: string, problem?: Problem}} Moving
  *
@@ -40,6 +49,11 @@
  * @property {number} devices
  * @property {number} connected
  * @property {string} account
+ * @property {string} description
+ * @property {string} external_address
+ * @property {string} user
+ * @property {string} [trusted]
+ * @property {boolean} configured
  *
  * @typedef {{server: string, what: string, expires: string, renews: boolean, advice?: string}} Certificate
  *

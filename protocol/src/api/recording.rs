@@ -37,6 +37,24 @@ pub struct HardwareChange {
     pub server: String,
 }
 
+/// `PUT /api/v1/tunnel-servers/{name}`: how the devices of a tunnel server are reached, until `DELETE` or the process
+/// ends. The management server tells it at every start, and whenever it changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Way {
+    /// Its internal address, `http://host:port` or `https://host:port`.
+    pub url: String,
+    /// Its user; empty: it asks for none.
+    #[serde(default)]
+    pub user: String,
+    /// That user's password.
+    #[serde(default)]
+    pub password: Secret,
+    /// PEM of what its certificate is trusted by, with `https`; empty: the public web's.
+    #[serde(default)]
+    pub trust_anchor: String,
+}
+
 /// Add Hardware.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,124 @@
+//! What a server shows before anybody trusts it: for a person who compares the fingerprint and then decides.
+//!
+//! Invariant: nothing is sent through the connection but the handshake; it is closed once the server has shown itself.
+
+use super::expiry;
+use anyhow::Context;
+use rustls::{
+    DigitallySignedStruct, Error, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use x509_parser::extensions::GeneralName;
+
+/// What a server has shown, and nobody has verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// PEM of the last certificate of its chain: its private CA's, where it has one.
+    pub anchor: String,
+    /// SHA-256 of that, in upper case hex with colons, as other programs print it.
+    pub fingerprint: String,
+    /// DNS names and IP addresses that its own certificate is for.
+    pub names: Vec<String>,
+}
+
+/// Looks at what a server shows for `host` on a connection to it.
+///
+/// # Errors
+/// When it speaks no TLS, or shows nothing that can be read.
+pub async fn look(tcp: TcpStream, host: &str) -> anyhow::Result<Shown> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let looker =
+        Arc::new(Looker { chain: Mutex::default(), algorithms: provider.signature_verification_algorithms });
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(looker.clone())
+        .with_no_client_auth();
+    let name = ServerName::try_from(host.to_owned()).context("host")?;
+    let connected = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+    let chain = looker.chain.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let (Some(own), Some(last)) = (chain.first(), chain.last()) else {
+        connected?;
+        anyhow::bail!("it showed no certificate");
+    };
+    Ok(Shown { anchor: expiry::to_pem(last), fingerprint: fingerprint(last), names: names(own)? })
+}
+
+/// SHA-256 of the first certificate of a PEM text, as in [`Shown::fingerprint`].
+pub fn fingerprint_of_pem(pem: &str) -> Option<String> {
+    use rustls::pki_types::pem::PemObject;
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    Some(fingerprint(&der))
+}
+
+fn fingerprint(der: &[u8]) -> String {
+    let hash = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, der);
+    let bytes: Vec<String> = hash.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
+    bytes.join(":")
+}
+
+fn names(der: &[u8]) -> anyhow::Result<Vec<String>> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).context("certificate")?;
+    let Some(alternative) = certificate.subject_alternative_name().context("certificate")? else {
+        return Ok(Vec::new());
+    };
+    let name = |name: &GeneralName| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|ip| std::net::IpAddr::from(ip).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|ip| std::net::IpAddr::from(ip).to_string()),
+        },
+        _ => None,
+    };
+    Ok(alternative.value.general_names.iter().filter_map(name).collect())
+}
+
+/// Takes any chain, and keeps it; the server must have its key all the same.
+#[derive(Debug)]
+struct Looker {
+    chain: Mutex<Vec<CertificateDer<'static>>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Looker {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let chain = std::iter::once(end_entity).chain(intermediates);
+        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) =
+            chain.map(|der| der.clone().into_owned()).collect();
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
