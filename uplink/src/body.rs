@@ -3,11 +3,13 @@
 //! Back-pressure is HTTP/2's: what the reader has not taken stays within its stream's window and slows nobody else;
 //! a sender waits until its stream has credit. `h2` is not visible in any signature.
 
+use crate::pace::Pace;
 use crate::websocket;
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use std::io::IoSlice;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -41,6 +43,8 @@ impl From<h2::Error> for BodyError {
 #[derive(Default)]
 pub struct Body {
     source: Source,
+    /// How fast it may be taken.
+    pace: Option<Arc<Pace>>,
     /// The stream counts against the limit for as long as its body lives.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -55,7 +59,12 @@ enum Source {
 
 impl Body {
     pub(crate) fn received(stream: h2::RecvStream, permit: Option<OwnedSemaphorePermit>) -> Self {
-        Self { source: Source::Stream(stream), _permit: permit }
+        Self { source: Source::Stream(stream), pace: None, _permit: permit }
+    }
+
+    /// To be taken no faster than `pace` allows.
+    pub(crate) fn paced(self, pace: Arc<Pace>) -> Self {
+        Self { pace: Some(pace), ..self }
     }
 
     /// The next chunk; none at the end. Taking a chunk gives its credit back to the sender.
@@ -73,8 +82,14 @@ impl Body {
                 Poll::Ready((!bytes.is_empty()).then_some(Ok(bytes)))
             }
             Source::Stream(stream) => loop {
+                if let Some(pace) = &self.pace {
+                    ready!(pace.poll_ready(cx));
+                }
                 let Some(chunk) = ready!(stream.poll_data(cx)) else { return Poll::Ready(None) };
                 let chunk = chunk?;
+                if let Some(pace) = &self.pace {
+                    pace.took(chunk.len());
+                }
                 // Only an error of ours could make this fail; the stream's own errors come from poll_data.
                 let _ = stream.flow_control().release_capacity(chunk.len());
                 if !chunk.is_empty() {
@@ -114,17 +129,22 @@ impl Body {
         }
     }
 
-    pub(crate) fn into_stream(self) -> (Option<h2::RecvStream>, Option<OwnedSemaphorePermit>) {
+    pub(crate) fn into_stream(
+        self,
+    ) -> (Option<h2::RecvStream>, Option<Arc<Pace>>, Option<OwnedSemaphorePermit>) {
         match self.source {
-            Source::Stream(stream) => (Some(stream), self._permit),
-            _ => (None, self._permit),
+            Source::Stream(stream) => (Some(stream), self.pace, self._permit),
+            _ => (None, self.pace, self._permit),
         }
     }
 }
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { source: if bytes.is_empty() { Source::Empty } else { Source::Bytes(bytes) }, _permit: None }
+        Self {
+            source: if bytes.is_empty() { Source::Empty } else { Source::Bytes(bytes) },
+            ..Self::default()
+        }
     }
 }
 

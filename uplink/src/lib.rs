@@ -32,6 +32,7 @@ mod flood;
 mod gate;
 mod keep;
 mod liveness;
+mod pace;
 mod serve;
 mod stream;
 mod tls;
@@ -47,6 +48,7 @@ pub use backoff::{Backoff, BackoffSettings};
 pub use body::{Body, BodyError, BodySender};
 pub use dial::{DialError, DialedUplink, Dialer};
 pub use keep::{Keep, UplinkState};
+pub use pace::Pace;
 pub use serve::{Incoming, RespondError, ServeSettings, Service, UplinkInfo};
 pub use stream::WebSocketStream;
 pub use tls::{

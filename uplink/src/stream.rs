@@ -5,10 +5,12 @@
 //! stops holds at most its stream's window.
 
 use crate::body::{Body, Chunk, DATA_MAX, describe, poll_credit};
+use crate::pace::Pace;
 use crate::websocket::{Decoder, HEAD_MAX, Mask, Opcode, Role, Step, control_frame, mask_key, write_head};
 use bytes::{Buf as _, Bytes, BytesMut};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
@@ -34,6 +36,8 @@ pub struct WebSocketStream {
     input: Bytes,
     /// Decoded, not yet read.
     payload: Bytes,
+    /// How fast it may be taken.
+    pace: Option<Arc<Pace>>,
     /// Bytes of the last DATA frame, to be given back as credit once it is read.
     owed: usize,
     read_ended: bool,
@@ -50,7 +54,7 @@ impl WebSocketStream {
         role: Role,
         subprotocol: Option<String>,
     ) -> Self {
-        let (recv, permit) = body.into_stream();
+        let (recv, pace, permit) = body.into_stream();
         Self {
             read_ended: recv.is_none(),
             recv,
@@ -60,6 +64,7 @@ impl WebSocketStream {
             subprotocol,
             input: Bytes::new(),
             payload: Bytes::new(),
+            pace,
             owed: 0,
             failed: None,
             write_ended: false,
@@ -127,6 +132,9 @@ impl WebSocketStream {
     /// Receives the next DATA frame; false at the end of the stream.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let Some(recv) = &mut self.recv else { return Poll::Ready(Ok(false)) };
+        if let Some(pace) = &self.pace {
+            ready!(pace.poll_ready(cx));
+        }
         if self.owed > 0 {
             // Only an error of ours could make this fail.
             let _ = recv.flow_control().release_capacity(std::mem::take(&mut self.owed));
@@ -134,6 +142,9 @@ impl WebSocketStream {
         match ready!(recv.poll_data(cx)) {
             Some(Ok(data)) => {
                 self.owed = data.len();
+                if let Some(pace) = &self.pace {
+                    pace.took(data.len());
+                }
                 self.input = data;
                 Poll::Ready(Ok(true))
             }

@@ -10,6 +10,7 @@
 use crate::body::{Body, BodySender, Chunk, DATA_MAX, describe};
 use crate::gate::Gated;
 use crate::liveness::{Command, Liveness};
+use crate::pace::Pace;
 use crate::stream::WebSocketStream;
 use crate::transport::{CloseOnDrop, Transport};
 use crate::websocket::Role;
@@ -49,6 +50,8 @@ pub struct UplinkSettings {
     pub stream_deadline: Duration,
     /// How long a request waits for the head of its answer. 90 s, as ONVIF PullMessages may take a minute.
     pub response_deadline: Duration,
+    /// How fast the device's answers may be taken; without a limit.
+    pub pace: Arc<Pace>,
 }
 
 impl Default for UplinkSettings {
@@ -61,6 +64,7 @@ impl Default for UplinkSettings {
             dead_after: Duration::from_secs(25),
             stream_deadline: Duration::from_secs(10),
             response_deadline: Duration::from_secs(90),
+            pace: Arc::default(),
         }
     }
 }
@@ -334,7 +338,10 @@ impl Uplink {
     ) -> Result<Response<Body>, RequestError> {
         let waited = self.shared.settings.response_deadline;
         match timeout(waited, response).await {
-            Ok(Ok(response)) => Ok(response.map(|stream| Body::received(stream, Some(permit)))),
+            Ok(Ok(response)) => {
+                let pace = Arc::clone(&self.shared.settings.pace);
+                Ok(response.map(|stream| Body::received(stream, Some(permit)).paced(pace)))
+            }
             Ok(Err(error)) => Err(self.failed(&error)),
             Err(_) => Err(RequestError::Timeout { waited }),
         }
