@@ -66,6 +66,7 @@ const SETTINGS: UplinkSettings = UplinkSettings {
     dead_after: Duration::from_secs(25),
     stream_deadline: Duration::from_secs(5),
     response_deadline: Duration::from_secs(10),
+    pace: None,
 };
 
 /// A device that is connected and waits.

@@ -63,8 +63,8 @@ impl Body {
     }
 
     /// To be taken no faster than `pace` allows.
-    pub(crate) fn paced(self, pace: Arc<Pace>) -> Self {
-        Self { pace: Some(pace), ..self }
+    pub(crate) fn paced(self, pace: Option<Arc<Pace>>) -> Self {
+        Self { pace, ..self }
     }
 
     /// The next chunk; none at the end. Taking a chunk gives its credit back to the sender.

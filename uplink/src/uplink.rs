@@ -50,8 +50,8 @@ pub struct UplinkSettings {
     pub stream_deadline: Duration,
     /// How long a request waits for the head of its answer. 90 s, as ONVIF PullMessages may take a minute.
     pub response_deadline: Duration,
-    /// How fast the device's answers may be taken; without a limit.
-    pub pace: Arc<Pace>,
+    /// How fast the device's answers may be taken; none: as they come.
+    pub pace: Option<Arc<Pace>>,
 }
 
 impl Default for UplinkSettings {
@@ -64,7 +64,7 @@ impl Default for UplinkSettings {
             dead_after: Duration::from_secs(25),
             stream_deadline: Duration::from_secs(10),
             response_deadline: Duration::from_secs(90),
-            pace: Arc::default(),
+            pace: None,
         }
     }
 }
@@ -339,7 +339,7 @@ impl Uplink {
         let waited = self.shared.settings.response_deadline;
         match timeout(waited, response).await {
             Ok(Ok(response)) => {
-                let pace = Arc::clone(&self.shared.settings.pace);
+                let pace = self.shared.settings.pace.clone();
                 Ok(response.map(|stream| Body::received(stream, Some(permit)).paced(pace)))
             }
             Ok(Err(error)) => Err(self.failed(&error)),
