@@ -7,6 +7,7 @@ pub mod aac;
 pub mod flac;
 pub mod g711;
 pub mod h264;
+pub mod join;
 pub mod mp4;
 pub mod rtp;
 pub mod rtsp;

@@ -185,7 +185,7 @@ impl Dialogue {
         self.channels.push(Channel { track, url: request.uri.clone(), rtp, rtcp });
         self.session.get_or_insert_with(|| format!("{:016X}", rand::random::<u64>()));
         let ssrc = Some(self.camera.source.ssrc(track));
-        let transport = Transport { tcp: true, interleaved: Some((rtp, rtcp)), ssrc };
+        let transport = Transport { interleaved: Some((rtp, rtcp)), ssrc, ..Transport::interleaved(rtp) };
         self.answer(request, 200).header("Transport", transport.to_string())
     }
 

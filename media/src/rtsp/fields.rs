@@ -5,13 +5,19 @@
 
 use std::fmt;
 
-/// The `Transport` header (RFC 2326 §12.39), as far as RTP over the RTSP connection needs it.
+/// The `Transport` header (RFC 2326 §12.39): RTP over the RTSP connection, or unicast over UDP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transport {
     /// `RTP/AVP/TCP`. A server that answers with plain `RTP/AVP` has chosen UDP.
     pub tcp: bool,
+    /// `RTP/AVP` or `RTP/AVP/UDP`, to one receiver. Neither this nor `tcp`: a profile that is not known here.
+    pub udp: bool,
     /// `interleaved=0-1`: channel for RTP, channel for RTCP (the next one when only one is named).
     pub interleaved: Option<(u8, u8)>,
+    /// `client_port=5000-5001`: where a client of UDP receives RTP and RTCP (the next one when only one is named).
+    pub client_port: Option<(u16, u16)>,
+    /// `server_port`, where the server sends from.
+    pub server_port: Option<(u16, u16)>,
     /// `ssrc`, hexadecimal; absent or unreadable is `None`, and so is the `0` of servers that do not know it.
     pub ssrc: Option<u32>,
 }
@@ -19,7 +25,8 @@ pub struct Transport {
 impl Transport {
     /// RTP on `rtp_channel`, RTCP on the next one. `rtp_channel` must be below 255.
     pub fn interleaved(rtp_channel: u8) -> Self {
-        Self { tcp: true, interleaved: Some((rtp_channel, rtp_channel.saturating_add(1))), ssrc: None }
+        let interleaved = Some((rtp_channel, rtp_channel.saturating_add(1)));
+        Self { tcp: true, interleaved, ..Self::default() }
     }
 
     /// The alternatives of a header value, in order of preference (a client may offer several).
@@ -31,14 +38,22 @@ impl Transport {
     pub fn parse(value: &str) -> Self {
         let mut parts = value.split(';').map(str::trim);
         let profile = parts.next().unwrap_or_default();
+        let is_one_of = |names: &[&str]| names.iter().any(|name| profile.eq_ignore_ascii_case(name));
         let mut transport = Self {
-            tcp: profile.eq_ignore_ascii_case("RTP/AVP/TCP") || profile.eq_ignore_ascii_case("RTP/AVPF/TCP"),
+            tcp: is_one_of(&["RTP/AVP/TCP", "RTP/AVPF/TCP"]),
+            udp: is_one_of(&["RTP/AVP", "RTP/AVP/UDP", "RTP/AVPF"]),
             ..Self::default()
         };
         for part in parts {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             let value = value.trim().trim_matches('"');
-            if name.trim().eq_ignore_ascii_case("interleaved") {
+            if name.trim().eq_ignore_ascii_case("multicast") {
+                transport.udp = false;
+            } else if name.trim().eq_ignore_ascii_case("client_port") {
+                transport.client_port = ports(value);
+            } else if name.trim().eq_ignore_ascii_case("server_port") {
+                transport.server_port = ports(value);
+            } else if name.trim().eq_ignore_ascii_case("interleaved") {
                 let (rtp, rtcp) = value.split_once('-').unwrap_or((value, ""));
                 if let Ok(rtp) = rtp.trim().parse::<u8>() {
                     let rtcp = rtcp.trim().parse().unwrap_or(rtp.saturating_add(1));
@@ -52,11 +67,23 @@ impl Transport {
     }
 }
 
+/// `5000-5001`, or the first of them alone.
+fn ports(value: &str) -> Option<(u16, u16)> {
+    let (rtp, rtcp) = value.split_once('-').unwrap_or((value, ""));
+    let rtp = rtp.trim().parse().ok().filter(|&port: &u16| port > 0)?;
+    Some((rtp, rtcp.trim().parse().unwrap_or(rtp.saturating_add(1))))
+}
+
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.tcp { "RTP/AVP/TCP;unicast" } else { "RTP/AVP;unicast" })?;
         if let Some((rtp, rtcp)) = self.interleaved {
             write!(f, ";interleaved={rtp}-{rtcp}")?;
+        }
+        for (name, ports) in [("client_port", self.client_port), ("server_port", self.server_port)] {
+            if let Some((rtp, rtcp)) = ports {
+                write!(f, ";{name}={rtp}-{rtcp}")?;
+            }
         }
         if let Some(ssrc) = self.ssrc {
             write!(f, ";ssrc={ssrc:08X}")?;
@@ -148,11 +175,14 @@ mod tests {
     #[test]
     fn headers_of_real_servers() {
         let transport = Transport::parse("RTP/AVP/TCP;unicast;interleaved=0-1;ssrc=30A98EE7");
-        assert_eq!(transport, Transport { tcp: true, interleaved: Some((0, 1)), ssrc: Some(0x30A9_8EE7) });
+        assert_eq!(transport, Transport { ssrc: Some(0x30A9_8EE7), ..Transport::interleaved(0) });
         let udp = Transport::parse(
             "RTP/AVP;unicast;mode=PLAY;source=127.0.0.1;client_port=18714-18715;server_port=40004-40005;ssrc=0",
         );
-        assert_eq!(udp, Transport::default());
+        let (client_port, server_port) = (Some((18_714, 18_715)), Some((40_004, 40_005)));
+        assert_eq!(udp, Transport { udp: true, client_port, server_port, ..Transport::default() });
+        assert!(!Transport::parse("RTP/AVP;multicast;port=5000-5001;ttl=1").udp, "to many");
+        assert_eq!(Transport::parse("RTP/SAVP;unicast;client_port=0").client_port, None);
         let far = "RTP/AVP/TCP;unicast;destination=192.168.1.210;source=192.168.1.110;interleaved=2-3";
         assert_eq!(Transport::parse(far).interleaved, Some((2, 3)));
         assert_eq!(Transport::parse("RTP/AVP/TCP;interleaved=6").interleaved, Some((6, 7)));
@@ -176,6 +206,8 @@ mod tests {
         let transport = Transport { ssrc: Some(0xAB), ..Transport::interleaved(4) };
         assert_eq!(transport.to_string(), "RTP/AVP/TCP;unicast;interleaved=4-5;ssrc=000000AB");
         assert_eq!(Transport::parse(&transport.to_string()), transport);
+        let udp = Transport { udp: true, client_port: Some((6, 7)), ..Transport::default() };
+        assert_eq!(Transport::parse(&udp.to_string()), udp);
         let session = SessionId { id: "x1".into(), timeout_s: 30 };
         assert_eq!(SessionId::parse(&session.to_string()), Some(session));
         let info = RtpInfo { url: "rtsp://h/x/track1".into(), seq: Some(2), rtptime: Some(3) };
