@@ -117,6 +117,10 @@ impl DigestGuard {
                 )
             })
             .collect();
+        if self.rfc2069 == Rfc2069Policy::Accept {
+            // As live555 reads it: these parameters, in this order, in the last header line.
+            challenges.push(format!(r#"Digest realm="{}", nonce="{nonce}"{stale}"#, self.realm));
+        }
         if self.basic == BasicPolicy::Allow {
             challenges.push(format!(r#"Basic realm="{}", charset="UTF-8""#, self.realm));
         }

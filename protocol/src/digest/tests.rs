@@ -88,11 +88,13 @@ fn basic_and_rfc_2069_only_where_the_policy_says_so() {
     assert_eq!(open.check("GET", "/", Some(basic), root, NOW_S).unwrap().name, "root");
     let wrong = "Basic cm9vdDpzZXNhbQ==";
     assert_eq!(open.check("GET", "/", Some(wrong), root, NOW_S), Err(Refusal::Wrong));
-    assert_eq!(open.challenges(NOW_S, false).len(), 3);
+    let challenges = open.challenges(NOW_S, false);
+    assert_eq!(challenges.len(), 4);
 
     // An RTSP client that ignores qop, as many do.
     let nonce = strict.nonce(NOW_S);
     let challenge = format!(r#"Digest realm="homing", nonce="{nonce}""#);
+    assert_eq!(challenges[2], challenge, "as live555 reads it");
     let old = answer(&[challenge], "DESCRIBE", "rtsp://cam/1/", &Credentials::new("root", "sesame"));
     assert!(!old.contains("qop"));
     let check = |guard: &DigestGuard| guard.check("DESCRIBE", "rtsp://cam/1", Some(&old), root, NOW_S);
