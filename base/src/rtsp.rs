@@ -338,13 +338,23 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the session as the standard wants it; does not wait for the answer.
+    /// Ends the session as the standard wants it, and the stream in order: through an uplink, one that is dropped takes
+    /// along what was written last. Waits no longer than a courtesy deserves.
     pub async fn close(mut self) {
         let headers = self.session_header();
-        let sent = self.wire.request(Method::Teardown, &self.control.clone(), &headers);
-        if let Ok((_, out)) = sent {
-            let _ = tokio::time::timeout(TEARDOWN_DEADLINE, self.wire.write("TEARDOWN", &out)).await;
-        }
+        let Ok((_, out)) = self.wire.request(Method::Teardown, &self.control.clone(), &headers) else {
+            return;
+        };
+        let farewell = async {
+            self.wire.write("TEARDOWN", &out).await?;
+            let _ = self.wire.stream.shutdown().await;
+            loop {
+                self.wire.buf.clear();
+                self.wire.read("TEARDOWN").await?;
+            }
+        };
+        // Ends with the peer's end of the stream, at the latest with the deadline.
+        let _: Result<Result<(), SessionError>, _> = tokio::time::timeout(TEARDOWN_DEADLINE, farewell).await;
     }
 
     async fn send_keepalive(&mut self) -> Result<(), SessionError> {
