@@ -65,6 +65,8 @@ struct Description {
 struct TunnelDescription {
     external: SocketAddr,
     internal: SocketAddr,
+    /// Its RTSP gateway: `rtsp://` this `/SERIAL`, with the same user and password.
+    rtsp: SocketAddr,
     user: String,
     password: Secret,
 }
@@ -167,6 +169,10 @@ async fn demo(options: &Options, folder: &Path, stop: &Stop) -> anyhow::Result<(
             name: "Tunnel server".into(),
             external: earlier.map_or(loopback(0), |earlier| earlier.external),
             internal: earlier.map_or(loopback(0), |earlier| earlier.internal),
+            gateway: homing_tunnel::Gateway {
+                rtsp: earlier.map_or(loopback(0), |earlier| earlier.rtsp).to_string(),
+                ..homing_tunnel::Gateway::default()
+            },
             user: internal.user.clone(),
             password: internal.password.clone(),
             data: folder.join("tunnel"),
@@ -216,6 +222,7 @@ async fn demo(options: &Options, folder: &Path, stop: &Stop) -> anyhow::Result<(
         tunnel: TunnelDescription {
             external: tunnel.external_addr(),
             internal: tunnel.internal_addr(),
+            rtsp: tunnel.rtsp_addr().context("the demo's tunnel server has an RTSP gateway")?,
             user: internal.user,
             password: internal.password,
         },

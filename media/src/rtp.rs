@@ -230,6 +230,16 @@ impl Reception {
     }
 }
 
+/// An empty receiver report and the BYE of a source (§6.6).
+pub fn goodbye(ssrc: u32) -> [u8; 16] {
+    let mut out = [0; 16];
+    for (at, packet_type, count) in [(0, 201, 0), (8, 203, 1)] {
+        out[at..at + 4].copy_from_slice(&[0x80 | count, packet_type, 0, 1]);
+        out[at + 4..at + 8].copy_from_slice(&ssrc.to_be_bytes());
+    }
+    out
+}
+
 /// Source description with the canonical name only; §6.5.
 fn put_sdes(out: &mut BytesMut, ssrc: u32, cname: &str) {
     let cname = &cname.as_bytes()[..cname.len().min(255)];
@@ -404,6 +414,7 @@ mod tests {
             assert_eq!(rr[24..32], [0, 0, 0x80, 0, 0, 1, 0, 0]);
         }
         assert!(Rtcp::parse(&[0x80, 203, 0, 0]).unwrap().bye);
+        assert_eq!(Rtcp::parse(&goodbye(7)).unwrap(), Rtcp { sender_report: None, bye: true });
     }
 
     proptest! {

@@ -68,8 +68,50 @@ pub struct Config {
     pub default_passwords: Vec<String>,
     /// The dispatcher that registrations are relayed to.
     pub dispatcher: Dispatcher,
+    /// The RTSP gateway.
+    pub gateway: Gateway,
     /// Sizes and times.
     pub limits: Limits,
+}
+
+/// The `[tunnel.gateway]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gateway {
+    /// Where RTSP clients connect, `address:port`; empty: nowhere.
+    pub rtsp: String,
+    /// The same inside TLS.
+    pub rtsps: String,
+    /// Who may watch; none: the user of the internal address.
+    pub users: Vec<GatewayUser>,
+    /// Whether a client that wants UDP gets it.
+    pub udp: bool,
+    /// First and last port that UDP is sent from; 0: any free ones.
+    pub udp_ports: [u16; 2],
+    /// Connections at once.
+    pub connections: usize,
+    /// Streams from devices at once.
+    pub streams: usize,
+    /// Streams from one device at once.
+    pub streams_per_device: usize,
+    /// Kept of each stream, for viewers that come late or are slow.
+    pub kept_bytes: usize,
+    /// A stream is ended so long after its last viewer.
+    pub linger_ms: u64,
+    /// A client that has not given user and password for so long is dropped.
+    pub greeting_ms: u64,
+    /// A viewer that takes nothing for so long is dropped.
+    pub stalled_ms: u64,
+}
+
+/// A user of the RTSP gateway.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayUser {
+    /// Its name.
+    pub name: String,
+    /// Its password.
+    pub password: Secret,
 }
 
 /// The `[tunnel.dispatcher]` table.
@@ -129,7 +171,27 @@ impl Default for Config {
             replace_default_passwords: true,
             default_passwords: DEFAULT_PASSWORDS.map(str::to_owned).to_vec(),
             dispatcher: Dispatcher::default(),
+            gateway: Gateway::default(),
             limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Gateway {
+            rtsp: String::new(),
+            rtsps: String::new(),
+            users: Vec::new(),
+            udp: true,
+            udp_ports: [0, 0],
+            connections: 4096,
+            streams: 1000,
+            streams_per_device: 32,
+            kept_bytes: 4 << 20,
+            linger_ms: 5000,
+            greeting_ms: 15_000,
+            stalled_ms: 10_000,
         }
     }
 }
@@ -198,6 +260,7 @@ impl Config {
             self.default_passwords.iter().all(|known| known.contains(':')),
             "[tunnel] default_passwords: each is \"user:password\""
         );
+        self.gateway.check()?;
         let limits = &self.limits;
         ensure!(
             limits.uplinks > 0 && limits.arriving > 0 && limits.streams_per_uplink > 0,
@@ -238,6 +301,43 @@ impl Config {
 
     pub(crate) fn tls_policy(&self) -> TlsPolicy {
         if self.tls_1_2 { TlsPolicy::Tls12AndUp } else { TlsPolicy::Tls13 }
+    }
+}
+
+impl Gateway {
+    fn check(&self) -> anyhow::Result<()> {
+        for (key, address) in [("rtsp", &self.rtsp), ("rtsps", &self.rtsps)] {
+            Self::address(key, address)?;
+        }
+        for user in &self.users {
+            ensure!(
+                !user.name.is_empty() && !user.password.is_empty(),
+                "[[tunnel.gateway.users]] name and password must not be empty"
+            );
+            let twice = self.users.iter().filter(|other| other.name == user.name).count();
+            ensure!(twice == 1, "[[tunnel.gateway.users]] {:?} is there twice", user.name);
+        }
+        let [first, last] = self.udp_ports;
+        ensure!(
+            (first == 0 && last == 0) || (first > 0 && last > first),
+            "[tunnel.gateway] udp_ports is [{first}, {last}]: give the first and the last of a range, or [0, 0]"
+        );
+        ensure!(
+            self.connections > 1 && self.streams > 0 && self.streams_per_device > 0,
+            "[tunnel.gateway] connections must be at least 2, streams and streams_per_device at least 1"
+        );
+        Ok(())
+    }
+
+    /// One of the two addresses; none: it is not listened there.
+    pub(crate) fn address(key: &str, address: &str) -> anyhow::Result<Option<SocketAddr>> {
+        if address.is_empty() {
+            return Ok(None);
+        }
+        let parsed = address.parse().with_context(|| {
+            format!("[tunnel.gateway] {key} is {address:?}; it is an IP address and a port, such as \"127.0.0.1:8554\"")
+        });
+        parsed.map(Some)
     }
 }
 
@@ -374,6 +474,12 @@ mod tests {
         let limits = Limits { dead_after_ms: 5000, ..Limits::default() };
         assert!(message(Config { limits, ..good() }).contains("dead_after_ms"));
         assert!(!format!("{:?}", good()).contains("horse"));
+        let gateway = |gateway: Gateway| message(Config { gateway, ..good() });
+        assert!(gateway(Gateway { rtsp: "8554".into(), ..Gateway::default() }).contains("127.0.0.1:8554"));
+        assert!(gateway(Gateway { udp_ports: [9, 8], ..Gateway::default() }).contains("udp_ports"));
+        let user = GatewayUser { name: "wall".into(), password: "w".into() };
+        let users = vec![user.clone(), user];
+        assert!(gateway(Gateway { users, ..Gateway::default() }).contains("twice"));
     }
 
     #[test]

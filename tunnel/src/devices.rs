@@ -95,6 +95,8 @@ pub(crate) struct Connected {
     pub meter: Meter,
     /// Path of its RTSP over WebSocket, once asked for.
     pub rtsp_path: OnceCell<String>,
+    /// URL of the stream that it names first, once asked for.
+    pub first_stream: OnceCell<String>,
 }
 
 /// Why a device that dialled is not admitted (step 7).

@@ -36,13 +36,50 @@ pub(crate) enum Denied {
 /// Checks Basic credentials.
 pub(crate) struct Guard {
     credentials: Credentials,
+    attempts: Attempts,
+}
+
+/// Who was right and who was wrong lately, by address.
+pub(crate) struct Attempts {
     throttle: Throttle<IpAddr>,
     trusted: Mutex<HashSet<IpAddr>>,
 }
 
+impl Default for Attempts {
+    fn default() -> Self {
+        Attempts { throttle: Throttle::new(Tolerance::LOG_IN), trusted: Mutex::default() }
+    }
+}
+
+impl Attempts {
+    /// How long this address is not looked at; zero: it is.
+    pub fn wait(&self, peer: IpAddr, now: Instant) -> Duration {
+        let wait = self.throttle.wait(&network(peer), now);
+        if !wait.is_zero() && self.trusted().contains(&peer.to_canonical()) { Duration::ZERO } else { wait }
+    }
+
+    /// It was right, and is not slowed by others' mistakes from there.
+    pub fn handle_right(&self, peer: IpAddr) {
+        let mut trusted = self.trusted();
+        if trusted.len() >= TRUSTED_MAX {
+            trusted.clear();
+        }
+        trusted.insert(peer.to_canonical());
+    }
+
+    /// It was wrong.
+    pub fn handle_wrong(&self, peer: IpAddr, now: Instant) {
+        self.throttle.handle_wrong(&network(peer), now);
+    }
+
+    fn trusted(&self) -> std::sync::MutexGuard<'_, HashSet<IpAddr>> {
+        self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Guard {
     pub fn new(credentials: Credentials) -> Self {
-        Guard { credentials, throttle: Throttle::new(Tolerance::LOG_IN), trusted: Mutex::default() }
+        Guard { credentials, attempts: Attempts::default() }
     }
 
     /// The user that there is.
@@ -54,27 +91,19 @@ impl Guard {
     pub fn check(&self, peer: IpAddr, header: Option<&HeaderValue>) -> Result<(), Denied> {
         let offered = header.and_then(|value| value.to_str().ok()).and_then(parse_basic);
         let offered = offered.ok_or(Denied::Missing)?;
-        let (peer, now) = (peer.to_canonical(), Instant::now());
-        let wait = self.throttle.wait(&network(peer), now);
-        if !wait.is_zero() && !self.trusted().contains(&peer) {
+        let now = Instant::now();
+        let wait = self.attempts.wait(peer, now);
+        if !wait.is_zero() {
             return Err(Denied::TooMany(wait));
         }
         // Both are compared, whatever the first says.
         let user = Secret::new(self.credentials.user.clone()).matches(&offered.user);
         if user & self.credentials.password.matches(offered.password.expose()) {
-            let mut trusted = self.trusted();
-            if trusted.len() >= TRUSTED_MAX {
-                trusted.clear();
-            }
-            trusted.insert(peer);
+            self.attempts.handle_right(peer);
             return Ok(());
         }
-        self.throttle.handle_wrong(&network(peer), now);
+        self.attempts.handle_wrong(peer, now);
         Err(Denied::Wrong)
-    }
-
-    fn trusted(&self) -> std::sync::MutexGuard<'_, HashSet<IpAddr>> {
-        self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

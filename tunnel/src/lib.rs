@@ -7,8 +7,9 @@
 //!   │                    │
 //!   │                 devices.rs (memory, events) ── record.rs (pure) ── registrations.rs (disk)
 //!   │                    │
-//!   └────▶ proxy.rs ─▶ reach.rs ─▶ uplink ◀── uplinks.rs ◀── device (steps 6, 7)
-//!             └─ splice.rs    └─ rtsp.rs
+//!   ├────▶ proxy.rs ─▶ reach.rs ─▶ uplink ◀── uplinks.rs ◀── device (steps 6, 7)
+//!   │         └─ splice.rs ▲  └─ rtsp.rs
+//!   └────▶ gateway ────────┘
 //! ```
 //!
 //! A move to another tunnel server: `handover.rs` (what is asked), `moves.rs` (pure), `errands.rs` (what the device is
@@ -31,6 +32,7 @@ mod dispatcher;
 mod errands;
 mod events;
 mod figures;
+mod gateway;
 mod guard;
 mod handover;
 mod history;
@@ -49,7 +51,8 @@ mod server;
 mod splice;
 mod uplinks;
 
-pub use config::{Config, Dispatcher, Limits, REFERENCE};
+pub use config::{Config, Dispatcher, Gateway, GatewayUser, Limits, REFERENCE};
 pub use events::{Event, EventId, Events, NoEventId};
 pub use reach::{ReachError, RtspLink, TunnelHandle};
+pub use rtsp::NoRtsp;
 pub use server::{Bound, bind};

@@ -68,6 +68,18 @@ pub(crate) struct Metrics {
     pub proxied: Family<Answered, Counter>,
     /// 1 while the dispatcher answers.
     pub dispatcher_reachable: Gauge,
+    /// RTSP clients that are connected to the gateway.
+    pub gateway_connections: Gauge,
+    /// Those to whom something plays.
+    pub gateway_viewers: Gauge,
+    /// Streams from devices that they share.
+    pub gateway_streams: Gauge,
+    /// Bytes that viewers were sent.
+    pub gateway_sent_bytes: Counter,
+    /// Packets that viewers missed who were too slow.
+    pub gateway_dropped_packets: Counter,
+    /// What RTSP clients were refused, by status.
+    gateway_refused: Family<Answered, Counter>,
     /// Of uplinks that have ended.
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
@@ -83,6 +95,12 @@ impl Default for Metrics {
             refused: Family::default(),
             proxied: Family::default(),
             dispatcher_reachable: Gauge::default(),
+            gateway_connections: Gauge::default(),
+            gateway_viewers: Gauge::default(),
+            gateway_streams: Gauge::default(),
+            gateway_sent_bytes: Counter::default(),
+            gateway_dropped_packets: Counter::default(),
+            gateway_refused: Family::default(),
             bytes_in: AtomicU64::default(),
             bytes_out: AtomicU64::default(),
         }
@@ -113,6 +131,28 @@ impl Metrics {
                 "1 while the dispatcher answers",
                 self.dispatcher_reachable.clone(),
             );
+            for (name, help, gauge) in [
+                ("gateway_connections", "RTSP clients that are connected", &self.gateway_connections),
+                ("gateway_viewers", "RTSP clients to whom something plays", &self.gateway_viewers),
+                ("gateway_streams", "Streams from devices that RTSP clients share", &self.gateway_streams),
+            ] {
+                registry.register(name, help, gauge.clone());
+            }
+            for (name, help, counter) in [
+                ("gateway_sent_bytes", "Bytes sent to RTSP clients", &self.gateway_sent_bytes),
+                (
+                    "gateway_dropped_packets",
+                    "RTP packets that RTSP clients missed who were too slow",
+                    &self.gateway_dropped_packets,
+                ),
+            ] {
+                registry.register(name, help, counter.clone());
+            }
+            registry.register(
+                "gateway_refused",
+                "Requests of RTSP clients that were refused, by class of status; 401 counts wrong passwords only",
+                self.gateway_refused.clone(),
+            );
             registry.register_collector(Box::new(looker));
         });
     }
@@ -124,14 +164,12 @@ impl Metrics {
 
     /// A request through the proxy was answered.
     pub fn proxied(&self, status: http::StatusCode) {
-        let status = match status.as_u16() / 100 {
-            1 => "1xx",
-            2 => "2xx",
-            3 => "3xx",
-            4 => "4xx",
-            _ => "5xx",
-        };
-        self.proxied.get_or_create(&Answered { status }).inc();
+        self.proxied.get_or_create(&Answered { status: class(status.as_u16()) }).inc();
+    }
+
+    /// A request of an RTSP client was refused.
+    pub fn gateway_refuse(&self, status: u16) {
+        self.gateway_refused.get_or_create(&Answered { status: class(status) }).inc();
     }
 
     /// What is carried, in all.
@@ -161,6 +199,16 @@ impl Metrics {
         self.stood.observe(stats.connected_since.elapsed().unwrap_or_default().as_secs_f64());
         self.bytes_in.fetch_add(stats.bytes_in, Ordering::Relaxed);
         self.bytes_out.fetch_add(stats.bytes_out, Ordering::Relaxed);
+    }
+}
+
+fn class(status: u16) -> &'static str {
+    match status / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
     }
 }
 

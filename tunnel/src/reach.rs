@@ -6,7 +6,7 @@ use crate::{
     devices::{Connected, Devices},
     events::Events,
     registrations::relay_word,
-    rtsp,
+    rtsp::{self, NoRtsp},
 };
 use bytes::Bytes;
 use homing_base::http::Failure;
@@ -72,8 +72,8 @@ pub enum ReachError {
         device: String,
         /// Why.
         cause: String,
-        /// The device took too long.
-        timeout: bool,
+        /// The same for a status.
+        kind: NoRtsp,
     },
 }
 
@@ -87,7 +87,7 @@ impl ReachError {
                 error: RequestError::Timeout { .. } | RequestError::NoFreeStream { .. },
                 ..
             }
-            | ReachError::Rtsp { timeout: true, .. } => StatusCode::GATEWAY_TIMEOUT,
+            | ReachError::Rtsp { kind: NoRtsp::Timeout, .. } => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         }
     }
@@ -176,12 +176,21 @@ impl TunnelHandle {
             Ok(path) => rtsp::open(&connected.uplink, path, self.credentials(serial)).await,
             Err(refused) => Err(refused),
         };
-        let stream = opened.map_err(|rtsp::Refused { cause, timeout }| ReachError::Rtsp {
-            device: self.called(serial),
-            cause,
-            timeout,
-        })?;
+        let stream = opened.map_err(|refused| self.no_rtsp(serial, refused))?;
         Ok(RtspLink { stream, worker: connected.worker.clone() })
+    }
+
+    /// The URL of the stream that a device names first, as it names it; asked once per uplink.
+    pub(crate) async fn first_stream(&self, serial: SerialNumber) -> Result<String, ReachError> {
+        let connected = self.connected(serial)?;
+        let asked = connected.first_stream.get_or_try_init(|| async {
+            rtsp::first_stream(&connected.uplink, serial.host(), self.credentials(serial).await?).await
+        });
+        asked.await.cloned().map_err(|refused| self.no_rtsp(serial, refused))
+    }
+
+    fn no_rtsp(&self, serial: SerialNumber, rtsp::Refused { cause, kind }: rtsp::Refused) -> ReachError {
+        ReachError::Rtsp { device: self.called(serial), cause, kind }
     }
 
     /// The runtime that everything of this device runs on; `None` while it is not connected.

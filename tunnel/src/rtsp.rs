@@ -51,30 +51,46 @@ pub(crate) async fn open(
             opened => return opened.map_err(Refused::from),
         }
     }
-    Err(Refused::from("it refused the registered user name or password".to_owned()))
+    let cause = "it refused the registered user name or password".to_owned();
+    Err(Refused { cause, kind: NoRtsp::WrongCredentials })
 }
 
 /// Why there is no RTSP.
 pub(crate) struct Refused {
     /// In words.
     pub cause: String,
+    pub kind: NoRtsp,
+}
+
+/// What kind of refusal, for a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRtsp {
     /// The device took too long.
-    pub timeout: bool,
+    Timeout,
+    /// It has no RTSP over WebSocket.
+    Unsupported,
+    /// It does not take the registered user and password.
+    WrongCredentials,
+    /// Something else.
+    Failed,
 }
 
 impl From<String> for Refused {
     fn from(cause: String) -> Self {
-        Refused { cause, timeout: false }
+        Refused { cause, kind: NoRtsp::Failed }
     }
 }
 
 impl From<OpenError> for Refused {
     fn from(error: OpenError) -> Self {
-        let timeout = matches!(
-            error,
-            OpenError::Request(RequestError::Timeout { .. } | RequestError::NoFreeStream { .. })
-        );
-        Refused { cause: error.to_string(), timeout }
+        let kind = match error {
+            OpenError::Request(RequestError::Timeout { .. } | RequestError::NoFreeStream { .. }) => {
+                NoRtsp::Timeout
+            }
+            OpenError::NotSupported => NoRtsp::Unsupported,
+            _ => NoRtsp::Failed,
+        };
+        Refused { cause: error.to_string(), kind }
     }
 }
 
@@ -103,21 +119,47 @@ pub(crate) async fn websocket_path(
             return Ok(device::path_of(&uri));
         }
         media2_path = device::media2_path(services)
-            .ok_or_else(|| "it has no Media2 service, and so no RTSP over WebSocket".to_owned())?;
+            .ok_or_else(|| unsupported("it has no Media2 service, and so no RTSP over WebSocket"))?;
     }
     let capabilities = device.call(&media2_path, &media2::GetServiceCapabilities).await;
     match capabilities.map(|told| told.rtsp_web_socket_uri) {
         Ok(Some(uri)) => Ok(device::path_of(&uri)),
         Ok(None) => {
-            Err("it does not offer RTSP over WebSocket (Media2 names no RTSPWebSocketUri)".to_owned().into())
+            Err(unsupported("it does not offer RTSP over WebSocket (Media2 names no RTSPWebSocketUri)"))
         }
         // What went wrong first is what to look at.
-        Err(error) => {
-            let error = services.err().unwrap_or(error);
-            let timeout = matches!(error, DeviceError::Timeout(_));
-            Err(Refused { cause: format!("where it has RTSP could not be asked: {error}"), timeout })
-        }
+        Err(error) => Err(unasked("where it has RTSP", &services.err().unwrap_or(error))),
     }
+}
+
+/// The URL of the stream that a device names first: its best H.264 profile, or else its first one.
+pub(crate) async fn first_stream(
+    uplink: &Uplink,
+    host: String,
+    credentials: Credentials,
+) -> Result<String, Refused> {
+    let failed = |error: DeviceError<String>| unasked("which stream it has", &error);
+    let mut device = Device::new(Through(uplink), host, credentials, ANSWER_DEADLINE).allow_basic();
+    let services = device.services().await.map_err(failed)?;
+    let media = device::media2_path(&services)
+        .ok_or_else(|| unsupported("it has no Media2 service, so that a path must be given"))?;
+    let profiles = device.call(&media, &media2::GetProfiles::all()).await.map_err(failed)?.0;
+    let best = media2::best_profiles(&profiles).first().copied().or(profiles.first());
+    let best = best.ok_or_else(|| Refused::from("it has no media profile; make one in it".to_owned()))?;
+    Ok(device.call(&media, &media2::GetStreamUri::rtsp(&best.token)).await.map_err(failed)?.0)
+}
+
+fn unsupported(cause: &str) -> Refused {
+    Refused { cause: cause.to_owned(), kind: NoRtsp::Unsupported }
+}
+
+fn unasked(what: &str, error: &DeviceError<String>) -> Refused {
+    let kind = match error {
+        DeviceError::Timeout(_) => NoRtsp::Timeout,
+        DeviceError::WrongCredentials => NoRtsp::WrongCredentials,
+        _ => NoRtsp::Failed,
+    };
+    Refused { cause: format!("{what} could not be asked: {error}"), kind }
 }
 
 /// Carries requests through a device's uplink.

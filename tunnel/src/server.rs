@@ -10,7 +10,7 @@ use crate::{
     devices::Devices,
     dispatcher::Dispatcher,
     errands::Errands,
-    figures,
+    figures, gateway,
     guard::Guard,
     history::History,
     metrics::Metrics,
@@ -37,6 +37,7 @@ pub struct Bound {
     workers: Workers,
     external: TcpListener,
     internal: TcpListener,
+    gateway: gateway::Bound,
     facts: Arc<ServerFacts>,
     leaf: Arc<Leaf>,
     devices: Arc<Devices>,
@@ -60,6 +61,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     socket2::SockRef::from(&internal)
         .set_tcp_user_timeout(Some(config.limits.stalled()))
         .context("[tunnel.limits] stalled_ms")?;
+    let gateway = gateway::bind(&config.gateway)?;
     let external_addr = external.local_addr().context("external address")?;
     let public = config.public_addresses(external_addr)?;
     let authorities: Vec<String> = public.iter().map(UplinkAddress::authority).collect();
@@ -85,6 +87,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
         workers,
         external,
         internal,
+        gateway,
         facts,
         leaf,
         devices,
@@ -131,6 +134,16 @@ impl Bound {
         self.internal.local_addr().expect("a socket that is open has an address")
     }
 
+    /// Where RTSP clients connect; none: nowhere.
+    pub fn rtsp_addr(&self) -> Option<SocketAddr> {
+        self.gateway.rtsp_addr()
+    }
+
+    /// The same inside TLS.
+    pub fn rtsps_addr(&self) -> Option<SocketAddr> {
+        self.gateway.rtsps_addr()
+    }
+
     /// The tunnel server in process.
     pub fn handle(&self) -> TunnelHandle {
         self.handle.clone()
@@ -164,6 +177,13 @@ impl Bound {
             stop: stop.clone(),
             server: Arc::clone(&self.facts),
         };
+        let gateway = self.gateway.run(
+            &self.config,
+            self.handle.clone(),
+            Arc::clone(&self.metrics),
+            Arc::clone(&self.leaf),
+            &stop,
+        )?;
         let metrics = Arc::clone(&self.metrics);
         let proxy = Proxy { tunnel: self.handle, guard, metrics, stop: stop.clone() };
         let figures_period = figures::period(self.config.limits.uplink_settings().ping_interval);
@@ -183,6 +203,7 @@ impl Bound {
         );
         tokio::join!(
             uplinks.run(self.external, &stop),
+            gateway,
             homing_base::http::serve_with(self.internal, service, None, stop.clone()),
             self.relay.run(&stop),
             self.relay.follow_changes(&stop),

@@ -164,8 +164,16 @@ impl Uplinks {
                 return None;
             }
         };
-        let (meter, rtsp_path) = (Meter::new(Instant::now()), OnceCell::new());
-        let connected = Connected { uplink: uplink.clone(), worker, peer, dialled, via, meter, rtsp_path };
+        let connected = Connected {
+            uplink: uplink.clone(),
+            worker,
+            peer,
+            dialled,
+            via,
+            meter: Meter::new(Instant::now()),
+            rtsp_path: OnceCell::new(),
+            first_stream: OnceCell::new(),
+        };
         let Some(session) = self.devices.connect(fingerprint, connected) else {
             tracing::info!(step = %Step::Tunnel, %serial, %peer, "no longer welcome");
             return None;

@@ -1,5 +1,6 @@
 //! Devices: a key, an uplink, and a little ONVIF, HTTP and RTSP over WebSocket behind it.
 
+use crate::camera::Camera;
 use bytes::Bytes;
 use homing_base::Stop;
 use homing_protocol::{
@@ -67,6 +68,12 @@ pub struct Device {
     key: Arc<Vec<u8>>,
     /// RTSP streams that have ended, as the device saw it.
     pub streams_ended: Arc<watch::Sender<usize>>,
+    /// What its RTSP leads to, once switched on; else bytes come back.
+    pub camera: Camera,
+    /// Whether it has RTSP over WebSocket.
+    pub has_rtsp: bool,
+    /// Cancelled to cut the uplink.
+    line: Arc<Mutex<CancellationToken>>,
 }
 
 impl Device {
@@ -90,7 +97,15 @@ impl Device {
             certificate,
             key: Arc::new(key.serialize_der()),
             streams_ended: Arc::default(),
+            camera: Camera::default(),
+            has_rtsp: true,
+            line: Arc::default(),
         }
+    }
+
+    /// Cuts its uplink.
+    pub fn cut(&self) {
+        self.line.lock().unwrap().cancel();
     }
 
     /// Step 6: dials.
@@ -108,9 +123,12 @@ impl Device {
         let guard = Arc::new(DigestGuard::new("device", [9; 32]));
         let (ended, lock, line) = (self.streams_ended.clone(), self.lock.clone(), token.child_token());
         let cut = line.clone();
+        *self.line.lock().unwrap() = line.clone();
+        let (camera, has_rtsp) = (self.camera.clone(), self.has_rtsp);
         let service = Arc::new(move |incoming: Incoming| {
             let (guard, ended) = (guard.clone(), ended.clone());
-            let door = Door { guard, lock: lock.clone(), line: line.clone() };
+            let (lock, line, camera) = (lock.clone(), line.clone(), camera.clone());
+            let door = Door { guard, lock, line, camera, has_rtsp };
             async move { answer(incoming, &door, &ended).await }
         });
         stop.spawn(uplink.serve(service, ServeSettings::default(), cut))
@@ -123,6 +141,8 @@ struct Door {
     lock: Arc<Mutex<Lock>>,
     /// Cancelled to cut the uplink.
     line: CancellationToken,
+    camera: Camera,
+    has_rtsp: bool,
 }
 
 impl Door {
@@ -150,10 +170,15 @@ async fn answer(mut incoming: Incoming, guard: &Door, ended: &watch::Sender<usiz
             assert_eq!(incoming.subprotocols().collect::<Vec<_>>(), ["rtsp.onvif.org"]);
             // As a device does whose WebSocket server speaks HTTP/1.1.
             let Some(incoming) = authenticated(incoming, guard, "GET", RTSP_PATH) else { return };
-            echo(incoming.accept_websocket("rtsp.onvif.org").unwrap()).await;
+            let stream = incoming.accept_websocket("rtsp.onvif.org").unwrap();
+            if guard.camera.is_on() {
+                guard.camera.serve(stream).await;
+            } else {
+                echo(stream).await;
+            }
             ended.send_modify(|ended| *ended += 1);
         }
-        (Method::POST, "/onvif/device_service") => services(incoming, guard).await,
+        (Method::POST, "/onvif/device_service" | "/onvif/media2") => services(incoming, guard, &path).await,
         (Method::POST, "/axis-cgi/pwdgrp.cgi") => {
             let Some(mut incoming) = authenticated(incoming, guard, "POST", &path) else { return };
             let body = std::mem::take(incoming.request.body_mut()).collect(4096).await.unwrap();
@@ -222,8 +247,8 @@ fn authenticated(incoming: Incoming, door: &Door, method: &str, path: &str) -> O
 }
 
 /// GetServices, GetDeviceInformation and perhaps SetUser, for whoever has the device's password.
-async fn services(incoming: Incoming, guard: &Door) {
-    let Some(mut incoming) = authenticated(incoming, guard, "POST", "/onvif/device_service") else { return };
+async fn services(incoming: Incoming, guard: &Door, path: &str) {
+    let Some(mut incoming) = authenticated(incoming, guard, "POST", path) else { return };
     let body = std::mem::take(incoming.request.body_mut()).collect(65536).await.unwrap();
     let envelope = Envelope::parse(&body).unwrap();
     let respond = |status: u16, xml: String| {
@@ -261,10 +286,22 @@ async fn services(incoming: Incoming, guard: &Door) {
                 }
             };
         }
+        DeviceRequest::GetProfiles(_) => {
+            let video_source = Some(media2::VideoSource::default());
+            let profile = media2::Profile { token: "live".into(), video_source, ..Default::default() };
+            return respond(200, answer(media2::Profiles(vec![profile]).to_element()));
+        }
+        DeviceRequest::GetStreamUri(_) => {
+            let uri = format!("rtsp://root:{PASSWORD}@{}/live", crate::camera::HOST);
+            return respond(200, answer(media2::StreamUri(uri).to_element()));
+        }
+        DeviceRequest::GetMediaServiceCapabilities(_) => {
+            return respond(200, answer(media2::ServiceCapabilities::default().to_element()));
+        }
         other => panic!("{other:?}"),
     }
     let media2 = media2::ServiceCapabilities {
-        rtsp_web_socket_uri: Some(format!("ws://192.168.1.7{RTSP_PATH}")),
+        rtsp_web_socket_uri: guard.has_rtsp.then(|| format!("ws://192.168.1.7{RTSP_PATH}")),
         ..Default::default()
     };
     let services = device::Services(vec![device::Service {

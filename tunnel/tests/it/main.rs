@@ -5,14 +5,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod camera;
 mod certificates;
 mod device;
 mod dispatcher;
 mod events;
+mod gateway;
 mod handover;
 mod hostile;
 mod orders;
 mod passwords;
+mod player;
+mod pressure_rtsp;
 mod proxy;
 mod register;
 mod scenario;

@@ -37,6 +37,9 @@ pub struct World {
     pub external: SocketAddr,
     pub internal: SocketAddr,
     pub handle: TunnelHandle,
+    /// The RTSP gateway, where the configuration has one.
+    pub rtsp: Option<SocketAddr>,
+    pub rtsps: Option<SocketAddr>,
     running: Option<JoinHandle<anyhow::Result<()>>>,
     /// The devices' tasks.
     pub site: Stop,
@@ -59,7 +62,7 @@ impl World {
         }
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let (role, ops) = (Stop::new(), Ops::new());
-        let (handle, external, internal, running) =
+        let Started { handle, external, internal, rtsp, rtsps, running } =
             start(folder.path(), &dispatcher, nowhere, nowhere, &ops, &role, adjust).await;
         World {
             folder,
@@ -70,6 +73,8 @@ impl World {
             external,
             internal,
             handle,
+            rtsp,
+            rtsps,
             running: Some(running),
             site: Stop::new(),
             adjust,
@@ -81,7 +86,7 @@ impl World {
         self.stop_tunnel().await;
         self.role = Stop::new();
         self.ops = Ops::new();
-        let (handle, _, _, running) = start(
+        let started = start(
             self.folder.path(),
             &self.dispatcher,
             self.external,
@@ -91,7 +96,8 @@ impl World {
             self.adjust,
         )
         .await;
-        (self.handle, self.running) = (handle, Some(running));
+        (self.rtsp, self.rtsps) = (started.rtsp, started.rtsps);
+        (self.handle, self.running) = (started.handle, Some(started.running));
     }
 
     /// Ends the tunnel server, and checks that nothing of it is left.
@@ -159,6 +165,14 @@ impl World {
         (device, serving)
     }
 
+    /// The same without RTSP over WebSocket.
+    pub async fn ready_without_rtsp(&self, serial: &str) -> Device {
+        let mut device = Device::new(serial);
+        device.has_rtsp = false;
+        self.make_ready(&device).await;
+        device
+    }
+
     /// The same for this device.
     pub async fn make_ready(&self, device: &Device) -> JoinHandle<EndReason> {
         let (status, answer) = self.register(device).await;
@@ -213,7 +227,14 @@ impl Drop for World {
     }
 }
 
-type Running = JoinHandle<anyhow::Result<()>>;
+struct Started {
+    handle: TunnelHandle,
+    external: SocketAddr,
+    internal: SocketAddr,
+    rtsp: Option<SocketAddr>,
+    rtsps: Option<SocketAddr>,
+    running: JoinHandle<anyhow::Result<()>>,
+}
 
 async fn start(
     folder: &std::path::Path,
@@ -223,7 +244,7 @@ async fn start(
     ops: &Ops,
     role: &Stop,
     adjust: fn(&mut Config),
-) -> (TunnelHandle, SocketAddr, SocketAddr, Running) {
+) -> Started {
     let mut config = Config {
         name: "sts-1".into(),
         external,
@@ -243,9 +264,14 @@ async fn start(
     config.limits.retry_longest_ms = 400;
     adjust(&mut config);
     let bound = homing_tunnel::bind(config, ops, &Workers::current()).await.unwrap();
-    let (external, internal, handle) = (bound.external_addr(), bound.internal_addr(), bound.handle());
-    let running = role.spawn(bound.run(role.clone()));
-    (handle, external, internal, running)
+    Started {
+        handle: bound.handle(),
+        external: bound.external_addr(),
+        internal: bound.internal_addr(),
+        rtsp: bound.rtsp_addr(),
+        rtsps: bound.rtsps_addr(),
+        running: role.spawn(bound.run(role.clone())),
+    }
 }
 
 pub fn new_device(device: &Device) -> NewDevice {
