@@ -15,7 +15,9 @@ use homing_protocol::{
     api::{
         ProblemDetail,
         dispatcher::Offer,
-        tunnel::{ChangeDevice, Connection, Device, Figures, Move, NewDevice, Reset, Server},
+        tunnel::{
+            ChangeDevice, Connection, Device, Figures, Move, NewDevice, Reset, Server, Site, SiteChange,
+        },
     },
     secret::Credentials,
 };
@@ -165,6 +167,30 @@ impl TunnelServer {
     /// As [`TunnelServer::register`].
     pub async fn history(&self, serial: SerialNumber) -> Result<Vec<Connection>, CallError> {
         self.client.get(&format!("/api/v1/devices/{serial}/history")).await
+    }
+
+    /// What it knows of sites.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn sites(&self) -> Result<Vec<Site>, CallError> {
+        self.client.get("/api/v1/sites").await
+    }
+
+    /// Enters a site, or changes it.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn put_site(&self, name: &str, site: &SiteChange) -> Result<(), CallError> {
+        self.client.send(Method::PUT, &site_path(name), site).await
+    }
+
+    /// Forgets a site.
+    ///
+    /// # Errors
+    /// As [`TunnelServer::register`].
+    pub async fn remove_site(&self, name: &str) -> Result<(), CallError> {
+        self.client.send::<(), ()>(Method::DELETE, &site_path(name), &()).await
     }
 
     /// Keeps the event stream open until the role stops.
@@ -323,6 +349,12 @@ impl TunnelServer {
     fn lost(&self, cause: &str) -> Lost {
         Lost::Stream { peer: self.client.peer().to_owned(), cause: cause.to_owned() }
     }
+}
+
+/// Names are people's: whatever is in them, the path has four parts.
+fn site_path(name: &str) -> String {
+    let escaped: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    format!("/api/v1/sites/{escaped}")
 }
 
 /// What a tunnel server has told, to go on from there.

@@ -47,6 +47,9 @@ pub struct Device {
     pub name: String,
     /// Description.
     pub description: String,
+    /// The place with one Internet connection where it is, if that was entered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
     /// The device's user.
     pub user: String,
     /// `red`: registered, not connected. `yellow`: connected, not added. `green`: added to a recording
@@ -142,6 +145,46 @@ pub struct PastProblem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub step: Option<Step>,
+}
+
+/// What is entered about a place with one Internet connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SiteChange {
+    /// What its Internet connection carries towards us, in Mbit/s; left out: not known, and no warning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream_mbit: Option<f64>,
+    /// What its devices may send together through one tunnel server, in Mbit/s; left out: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_mbit: Option<f64>,
+    /// Serial numbers of the devices that are there.
+    #[serde(default)]
+    pub devices: Vec<String>,
+}
+
+/// A place with one Internet connection, over all tunnel servers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Site {
+    /// Its name.
+    pub name: String,
+    /// What its Internet connection carries towards us, in Mbit/s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream_mbit: Option<f64>,
+    /// What its devices may send together through one tunnel server, in Mbit/s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_mbit: Option<f64>,
+    /// Serial numbers of the devices that are there.
+    pub devices: Vec<String>,
+    /// What its devices send now, in bits a second.
+    pub bps: u64,
+    /// The same over the last minute.
+    pub minute_bps: u64,
+    /// From which share of `upstream_mbit` on it counts as full, in percent.
+    pub warn_percent: u8,
+    /// `unknown`: its upstream was not declared; `room`; `full`: the last minute was above the warning's share.
+    #[schema(value_type = String, example = "room")]
+    pub state: tunnel::SiteState,
 }
 
 /// What changes all the time about a device that is connected.
@@ -246,6 +289,7 @@ impl Device {
             serial: device.serial.to_string(),
             name: device.name.clone(),
             description: device.description.clone(),
+            site: device.site.clone(),
             user: device.user.clone(),
             state: state.colour().to_owned(),
             word: state.word().to_owned(),
@@ -558,6 +602,7 @@ mod tests {
             serial: SerialNumber::new([0, 0x40, 0x8C, 0x70, 0x20, 0x09]),
             name: "Gate".into(),
             description: String::new(),
+            site: None,
             user: "root".into(),
             step,
             relay,

@@ -61,6 +61,7 @@ const FILES: &[File] = files![
     "js/playback.js",
     "js/server-dialogs.js",
     "js/sign-in.js",
+    "js/sites.js",
     "js/steps.js",
     "js/store.js",
     "js/theme.js",

@@ -468,6 +468,7 @@ mod tests {
             serial: SerialNumber::new([0, 0x40, 0x8C, 0, 0, last]),
             name: format!("Camera {last}"),
             description: String::new(),
+            site: None,
             user: "root".into(),
             step: if connected { Step::Tunnel } else { Step::Relay },
             relay: tunnel::RelayState::Dispatched,

@@ -70,6 +70,8 @@ pub struct Config {
     pub dispatcher: Dispatcher,
     /// The RTSP gateway.
     pub gateway: Gateway,
+    /// What sites may send, and when to warn.
+    pub bandwidth: Bandwidth,
     /// Sizes and times.
     pub limits: Limits,
 }
@@ -128,6 +130,28 @@ pub struct Dispatcher {
     pub password: Secret,
 }
 
+/// The `[tunnel.bandwidth]` table.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bandwidth {
+    /// From which share of its declared upstream on a site counts as full.
+    pub warn_percent: u8,
+    /// Over how long that is averaged.
+    pub warn_after_ms: u64,
+}
+
+impl Default for Bandwidth {
+    fn default() -> Self {
+        Bandwidth { warn_percent: 80, warn_after_ms: 60_000 }
+    }
+}
+
+impl Bandwidth {
+    pub(crate) fn warn_after(&self) -> Duration {
+        Duration::from_millis(self.warn_after_ms)
+    }
+}
+
 /// The `[tunnel.limits]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -172,6 +196,7 @@ impl Default for Config {
             default_passwords: DEFAULT_PASSWORDS.map(str::to_owned).to_vec(),
             dispatcher: Dispatcher::default(),
             gateway: Gateway::default(),
+            bandwidth: Bandwidth::default(),
             limits: Limits::default(),
         }
     }
@@ -261,6 +286,11 @@ impl Config {
             "[tunnel] default_passwords: each is \"user:password\""
         );
         self.gateway.check()?;
+        ensure!(
+            (11..=100).contains(&self.bandwidth.warn_percent),
+            "[tunnel.bandwidth] warn_percent is {}: it is between 11 and 100",
+            self.bandwidth.warn_percent
+        );
         let limits = &self.limits;
         ensure!(
             limits.uplinks > 0 && limits.arriving > 0 && limits.streams_per_uplink > 0,

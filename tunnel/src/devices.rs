@@ -17,16 +17,17 @@ use crate::{
     passwords::Password,
     record::{Record, Standing},
     registrations::{Registrations, Secrets},
+    sites::Sites,
 };
 use homing_protocol::{
     SerialNumber, Step,
     api::{
         Problem, ProblemDetail,
         dispatcher::{Changes, Registration},
-        tunnel::{self, Device, Figures, PastProblem, RelayState},
+        tunnel::{self, Device, Figures, PastProblem, RelayState, SiteChange},
     },
 };
-use homing_uplink::{EndReason, Fingerprint, Uplink, UplinkStats};
+use homing_uplink::{EndReason, Fingerprint, Pace, Uplink, UplinkStats};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -43,6 +44,7 @@ use tokio::{
 pub(crate) struct Devices {
     store: Registrations,
     history: History,
+    sites: Sites,
     inner: Mutex<Inner>,
     events: Journal,
     /// One change of standings at a time: read here, written to disk, then shown.
@@ -76,6 +78,7 @@ struct Entry {
     warning: Option<ProblemDetail>,
     /// What went wrong last, whether or not it has gone right since.
     last_problem: Option<PastProblem>,
+    pace: Arc<Pace>,
     copies: Copies,
 }
 
@@ -116,6 +119,7 @@ impl Devices {
     pub async fn open(
         store: Registrations,
         history: History,
+        sites: Sites,
         replaces_passwords: bool,
     ) -> anyhow::Result<Self> {
         let mut inner = Inner::default();
@@ -124,11 +128,13 @@ impl Devices {
             let Remembered { since, problem } = remembered.remove(&record.serial).unwrap_or_default();
             inner.index_key(record.serial, None, record.standing.fingerprint);
             let entry = Entry { since, last_problem: problem, ..Entry::new(record, false) };
+            sites.admit(entry.record.serial, &entry.pace);
             inner.entries.insert(entry.record.serial, entry);
         }
         Ok(Devices {
             store,
             history,
+            sites,
             inner: Mutex::new(inner),
             events: Journal::new(),
             writing: tokio::sync::Mutex::new(()),
@@ -148,16 +154,66 @@ impl Devices {
         &self.history
     }
 
+    /// Which devices share an Internet connection.
+    pub fn sites(&self) -> &Sites {
+        &self.sites
+    }
+
+    /// How fast a device's answers may be taken, through whichever of its uplinks.
+    pub fn pace(&self, serial: SerialNumber) -> Arc<Pace> {
+        self.lock().entries.get(&serial).map(|entry| Arc::clone(&entry.pace)).unwrap_or_default()
+    }
+
+    /// Takes what every device sends now to its site, and tells of sites that are full.
+    pub fn look_at_sites(&self) {
+        if self.sites.is_empty() {
+            return;
+        }
+        let bps: HashMap<SerialNumber, u64> = {
+            let inner = self.lock();
+            let connected = inner.entries.iter().filter(|(_, entry)| !entry.uplinks.is_empty());
+            let sent = |entry: &Entry| entry.uplinks.iter().map(|connected| connected.meter.bps().0).sum();
+            connected.map(|(serial, entry)| (*serial, sent(entry))).collect()
+        };
+        for site in self.sites.look(|serial| bps.get(&serial).copied().unwrap_or_default()) {
+            self.events.push(Event::Site(Arc::new(site)));
+        }
+    }
+
+    /// Enters a site, or changes it.
+    pub async fn put_site(&self, name: &str, site: SiteChange) -> anyhow::Result<()> {
+        let changed = self.sites.put(name, site).await?;
+        self.tell_all(&changed);
+        Ok(())
+    }
+
+    /// Forgets a site; its devices are at none. `false` if there is none.
+    pub async fn remove_site(&self, name: &str) -> anyhow::Result<bool> {
+        let changed = self.sites.remove(name).await?;
+        self.tell_all(changed.as_deref().unwrap_or_default());
+        Ok(changed.is_some())
+    }
+
+    fn tell_all(&self, serials: &[SerialNumber]) {
+        let inner = self.lock();
+        serials.iter().filter_map(|serial| inner.entries.get(serial)).for_each(|entry| self.tell(entry));
+    }
+
     // What people ask
 
     /// All that are registered.
     pub fn all(&self) -> Vec<Device> {
-        self.lock().entries.values().filter(|entry| !entry.provisional).map(Entry::view).collect()
+        self.lock()
+            .entries
+            .values()
+            .filter(|entry| !entry.provisional)
+            .map(|entry| self.view(entry))
+            .collect()
     }
 
     /// One.
     pub fn get(&self, serial: SerialNumber) -> Option<Device> {
-        self.lock().entries.get(&serial).filter(|entry| !entry.provisional).map(Entry::view)
+        self.lock().entries.get(&serial).filter(|entry| !entry.provisional).map(|entry| self.view(entry))
     }
 
     /// What changes all the time, of each that is connected.
@@ -172,7 +228,7 @@ impl Devices {
     pub fn subscribe(&self) -> Events {
         let inner = self.lock();
         let first = inner.entries.values().filter(|entry| !entry.provisional);
-        self.events.follow(first.map(|entry| Arc::new(entry.view())).collect())
+        self.events.follow(first.map(|entry| Arc::new(self.view(entry))).collect())
     }
 
     /// Follows them on after an event; `None` where that cannot be done without missing some.
@@ -191,7 +247,9 @@ impl Devices {
         self.store.insert(&record, secrets).await?;
         let mut inner = self.lock();
         inner.index_key(record.serial, None, record.standing.fingerprint);
-        inner.entries.insert(record.serial, Entry::new(record, true));
+        let entry = Entry::new(record, true);
+        self.sites.admit(entry.record.serial, &entry.pace);
+        inner.entries.insert(entry.record.serial, entry);
         Ok(true)
     }
 
@@ -206,7 +264,7 @@ impl Devices {
         let entry = inner.entries.get_mut(&serial)?;
         entry.provisional = false;
         self.tell(entry);
-        Some(entry.view())
+        Some(self.view(entry))
     }
 
     /// What people have entered, to be changed.
@@ -224,7 +282,7 @@ impl Devices {
         entry.record = Record { standing, ..record };
         entry.warning = None;
         self.tell(entry);
-        Ok(Some(entry.view()))
+        Ok(Some(self.view(entry)))
     }
 
     /// Forgets a registration and ends its uplink; with `release` its claim is still to be released at the dispatcher.
@@ -239,6 +297,7 @@ impl Devices {
         let Some(entry) = inner.entries.remove(&serial) else { return Ok(false) };
         inner.index_key(serial, entry.record.standing.fingerprint, None);
         self.history.forget(serial);
+        self.sites.forget(serial);
         if !entry.provisional {
             self.events.push(Event::Removed(serial));
         }
@@ -493,9 +552,13 @@ impl Devices {
         self.history.problem(entry.record.serial, past);
     }
 
+    fn view(&self, entry: &Entry) -> Device {
+        Device { site: self.sites.of(entry.record.serial), ..entry.view() }
+    }
+
     fn tell(&self, entry: &Entry) {
         if !entry.provisional {
-            self.events.push(Event::Device(Arc::new(entry.view())));
+            self.events.push(Event::Device(Arc::new(self.view(entry))));
         }
     }
 
@@ -538,6 +601,7 @@ impl Entry {
             lost: None,
             warning: None,
             last_problem: None,
+            pace: Arc::default(),
             copies: Copies::default(),
         }
     }
@@ -568,6 +632,7 @@ impl Entry {
             serial: *serial,
             name: if name.is_empty() { serial.to_string() } else { name.clone() },
             description: description.clone(),
+            site: None,
             user: user.clone(),
             step: if connected { Step::Tunnel } else { standing.step },
             relay: if connected { RelayState::Dispatched } else { standing.relay },

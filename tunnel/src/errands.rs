@@ -98,7 +98,7 @@ impl Errands {
             };
             match event {
                 Some(Event::Device(device)) => self.attend(device.serial, stop),
-                Some(Event::Removed(_)) => (),
+                Some(Event::Removed(_) | Event::Site(_)) => (),
                 None => events = self.devices.subscribe(),
             }
         }

@@ -5,7 +5,10 @@
 //! than is kept ends instead of leaving something out: it never holds up what it watches. An [`EventId`] of another life
 //! of the server is never taken for one of this.
 
-use homing_protocol::{SerialNumber, api::tunnel::Device};
+use homing_protocol::{
+    SerialNumber,
+    api::tunnel::{Device, Site},
+};
 use std::{
     collections::VecDeque,
     fmt,
@@ -18,12 +21,14 @@ use tokio::sync::watch;
 const KEPT: usize = 4096;
 
 /// Something that happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A device is registered, or something about it has changed.
     Device(Arc<Device>),
     /// A device's registration was deleted.
     Removed(SerialNumber),
+    /// A site has become nearly full, or has room again.
+    Site(Arc<Site>),
 }
 
 /// A place in the sequence: after which event. Printed as `EPOCH-NUMBER`.

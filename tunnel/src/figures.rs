@@ -92,6 +92,7 @@ pub(crate) async fn run(devices: Arc<Devices>, metrics: Arc<Metrics>, period: Du
                 metrics.round_trip.observe(rtt.as_secs_f64());
             }
         });
+        devices.look_at_sites();
     }
 }
 

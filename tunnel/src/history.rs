@@ -305,6 +305,18 @@ fn timestamp(row: &SqliteRow, column: &str) -> anyhow::Result<Option<Timestamp>>
     Ok(milliseconds.map(Timestamp::from_millisecond).transpose()?)
 }
 
+/// All that [`end_code`] says.
+pub(crate) const END_CODES: [&str; 8] = [
+    "device-closed",
+    "silent",
+    "broken",
+    "protocol-error",
+    "flooded",
+    "replaced",
+    "server-stopped",
+    "server-closed",
+];
+
 /// Why an uplink ended, in a word: for programs and as a metric's label.
 pub(crate) fn end_code(reason: &EndReason) -> &'static str {
     match reason {

@@ -14,7 +14,8 @@
 //!
 //! A move to another tunnel server: `handover.rs` (what is asked), `moves.rs` (pure), `errands.rs` (what the device is
 //! told). A device's own password instead of a factory default: `passwords.rs`. How devices are and were connected:
-//! `figures.rs` (rates), `history.rs` (on disk).
+//! `figures.rs` (rates), `history.rs` (on disk). Devices that share an
+//! Internet connection, and a limit: `sites.rs`.
 //!
 //! | to | use |
 //! |---|---|
@@ -48,10 +49,11 @@ mod registrations;
 mod relay;
 mod rtsp;
 mod server;
+mod sites;
 mod splice;
 mod uplinks;
 
-pub use config::{Config, Dispatcher, Gateway, GatewayUser, Limits, REFERENCE};
+pub use config::{Bandwidth, Config, Dispatcher, Gateway, GatewayUser, Limits, REFERENCE};
 pub use events::{Event, EventId, Events, NoEventId};
 pub use reach::{ReachError, RtspLink, TunnelHandle};
 pub use rtsp::NoRtsp;

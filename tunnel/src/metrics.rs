@@ -2,7 +2,10 @@
 //!
 //! Bytes are counted by the uplinks themselves and summed when somebody looks, so that moving them costs nothing here.
 
-use crate::{devices::Devices, history::end_code};
+use crate::{
+    devices::Devices,
+    history::{END_CODES, end_code},
+};
 use homing_base::Ops;
 use homing_protocol::api::tunnel::Statistics;
 use homing_uplink::{EndReason, UplinkStats};
@@ -110,6 +113,16 @@ impl Default for Metrics {
 impl Metrics {
     /// Registers everything with the process.
     pub fn register(self: &Arc<Self>, ops: &Ops, devices: &Arc<Devices>) {
+        // From the start, so that the first one is seen as a change.
+        for reason in END_CODES {
+            drop(self.ended.get_or_create(&Ended { reason }));
+        }
+        for reason in ["unknown-key", "not-trusted", "too-many-from-network", "full"] {
+            drop(self.refused.get_or_create(&Refused { reason }));
+        }
+        for status in ["2xx", "4xx", "5xx"] {
+            drop(self.proxied.get_or_create(&Answered { status }));
+        }
         let looker = Looker { metrics: Arc::clone(self), devices: Arc::downgrade(devices) };
         ops.register("tunnel", |registry| {
             registry.register("uplinks_admitted", "Uplinks admitted", self.uplinks_admitted.clone());
@@ -228,7 +241,11 @@ impl Collector for Looker {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(devices) = self.devices.upgrade() else { return Ok(()) };
         let sum = self.metrics.statistics(&devices);
+        let (declared, full, limited) = devices.sites().counts();
         for (name, help, value) in [
+            ("sites_declared", "Sites whose upstream was declared", declared as u64),
+            ("sites_full", "Sites that use nearly all of their declared upstream", full as u64),
+            ("sites_limited", "Sites with a limit", limited as u64),
             ("uplinks", "Uplinks that stand", sum.uplinks),
             ("streams", "Streams in use through uplinks", sum.streams),
             ("registrations", "Registered devices", sum.registered),

@@ -43,6 +43,9 @@ ALTER TABLE registration ADD COLUMN errand TEXT;    -- JSON
 ALTER TABLE registration ADD COLUMN password_state TEXT NOT NULL DEFAULT 'unknown';
 -- Passwords that devices are being told; until one has taken it, the old one is kept in its registration.
 CREATE TABLE proposed_password (serial TEXT PRIMARY KEY, password BLOB NOT NULL) STRICT; -- sealed
+",
+"
+CREATE TABLE site (name TEXT PRIMARY KEY, site TEXT NOT NULL) STRICT; -- JSON
 "];
 
 /// Whatever is sealed: a new column must be named here, to be sealed anew when keys are rotated.
@@ -89,6 +92,11 @@ impl Registrations {
         let pool = database::open(&folder.join("tunnel.sqlite"), MIGRATIONS).await?;
         let vault = Vault::open("tunnel", folder, &pool, SEALED).await?;
         Ok(Registrations { pool, vault })
+    }
+
+    /// The database, for what has no secrets.
+    pub fn pool(&self) -> SqlitePool {
+        self.pool.clone()
     }
 
     /// Its keys, to be kept while the role runs.

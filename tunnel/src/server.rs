@@ -18,6 +18,7 @@ use crate::{
     reach::TunnelHandle,
     registrations::Registrations,
     relay::Relay,
+    sites::Sites,
     uplinks::Uplinks,
 };
 use anyhow::Context;
@@ -69,7 +70,9 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let leaf = certificate(&config, &public)?;
     let store = Registrations::open(&config.data).await?;
     let history = History::open(&config.data).await?;
-    let devices = Arc::new(Devices::open(store, history, config.replace_default_passwords).await?);
+    let period = figures::period(config.limits.uplink_settings().ping_interval);
+    let sites = Sites::open(store.pool(), config.bandwidth, period).await?;
+    let devices = Arc::new(Devices::open(store, history, sites, config.replace_default_passwords).await?);
     let metrics = Arc::new(Metrics::default());
     metrics.register(ops, &devices);
     let dispatcher =
@@ -186,7 +189,7 @@ impl Bound {
         )?;
         let metrics = Arc::clone(&self.metrics);
         let proxy = Proxy { tunnel: self.handle, guard, metrics, stop: stop.clone() };
-        let figures_period = figures::period(self.config.limits.uplink_settings().ping_interval);
+        let period = figures::period(self.config.limits.uplink_settings().ping_interval);
         let service = api::service(api, proxy, &self.ops);
         self.ops.report("tunnel", Ok(()));
         let certificates = {
@@ -208,8 +211,9 @@ impl Bound {
             self.relay.run(&stop),
             self.relay.follow_changes(&stop),
             self.errands.run(&stop),
-            figures::run(Arc::clone(&self.devices), self.metrics, figures_period, &stop),
+            figures::run(Arc::clone(&self.devices), self.metrics, period, &stop),
             self.devices.history().run(&stop),
+            self.devices.sites().run(&stop),
             self.devices.history().end_with(&stop),
             self.leaf.keep_fresh(stop.clone()),
             self.devices.store().vault().keep(stop.clone()),

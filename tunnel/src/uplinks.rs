@@ -156,7 +156,8 @@ impl Uplinks {
         };
         let dialled = dialled(&arrival);
         let via = self.public.iter().position(|ours| Some(ours) == dialled.as_ref());
-        let (uplink, driver) = match arrival.accept(self.settings.clone()).await {
+        let settings = UplinkSettings { pace: Some(self.devices.pace(serial)), ..self.settings.clone() };
+        let (uplink, driver) = match arrival.accept(settings).await {
             Ok(accepted) => accepted,
             Err(reason) => {
                 self.metrics.refuse("gone");

@@ -9,6 +9,7 @@
 //! | [`lab`] | the whole in networks of its own |
 //! | [`model`] | whatever happens, in whatever order: against a small model |
 //! | [`secrets`] | that no log, answer, file or argument shows one |
+//! | [`seen`] | metrics and their dashboard, the live view in the terminal, a device's story in the log |
 //! | [`system`] | the whole on loopback: mistakes, hostile peers, secrets, the end |
 //! | [`webdriver`] | Chromium |
 //! | [`harness`] | processes, HTTP, waiting, cleaning up: what every test here uses |
@@ -26,6 +27,7 @@ mod harness;
 mod lab;
 mod model;
 mod secrets;
+mod seen;
 mod system;
 mod tidy;
 mod webdriver;

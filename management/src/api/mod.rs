@@ -8,6 +8,7 @@
 //! | [`cameras`] | live, timeline, playback, export: passed on to the recording role |
 //! | [`account`] | signing in and out, users, sessions, API tokens |
 //! | [`servers`] | tunnel servers: the dialogs, and the figures of their devices |
+//! | [`sites`] | places with one Internet connection: what they use, and their limits |
 //! | [`events`] | server-sent events for browsers |
 //! | [`records`] | the audit log, and certificates that end |
 //! | [`simulated`] | labels of simulated cameras, for the demo |
@@ -21,6 +22,7 @@ pub mod moves;
 pub mod records;
 pub mod servers;
 pub mod simulated;
+pub mod sites;
 
 use crate::{App, accounts::AccountError};
 use axum::{
@@ -73,6 +75,8 @@ pub fn routes() -> (axum::Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(servers::change, servers::remove))
         .routes(routes!(servers::refresh))
         .routes(routes!(servers::figures))
+        .routes(routes!(sites::list))
+        .routes(routes!(sites::put, sites::remove))
         .routes(routes!(servers::history))
         .routes(routes!(hardware::list, hardware::add))
         .routes(routes!(hardware::remove))

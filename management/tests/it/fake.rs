@@ -377,6 +377,7 @@ pub fn device(serial: SerialNumber, name: &str) -> Device {
         serial,
         name: name.into(),
         description: String::new(),
+        site: None,
         user: "root".into(),
         step: Step::Relay,
         relay: RelayState::Waiting,

@@ -203,6 +203,7 @@ export class DevicePage {
             fact("Tunnel server", h("a", { href: `#/tunnel/${encodeURIComponent(device.tunnel_server)}` }, device.tunnel_server)),
             fact("Device's user", device.user),
             device.own_password && fact("Its password", "Its own, in place of the factory default"),
+            device.site && fact("Site", device.site),
             fact("Description", device.description || "–"),
             fact("Hardware", hardware ? h("a", { href: `#/hardware/${hardware.id}` }, hardware.name) : "Not added"),
           ),

@@ -8,6 +8,7 @@ import { h, icon, menu, toast } from "./dom.js";
 import { bitrate, full, plural, sentence, sinceThen } from "./format.js";
 import { crumbs, fact, missing } from "./page-device.js";
 import { editServer, figures, refreshServer, removeServer } from "./server-dialogs.js";
+import { sitesCard } from "./sites.js";
 import { cameraMark, stepTitle } from "./steps.js";
 import { store } from "./store.js";
 import { markOf, pips } from "./tree.js";
@@ -76,6 +77,7 @@ export function servicesPage() {
             ),
           ),
         ),
+    sitesCard(),
     certificateCard(),
   );
 }

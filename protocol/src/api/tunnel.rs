@@ -20,9 +20,12 @@
 //! | `POST /api/v1/devices/{serial}/reconnect` | nothing; its uplinks end, and it dials again |
 //! | `POST /api/v1/devices/{serial}/restart` | nothing; the device was told to restart (ONVIF SystemReboot) |
 //! | `GET /api/v1/statistics` | [`Statistics`] |
+//! | `GET /api/v1/sites` | [`Site`], all |
+//! | `PUT /api/v1/sites/{name}` [`SiteChange`], `DELETE` | nothing |
 //! | `GET /api/v1/events` | server-sent events, see below |
 //!
-//! **Events.** `device` with a [`Device`], `removed` with `{"serial": …}`; each has an id. A stream that is opened with
+//! **Events.** `device` with a [`Device`], `removed` with `{"serial": …}`, `site` with a [`Site`] that has become nearly
+//! full, or has room again; each has an id. A stream that is opened with
 //! the last id that was seen (`Last-Event-ID`, as browsers do by themselves, or `?after=`) begins with `resumed` and goes
 //! on after that one. Without an id, or where what came after it is not kept any more (the server keeps 4096, and none
 //! over a restart), it begins with [`Reset`]: forget everything; then one `device` each, without ids, and `ready`, whose
@@ -157,6 +160,9 @@ pub struct Device {
     pub name: String,
     /// Description.
     pub description: String,
+    /// The place with one Internet connection where it is, if that was entered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
     /// The device's user; the password is asked for separately.
     pub user: String,
     /// The last step that was carried out: 1 to 7.
@@ -310,6 +316,61 @@ pub struct Statistics {
     pub bytes_in: u64,
     /// Bytes sent to devices since the server started.
     pub bytes_out: u64,
+}
+
+/// What is entered about a place with one Internet connection.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SiteChange {
+    /// What its Internet connection carries towards us, in Mbit/s; none: not known, and no warning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream_mbit: Option<f64>,
+    /// What its devices may send together through this tunnel server, in Mbit/s; none: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_mbit: Option<f64>,
+    /// Which devices are there. One that was at another site is there no more.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub devices: Vec<SerialNumber>,
+}
+
+/// Whether a site's connection has room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum SiteState {
+    /// It was not declared what it carries.
+    Unknown,
+    /// It has room.
+    Room,
+    /// It was above the warning's share of what it carries, on average over the last minute.
+    Full,
+}
+
+/// A place with one Internet connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Site {
+    /// Its name.
+    pub name: String,
+    /// As in [`SiteChange`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream_mbit: Option<f64>,
+    /// As in [`SiteChange`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_mbit: Option<f64>,
+    /// Which devices are there, registered here or not.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub devices: Vec<SerialNumber>,
+    /// What its devices send now, in bits a second.
+    pub bps: u64,
+    /// The same over the last minute.
+    pub minute_bps: u64,
+    /// From which share of `upstream_mbit` on it counts as full, in percent.
+    pub warn_percent: u8,
+    /// Whether it has room.
+    pub state: SiteState,
 }
 
 /// The tunnel server itself.

@@ -97,6 +97,7 @@ impl Telling {
                 };
                 let told = match change {
                     Event::Device(device) => event("device", &*device),
+                    Event::Site(site) => event("site", &*site),
                     Event::Removed(serial) => event("removed", &serde_json::json!({ "serial": serial })),
                 };
                 Some(told?.id(self.events.id().to_string()))

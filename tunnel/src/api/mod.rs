@@ -6,6 +6,7 @@
 
 mod devices;
 mod events;
+mod sites;
 
 use crate::{
     devices::Devices,
@@ -191,6 +192,8 @@ fn routes() -> (Router<Api>, utoipa::openapi::OpenApi) {
         .routes(routes!(devices::one, devices::change, devices::remove))
         .routes(routes!(devices::history))
         .routes(routes!(devices::figures))
+        .routes(routes!(sites::all))
+        .routes(routes!(sites::put, sites::remove))
         .routes(routes!(devices::credentials))
         .routes(routes!(devices::handover))
         .routes(routes!(devices::send, devices::call_back))

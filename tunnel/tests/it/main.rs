@@ -21,6 +21,7 @@ mod proxy;
 mod register;
 mod scenario;
 mod secrets;
+mod sites;
 mod state;
 mod tunnel;
 mod world;

@@ -46,7 +46,7 @@ pub(in crate::cli) struct Options {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum State {
+pub(super) enum State {
     /// Registered, not connected.
     Red,
     /// Connected, not added to a recording server.
@@ -60,7 +60,7 @@ enum State {
 }
 
 impl State {
-    fn of(device: &Device) -> Self {
+    pub fn of(device: &Device) -> Self {
         match (device.state.as_str(), device.connected) {
             ("green", true) => State::Green,
             ("green", false) => State::Offline,
@@ -70,7 +70,7 @@ impl State {
         }
     }
 
-    const fn colour(self) -> Colour {
+    pub const fn colour(self) -> Colour {
         match self {
             State::Red | State::Offline => Colour::Red,
             State::Yellow => Colour::Yellow,
@@ -216,7 +216,7 @@ fn row(device: &Device, now: Timestamp) -> Vec<Cell> {
 }
 
 /// `3 min`: how long, in one unit.
-fn ago(duration: jiff::SignedDuration) -> String {
+pub(super) fn ago(duration: jiff::SignedDuration) -> String {
     let seconds = duration.as_secs().max(0);
     match seconds {
         0..60 => format!("{seconds} s"),

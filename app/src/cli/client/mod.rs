@@ -1,10 +1,11 @@
-//! `homing devices`, `register`, `release`, `move`, `password`, `offer`: an administrator at a terminal, or a script,
+//! `homing devices`, `top`, `register`, `release`, `move`, `password`, `offer`: an administrator at a terminal, or a script,
 //! over the management server's API.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`server`] | which management server, and who one is there |
 //! | [`devices`] | the table of devices, and how it changes |
+//! | [`top`] | how much devices send, as it changes |
 //! | [`register`], [`list`] | step 1, for one device or for a list of them |
 //! | [`change`] | what is done to a device that is registered |
 //! | [`table`], [`terminal`] | columns that fit; what is typed without being shown |
@@ -19,6 +20,7 @@ mod register;
 mod server;
 mod table;
 mod terminal;
+mod top;
 
 pub(crate) use server::VARIABLES;
 
@@ -31,6 +33,8 @@ use std::process::ExitCode;
 pub(super) enum ClientCommand {
     /// Lists the devices of a management server, with their states and what is wrong with them.
     Devices(devices::Options),
+    /// Shows devices with their rates and round-trip times as they change; q ends it.
+    Top(top::Options),
     /// Registers a device, or all of a list (--csv), at a management server.
     Register(register::Options),
     /// Releases devices: their claims end, and whoever holds the label can register them.
@@ -108,6 +112,7 @@ pub(super) fn run(command: ClientCommand) -> anyhow::Result<ExitCode> {
     let ended = super::runtime()?.block_on(async {
         match command {
             ClientCommand::Devices(options) => devices::run(options).await,
+            ClientCommand::Top(options) => top::run(options).await,
             ClientCommand::Register(options) => register::run(options).await,
             ClientCommand::Release(options) => change::release(options).await,
             ClientCommand::Move(options) => change::send(options).await,

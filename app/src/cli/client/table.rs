@@ -59,7 +59,8 @@ pub(super) fn line(cells: &[Cell]) -> String {
     cells.collect::<Vec<_>>().join(GAP)
 }
 
-fn draw(heads: &[&str], rows: &[Vec<Cell>], width: Option<usize>, colours: bool) -> String {
+/// The same as [`render`], for a given width.
+pub(super) fn draw(heads: &[&str], rows: &[Vec<Cell>], width: Option<usize>, colours: bool) -> String {
     let used: Vec<usize> =
         (0..heads.len()).filter(|column| rows.iter().any(|row| !row[*column].text.is_empty())).collect();
     let mut widths: Vec<usize> = used
@@ -107,6 +108,12 @@ fn fit(widths: &mut [usize], width: usize) {
         }
         widths[widest] -= 1;
     }
+}
+
+/// A line by itself, cut to the width; nothing in it moves the cursor.
+pub(super) fn plain(text: &str, width: Option<usize>) -> String {
+    let cell = Cell::from(text.to_owned());
+    width.map_or_else(|| cell.text.clone(), |width| cut(&cell.text, width))
 }
 
 fn cut(text: &str, width: usize) -> String {

@@ -13,6 +13,12 @@ pub(super) fn width() -> Option<usize> {
     tcgetwinsize(stdout()).ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns >= 40)
 }
 
+/// Columns and rows of the terminal.
+pub(super) fn size() -> (usize, usize) {
+    let size = tcgetwinsize(stdout()).ok().filter(|size| size.ws_col > 0 && size.ws_row > 0);
+    size.map_or((80, 24), |size| (usize::from(size.ws_col), usize::from(size.ws_row)))
+}
+
 /// Whether colours are wanted: at a terminal, and nobody has said otherwise (no-color.org).
 pub(super) fn has_colours() -> bool {
     stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -46,6 +52,28 @@ pub(super) fn ask(what: &str, instead: &str) -> anyhow::Result<Secret> {
     };
     say("");
     typed
+}
+
+/// The alternate screen, on which keys come as they are pressed; the terminal is as it was when this is dropped.
+pub(super) struct Screen(rustix::termios::Termios);
+
+impl Screen {
+    pub fn begin() -> io::Result<Self> {
+        let before = tcgetattr(stdin())?;
+        let mut raw = before.clone();
+        // Ctrl-C is a key as well, so that the screen is left in order.
+        raw.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
+        tcsetattr(stdin(), OptionalActions::Flush, &raw)?;
+        let _ = write!(stdout().lock(), "\x1b[?1049h\x1b[?25l").and_then(|()| stdout().flush());
+        Ok(Screen(before))
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = write!(stdout().lock(), "\x1b[?25h\x1b[?1049l").and_then(|()| stdout().flush());
+        let _ = tcsetattr(stdin(), OptionalActions::Flush, &self.0);
+    }
 }
 
 /// The terminal does not show what is typed until this is dropped.

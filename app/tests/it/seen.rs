@@ -1,0 +1,73 @@
+//! Seen from outside: metrics and their dashboard, the live view in the terminal, and a device's story in the log.
+
+use crate::harness::{Demo, Folder, homing, root, seconds, wait_for};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::{collections::BTreeSet, fs, io, process::Command};
+
+/// The goal: every metric that the dashboard shows exists and none has a label for a device; `homing top` shows the device
+/// with its rate and its round-trip time; whoever greps the log for its serial number reads its steps in order.
+#[test]
+fn metrics_terminal_and_log_tell_the_same_story() {
+    let folder = Folder::new();
+    let demo = Demo::start(&folder.join("data"), &["--cameras", "2"]);
+    let serial = demo.info["cameras"][0]["serial"].as_str().unwrap().to_owned();
+    demo.wait_for_recording(Timestamp::now(), seconds(90));
+
+    let metrics = String::from_utf8(demo.api.get("/metrics").unwrap().body).unwrap();
+    let typed: BTreeSet<&str> =
+        metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let dashboard = fs::read_to_string(root().join("docs/grafana/homing.json")).unwrap();
+    let shown = shown(&serde_json::from_str(&dashboard).unwrap());
+    assert!(shown.len() >= 15, "{shown:?}");
+    for name in &shown {
+        let endings = ["", "_total", "_bucket", "_sum", "_count"];
+        let known =
+            endings.iter().any(|ending| name.strip_suffix(ending).is_some_and(|base| typed.contains(base)));
+        assert!(known, "{name} is on the dashboard, and is no metric: {typed:?}");
+    }
+    assert!(!metrics.contains(&serial), "a device's serial number is in the metrics");
+
+    wait_for("top shows the device with its figures", seconds(20), || {
+        let mut command = Command::new(homing());
+        command.args(["top", "--once", "--url", demo.text("/url"), "--token-file", "-"]);
+        let mut child = command
+            .env_clear()
+            .env("HOME", folder.path())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()?;
+        io::Write::write_all(&mut child.stdin.take().unwrap(), demo.text("/token").as_bytes())?;
+        let output = child.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().find(|line| line.contains(&serial)).unwrap_or_default();
+        let is_there = line.contains("Connected") && line.contains("bit/s") && line.contains(" ms");
+        if output.status.success() && is_there && !text.contains('\x1b') {
+            Ok(())
+        } else {
+            Err(io::Error::other(text))
+        }
+    });
+
+    let story: Vec<String> =
+        demo.process.logged().into_iter().filter(|line| line.contains(&serial)).collect();
+    let mut rest = story.iter();
+    for chapter in ["registered", "device dispatched", "uplink stands", "hardware added"] {
+        assert!(rest.any(|line| line.contains(chapter)), "{chapter} is missing, or too early: {story:#?}");
+    }
+    for chapter in ["registration taken", "device phones home", "step"] {
+        assert!(story.iter().any(|line| line.contains(chapter)), "{chapter} is missing: {story:#?}");
+    }
+}
+
+/// Names of metrics in the expressions of a dashboard.
+fn shown(dashboard: &Value) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    for target in panels.filter_map(|panel| panel["targets"].as_array()).flatten() {
+        let expression = target["expr"].as_str().unwrap();
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        names.extend(words.filter(|word| word.starts_with("homing_")).map(str::to_owned));
+    }
+    names
+}
