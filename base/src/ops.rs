@@ -28,6 +28,7 @@ use std::{
 pub struct Ops {
     registry: Arc<Mutex<Registry>>,
     health: Arc<Mutex<BTreeMap<&'static str, Result<(), String>>>>,
+    warnings: Arc<Mutex<BTreeMap<&'static str, Vec<String>>>>,
 }
 
 impl Ops {
@@ -47,6 +48,11 @@ impl Ops {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).insert(part, state);
     }
 
+    /// Says what somebody should look at though the part does its work; nothing takes back what was said.
+    pub fn warn(&self, part: &'static str, warnings: Vec<String>) {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).insert(part, warnings);
+    }
+
     /// The metrics as text.
     pub fn metrics(&self) -> String {
         let mut text = String::new();
@@ -56,17 +62,23 @@ impl Ops {
         text
     }
 
-    /// 200 `ok`, or 503; with one line a part that is not well for whom that is meant.
+    /// 200 `ok`, or 503; with one line a part that is not well, and one a warning, for whom that is meant.
     pub fn health(&self, in_detail: bool) -> (StatusCode, String) {
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         let faults: String = health
             .iter()
             .filter_map(|(part, state)| state.as_ref().err().map(|error| format!("{part}: {error}\n")))
             .collect();
-        if faults.is_empty() {
-            (StatusCode::OK, "ok\n".to_owned())
-        } else {
-            (StatusCode::SERVICE_UNAVAILABLE, if in_detail { faults } else { "not well\n".to_owned() })
+        let mut warnings = String::new();
+        for (part, of) in
+            self.warnings.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|_| in_detail)
+        {
+            of.iter().for_each(|warning| warnings.push_str(&format!("warning: {part}: {warning}\n")));
+        }
+        match (faults.is_empty(), in_detail) {
+            (true, _) => (StatusCode::OK, format!("ok\n{warnings}")),
+            (false, true) => (StatusCode::SERVICE_UNAVAILABLE, faults + &warnings),
+            (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "not well\n".to_owned()),
         }
     }
 
@@ -125,6 +137,10 @@ mod tests {
 
         ops.report("recording", Ok(()));
         assert_eq!(ops.health(true), (StatusCode::OK, "ok\n".to_owned()));
+        ops.warn("tunnel", vec!["look there".to_owned()]);
+        assert_eq!(ops.health(true), (StatusCode::OK, "ok\nwarning: tunnel: look there\n".to_owned()));
+        assert_eq!(ops.health(false), (StatusCode::OK, "ok\n".to_owned()));
+        ops.warn("tunnel", Vec::new());
         ops.report("recording", Err("disk full".into()));
         assert_eq!(ops.health(true), (StatusCode::SERVICE_UNAVAILABLE, "recording: disk full\n".to_owned()));
     }

@@ -73,7 +73,7 @@ impl Tested {
     }
 
     fn shown(self, shown: Shown) -> Self {
-        let Shown { anchor, fingerprint, names } = shown;
+        let Shown { anchor, fingerprint, names, .. } = shown;
         Tested { certificate: Some(Certificate { fingerprint, trust_anchor: anchor, names }), ..self }
     }
 }

@@ -276,11 +276,7 @@ impl Config {
              who runs the dispatcher gives them out",
             self.dispatcher.address
         );
-        ensure!(
-            self.public.len() <= PUBLIC_ADDRESSES_MAX,
-            "[tunnel] public has {} addresses; at most {PUBLIC_ADDRESSES_MAX} can be told to a device",
-            self.public.len()
-        );
+        self.check_public_count()?;
         ensure!(
             self.default_passwords.iter().all(|known| known.contains(':')),
             "[tunnel] default_passwords: each is \"user:password\""
@@ -299,6 +295,15 @@ impl Config {
         ensure!(
             limits.ping_interval_ms > 0 && limits.ping_interval_ms < limits.dead_after_ms,
             "[tunnel.limits] dead_after_ms must be longer than ping_interval_ms"
+        );
+        Ok(())
+    }
+
+    pub(crate) fn check_public_count(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.public.len() <= PUBLIC_ADDRESSES_MAX,
+            "[tunnel] public has {} addresses; at most {PUBLIC_ADDRESSES_MAX} can be told to a device",
+            self.public.len()
         );
         Ok(())
     }
@@ -414,7 +419,7 @@ impl Limits {
 
 /// Devices dial the external address from anywhere, the VMS asks at the internal one: on one socket, the Internet
 /// would be in front of the proxy and the API.
-fn refuse_one_address_for_both(external: SocketAddr, internal: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn refuse_one_address_for_both(external: SocketAddr, internal: SocketAddr) -> anyhow::Result<()> {
     // Port 0 takes two free ones.
     if external.port() != internal.port() || external.port() == 0 {
         return Ok(());

@@ -20,6 +20,7 @@
 //! | to | use |
 //! |---|---|
 //! | run one | [`Config`], [`bind`], [`Bound::run`] |
+//! | try what one would run on | [`setup`]; `public.rs`: whether public addresses lead here |
 //! | reach devices in the same process | [`Bound::handle`], [`TunnelHandle`] |
 //! | reach them from another process | the internal address: `protocol/src/api/tunnel.rs`, the forward proxy (`proxy.rs`) |
 //!
@@ -43,6 +44,7 @@ mod moves;
 mod orders;
 mod passwords;
 mod proxy;
+mod public;
 mod reach;
 mod record;
 mod registrations;
@@ -50,6 +52,7 @@ mod relay;
 mod rtsp;
 mod server;
 mod sites;
+pub mod setup;
 mod splice;
 mod uplinks;
 

@@ -15,6 +15,7 @@ use crate::{
     history::History,
     metrics::Metrics,
     proxy::Proxy,
+    public,
     reach::TunnelHandle,
     registrations::Registrations,
     relay::Relay,
@@ -104,7 +105,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
 
 /// The external certificate, and with it what devices are told to trust: browsers' anchors, where a certificate is given
 /// and none with it.
-fn certificate(config: &Config, public: &[UplinkAddress]) -> anyhow::Result<Arc<Leaf>> {
+pub(crate) fn certificate(config: &Config, public: &[UplinkAddress]) -> anyhow::Result<Arc<Leaf>> {
     if !config.certificate.as_os_str().is_empty() {
         let anchor = Some(config.trust_anchor.as_path()).filter(|path| !path.as_os_str().is_empty());
         let by_name = |address: &&UplinkAddress| address.host().parse::<std::net::IpAddr>().is_err();
@@ -204,7 +205,9 @@ impl Bound {
             internal = ?self.internal.local_addr().ok(),
             "tunnel server runs"
         );
+        let public = self.config.public_addresses(self.facts.external)?;
         tokio::join!(
+            public::watch(public, self.facts.external, Arc::clone(&self.leaf), self.ops, stop.clone()),
             uplinks.run(self.external, &stop),
             gateway,
             homing_base::http::serve_with(self.internal, service, None, stop.clone()),

@@ -9,8 +9,10 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use homing_protocol::api::Expiry;
 use rustls::{
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{ClientHello, ResolvesServerCert},
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier, verify_server_name},
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use std::{
@@ -114,6 +116,35 @@ impl Leaf {
     /// The certificate that is presented now.
     pub fn certificate(&self) -> CertificateDer<'static> {
         self.current.load().cert[0].clone()
+    }
+
+    /// Whether devices that dial this DNS name or IP address find it in the certificate.
+    pub fn covers(&self, host: &str) -> bool {
+        let certificate = self.certificate();
+        let name = ServerName::try_from(host.to_owned());
+        let Ok((parsed, name)) = ParsedCertificate::try_from(&certificate).map(|parsed| (parsed, name))
+        else {
+            return false;
+        };
+        name.is_ok_and(|name| verify_server_name(&parsed, &name).is_ok())
+    }
+
+    /// Whether a certificate that was shown somewhere for `host` is this listener's: the same one, or another that its
+    /// own CA has issued for that name.
+    pub fn is_ours(&self, shown: &CertificateDer<'_>, host: &str) -> bool {
+        if *shown == self.certificate() {
+            return true;
+        }
+        let Source::Ca { ca, .. } = &self.source else { return false };
+        let issued = || {
+            let provider = Arc::new(aws_lc_rs::default_provider());
+            let roots = Arc::new(super::roots(Some(&ca.trust_anchor()))?);
+            let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build()?;
+            let name = ServerName::try_from(host.to_owned())?;
+            verifier.verify_server_cert(shown, &[], &name, &[], UnixTime::now())?;
+            anyhow::Ok(())
+        };
+        issued().is_ok()
     }
 
     /// What it shows, in PEM.

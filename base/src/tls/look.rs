@@ -1,6 +1,7 @@
 //! What a server shows before anybody trusts it: for a person who compares the fingerprint and then decides.
 //!
-//! Invariant: nothing is sent through the connection but the handshake; it is closed once the server has shown itself.
+//! Invariant: nothing is sent through the connection but the handshake, with a key of no meaning for servers that want one;
+//! it is closed once the server has shown itself.
 
 use super::expiry;
 use anyhow::Context;
@@ -8,7 +9,7 @@ use rustls::{
     DigitallySignedStruct, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
 };
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpStream;
@@ -22,6 +23,8 @@ pub struct Shown {
     pub anchor: String,
     /// SHA-256 of that, in upper case hex with colons, as other programs print it.
     pub fingerprint: String,
+    /// Its own certificate.
+    pub certificate: CertificateDer<'static>,
     /// DNS names and IP addresses that its own certificate is for.
     pub names: Vec<String>,
 }
@@ -31,6 +34,7 @@ pub struct Shown {
 /// # Errors
 /// When it speaks no TLS, or shows nothing that can be read.
 pub async fn look(tcp: TcpStream, host: &str) -> anyhow::Result<Shown> {
+    let ours = rcgen::generate_simple_self_signed(vec!["looks".to_owned()]).context("a key to show")?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let looker =
         Arc::new(Looker { chain: Mutex::default(), algorithms: provider.signature_verification_algorithms });
@@ -38,7 +42,10 @@ pub async fn look(tcp: TcpStream, host: &str) -> anyhow::Result<Shown> {
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(looker.clone())
-        .with_no_client_auth();
+        .with_client_auth_cert(
+            vec![ours.cert.der().clone()],
+            PrivateKeyDer::Pkcs8(ours.signing_key.serialize_der().into()),
+        )?;
     let name = ServerName::try_from(host.to_owned()).context("host")?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
     let chain = looker.chain.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -46,7 +53,12 @@ pub async fn look(tcp: TcpStream, host: &str) -> anyhow::Result<Shown> {
         connected?;
         anyhow::bail!("it showed no certificate");
     };
-    Ok(Shown { anchor: expiry::to_pem(last), fingerprint: fingerprint(last), names: names(own)? })
+    Ok(Shown {
+        anchor: expiry::to_pem(last),
+        fingerprint: fingerprint(last),
+        certificate: own.clone(),
+        names: names(own)?,
+    })
 }
 
 /// SHA-256 of the first certificate of a PEM text, as in [`Shown::fingerprint`].

@@ -18,6 +18,7 @@ mod passwords;
 mod player;
 mod pressure_rtsp;
 mod proxy;
+mod public;
 mod register;
 mod scenario;
 mod secrets;
