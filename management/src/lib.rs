@@ -15,6 +15,7 @@
 //! | [`servers`], [`probe`] | which tunnel servers there are; whether one can be used |
 //! | [`tunnels`], [`sse`], [`recording`] | where that is known from |
 //! | [`api`], [`views`] | the JSON API and its OpenAPI document |
+//! | [`plan`] | bandwidth and storage, reckoned |
 //! | [`web`] | the page |
 //!
 //! Not here: roles and organisations, several recording servers, PostgreSQL.
@@ -26,6 +27,7 @@ pub mod board;
 pub mod certificates;
 pub mod config;
 pub mod gate;
+pub mod plan;
 pub mod probe;
 pub mod recording;
 pub mod servers;

@@ -56,6 +56,7 @@ const FILES: &[File] = files![
     "js/page-home.js",
     "js/page-labels.js",
     "js/page-list.js",
+    "js/page-plan.js",
     "js/page-servers.js",
     "js/page-settings.js",
     "js/playback.js",

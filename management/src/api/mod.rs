@@ -11,6 +11,7 @@
 //! | [`sites`] | places with one Internet connection: what they use, and their limits |
 //! | [`events`] | server-sent events for browsers |
 //! | [`records`] | the audit log, and certificates that end |
+//! | [`plan`] | bandwidth and storage, reckoned |
 //! | [`simulated`] | labels of simulated cameras, for the demo |
 
 pub mod account;
@@ -19,6 +20,7 @@ pub mod devices;
 pub mod events;
 pub mod hardware;
 pub mod moves;
+pub mod plan;
 pub mod records;
 pub mod servers;
 pub mod simulated;
@@ -99,6 +101,7 @@ pub fn routes() -> (axum::Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(events::stream))
         .routes(routes!(records::list))
         .routes(routes!(records::certificates))
+        .routes(routes!(plan::reckon))
         .routes(routes!(simulated::list))
         .routes(routes!(simulated::label))
         .routes(routes!(simulated::press))

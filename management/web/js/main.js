@@ -14,6 +14,7 @@ import { DevicePage } from "./page-device.js";
 import { HomePage } from "./page-home.js";
 import { LabelsPage } from "./page-labels.js";
 import { ListPage } from "./page-list.js";
+import { PlanPage } from "./page-plan.js";
 import { hardwarePage, recordingPage, serversPage, servicesPage, tunnelPage } from "./page-servers.js";
 import { SettingsPage } from "./page-settings.js";
 
@@ -52,6 +53,8 @@ function open(hash, into) {
       return new CameraPage(into, Number(name), new URLSearchParams(query));
     case "register-list":
       return new ListPage(into);
+    case "plan":
+      return new PlanPage(into);
     case "labels":
       return new LabelsPage(into);
     case "settings":

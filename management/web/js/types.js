@@ -94,6 +94,15 @@
  * @typedef {{id: number, created: string, used: string, peer: string, browser: string, present: boolean}} Session
  * @typedef {{id: number, name: string, created: string, used?: string, token?: string}} Token
  * @typedef {{id: number, at: string, user: string, peer: string, action: string, object: string, detail: string}} AuditEntry
+ *
+ * @typedef {{upstream_bps: number, downstream_bps: number, order_bps: number}} Line
+ *
+ * @typedef {object} Plan
+ * @property {{days: number}} wish
+ * @property {{video_bps: number, audio_bps: number, wire_bps: number, overhead_percent: number, estimate?: {low_bps: number, high_bps: number}}} camera
+ * @property {Line} site
+ * @property {Line} centre
+ * @property {{per_camera_day_bytes: number, per_day_bytes: number, total_bytes: number}} storage
  */
 
 export {};
