@@ -51,8 +51,8 @@ mod registrations;
 mod relay;
 mod rtsp;
 mod server;
-mod sites;
 pub mod setup;
+mod sites;
 mod splice;
 mod uplinks;
 

@@ -36,6 +36,7 @@ const NEEDED: &[(&str, Sign, &str)] = &[
     ("tcpdump", Sign::Program("tcpdump"), "that nobody connects towards a site"),
     ("chromium", Sign::Program("chromium"), "browser tests"),
     ("chromium-driver", Sign::Program("chromedriver"), "browser tests"),
+    ("systemd", Sign::Program("systemd-analyze"), "that the units are well formed"),
     ("openssl", Sign::Program("openssl"), "another TLS than ours"),
     ("python3", Sign::File("/usr/bin/python3"), "peers in the lab"),
     ("python3-venv", Sign::Python("ensurepip"), "a camera that is not ours: the environment of its own"),

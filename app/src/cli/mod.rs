@@ -4,10 +4,14 @@
 //! |---|---|
 //! | [`client`] | `homing devices`, `register`, …: an administrator, over the management server's API |
 //! | [`dispatcher`] | `homing dispatcher …`: accounts, manufacturers' lists, the audit log, on the data folder itself |
+//! | [`setup`] | `homing tunnel setup`: a tunnel server's configuration, by questions or flags |
+//! | [`plan`] | `homing plan`: bandwidth and storage, reckoned |
 
 pub(crate) mod client;
 mod dispatcher;
 mod keys;
+mod plan;
+mod setup;
 
 use crate::{config, demo, server};
 use anyhow::Context;
@@ -37,8 +41,13 @@ enum Command {
         #[command(subcommand)]
         command: Option<DispatcherCommand>,
     },
-    /// The secure tunnel server alone.
-    Tunnel(File),
+    /// The secure tunnel server alone; or its configuration, by questions.
+    Tunnel {
+        #[command(flatten)]
+        file: File,
+        #[command(subcommand)]
+        command: Option<TunnelCommand>,
+    },
     /// Management and recording server, without the roles that devices reach; or a lost password.
     Management {
         #[command(flatten)]
@@ -50,6 +59,8 @@ enum Command {
     Camera(Cameras),
     /// New keys for the secrets that the roles have stored; without a restart, where they run.
     RotateKeys(File),
+    /// The bandwidth and storage that an installation needs: sites × cameras × bitrate.
+    Plan(plan::Options),
     /// Prints the configuration file with every key, its meaning and its default.
     Config,
     #[command(flatten)]
@@ -77,6 +88,13 @@ struct Cameras {
 }
 
 #[derive(Subcommand)]
+enum TunnelCommand {
+    /// Asks for everything that a tunnel server needs, checks it, writes the configuration file, makes password and CA,
+    /// and installs the service; without questions if everything is given (--yes).
+    Setup(Box<setup::Options>),
+}
+
+#[derive(Subcommand)]
 enum ManagementCommand {
     /// Gives a user of the page a new password and prints it, once.
     Password {
@@ -95,7 +113,10 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             (config.tunnel, config.recording, config.management) = (None, None, None);
         }),
         Command::Dispatcher { file, command: Some(command) } => dispatcher::run(&file.config, command),
-        Command::Tunnel(file) => server::run(&file.config, |config| {
+        Command::Tunnel { file, command: Some(TunnelCommand::Setup(options)) } => {
+            return setup::run(&file.config, *options);
+        }
+        Command::Tunnel { file, command: None } => server::run(&file.config, |config| {
             (config.dispatcher, config.recording, config.management) = (None, None, None);
         }),
         Command::Management { file, command: None } => server::run(&file.config, |config| {
@@ -111,6 +132,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         }
         Command::Camera(options) => cameras(&options),
         Command::RotateKeys(file) => keys::rotate(&file.config),
+        Command::Plan(options) => plan::run(&options),
         Command::Config => {
             print(&config::reference());
             Ok(())

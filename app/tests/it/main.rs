@@ -8,6 +8,7 @@
 //! | [`frames`] | accounting for every frame, also after a crash |
 //! | [`lab`] | the whole in networks of its own |
 //! | [`model`] | whatever happens, in whatever order: against a small model |
+//! | [`setup`] | `homing tunnel setup` |
 //! | [`secrets`] | that no log, answer, file or argument shows one |
 //! | [`seen`] | metrics and their dashboard, the live view in the terminal, a device's story in the log |
 //! | [`system`] | the whole on loopback: mistakes, hostile peers, secrets, the end |
@@ -28,6 +29,7 @@ mod lab;
 mod model;
 mod secrets;
 mod seen;
+mod setup;
 mod system;
 mod tidy;
 mod webdriver;

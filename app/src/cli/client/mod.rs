@@ -19,10 +19,11 @@ mod list;
 mod register;
 mod server;
 mod table;
-mod terminal;
+pub(super) mod terminal;
 mod top;
 
 pub(crate) use server::VARIABLES;
+pub(super) use server::read_secret;
 
 use clap::Subcommand;
 use homing_base::client::CallError;

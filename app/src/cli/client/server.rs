@@ -93,7 +93,7 @@ fn read_kept(file: &Path) -> anyhow::Result<Kept> {
 }
 
 /// The first line of a file that is its owner's alone.
-pub(super) fn read_secret(file: &Path) -> anyhow::Result<Secret> {
+pub(in crate::cli) fn read_secret(file: &Path) -> anyhow::Result<Secret> {
     refuse_readable_by_others(file)?;
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     match text.lines().next().map(str::trim_end) {

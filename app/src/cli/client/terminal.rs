@@ -25,12 +25,12 @@ pub(super) fn has_colours() -> bool {
 }
 
 /// A line for people, beside what the command puts out.
-pub(super) fn say(text: &str) {
+pub(in crate::cli) fn say(text: &str) {
     let _ = writeln!(stderr().lock(), "{text}");
 }
 
 /// The next line of standard input.
-pub(super) fn line(what: &str) -> anyhow::Result<Secret> {
+pub(in crate::cli) fn line(what: &str) -> anyhow::Result<Secret> {
     let mut text = String::new();
     stdin().lock().read_line(&mut text).with_context(|| format!("cannot read {what} from standard input"))?;
     let line = Secret::new(text.trim_end_matches(['\r', '\n']));
@@ -77,10 +77,10 @@ impl Drop for Screen {
 }
 
 /// The terminal does not show what is typed until this is dropped.
-struct Hidden(rustix::termios::Termios);
+pub(in crate::cli) struct Hidden(rustix::termios::Termios);
 
 impl Hidden {
-    fn begin() -> io::Result<Self> {
+    pub fn begin() -> io::Result<Self> {
         let before = tcgetattr(stdin())?;
         let mut hidden = before.clone();
         hidden.local_modes.remove(LocalModes::ECHO);

@@ -1,0 +1,529 @@
+//! `homing tunnel setup`: what the tunnel server's installer asks, one question after the other, or all of it by flags.
+//!
+//! 1. Where it listens (external, internal) and what devices dial (public), each tried at once.
+//! 2. Who may ask at the internal address, and which dispatcher account registers devices.
+//! 3. The private CA is made, the file written, the service installed if wanted; what is left to do is told.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`ask`] | flags, questions, answers |
+//! | [`file`] | the configuration file |
+//! | [`machine`] | this machine's addresses, and the service |
+//!
+//! Run again, it begins with what the file says. Invariant: a file that is there is only replaced by who says so; no secret
+//! is an argument; what is merely doubtful is a warning, since the network may be finished later.
+
+mod ask;
+mod file;
+mod machine;
+
+use super::{
+    client::{
+        read_secret,
+        terminal::{line, say},
+    },
+    print, runtime,
+};
+use crate::config;
+use anyhow::{Context, bail};
+use ask::{Asker, Question};
+use clap::Args;
+use homing_base::password;
+use homing_protocol::Secret;
+use homing_tunnel::{
+    Config,
+    setup::{self, Unusable},
+};
+use machine::Service;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// Ports where nothing else is said.
+const EXTERNAL_PORT: u16 = 8443;
+const INTERNAL_PORT: u16 = 8081;
+const DISPATCHER_PORT: u16 = 7444;
+
+const PASSWORD_LENGTH: usize = 20;
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// Asks nothing: flags, what the file says, and defaults.
+    #[arg(long)]
+    yes: bool,
+    /// What it is called on the page and in logs.
+    #[arg(long)]
+    name: Option<String>,
+    /// Where devices' connections arrive on this machine, IP:PORT.
+    #[arg(long)]
+    external: Option<String>,
+    /// Where the VMS asks, IP:PORT; not the same IP address and port as the external one.
+    #[arg(long)]
+    internal: Option<String>,
+    /// What devices dial, HOST:PORT; again, or with commas, for several.
+    #[arg(long, value_delimiter = ',')]
+    public: Vec<String>,
+    /// User of the internal address.
+    #[arg(long)]
+    user: Option<String>,
+    /// A file with the password of the internal address, or `-`; otherwise one is made and shown.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// The dispatcher's address for tunnel servers, HOST:PORT.
+    #[arg(long)]
+    dispatcher: Option<String>,
+    /// The dispatcher's CA (its dispatcher-ca.pem), or `web` where it has a certificate of the public web.
+    #[arg(long, value_name = "FILE")]
+    dispatcher_ca: Option<String>,
+    /// The account there.
+    #[arg(long)]
+    account: Option<String>,
+    /// A file with the account's password, or `-`.
+    #[arg(long, value_name = "FILE")]
+    account_password_file: Option<PathBuf>,
+    /// PEM certificate chain of your own for the external address; otherwise a private CA is made.
+    #[arg(long, value_name = "FILE", requires = "private_key")]
+    certificate: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    private_key: Option<PathBuf>,
+    /// What devices shall trust, with a certificate of your own that is not of the public web.
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    trust_anchor: Option<PathBuf>,
+    /// Folder of database, master key and private CA.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Replaces a configuration file that says otherwise; the one before is kept.
+    #[arg(long)]
+    replace: bool,
+    /// Installs and starts the systemd service.
+    #[arg(long, conflicts_with = "no_service")]
+    service: bool,
+    /// Does not offer to.
+    #[arg(long)]
+    no_service: bool,
+    /// Where units are; another folder than the usual is only written to.
+    #[arg(long, value_name = "FOLDER", default_value = machine::UNITS)]
+    units: PathBuf,
+}
+
+/// Why it was not done.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// Something is missing, or cannot be meant: exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// A check did not pass, or a file is not to be replaced: exit code 1.
+    #[error("{0}")]
+    Refused(String),
+    /// This machine's fault: exit code 1.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+pub(super) fn run(file: &Path, options: Options) -> anyhow::Result<ExitCode> {
+    Ok(match set_up(file, options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refused) => {
+            say(&format!("homing: {refused}"));
+            ExitCode::from(if matches!(refused, Refused::Usage(_)) { 2 } else { 1 })
+        }
+    })
+}
+
+fn set_up(file: &Path, mut options: Options) -> Result<(), Refused> {
+    let runtime = runtime()?;
+    let before = existing(file)?;
+    let asker = Asker { silent: options.yes };
+    let mut config = before.clone().unwrap_or_default();
+    take(&mut config.name, options.name.take());
+    take(&mut config.data, options.data.take());
+    take(&mut config.certificate, options.certificate.take());
+    take(&mut config.private_key, options.private_key.take());
+    take(&mut config.trust_anchor, options.trust_anchor.take());
+
+    ask_addresses(&asker, &mut options, &mut config, before.as_ref())?;
+    let failed = |error: anyhow::Error| Refused::Refused(format!("{error:#}"));
+    setup::prepare(&config).map_err(failed)?;
+    let mut warnings = runtime.block_on(setup::look_at_public(&config))?;
+    for warning in &warnings {
+        say(&format!("  Warning: {warning}."));
+    }
+    let made = ask_credentials(&asker, &mut options, &mut config)?;
+    warnings.extend(ask_dispatcher(&asker, &mut options, &mut config, &runtime)?);
+    setup::check(&config).map_err(failed)?;
+
+    write(&asker, file, before.as_ref(), &config, options.replace)?;
+    let service = ask_service(&asker, &options)?;
+    if service {
+        let service = Service { units: &options.units, config: file, data: &config.data };
+        let unit = service.install()?;
+        print(&format!("{} is installed.\n", unit.display()));
+    }
+    print(&told(file, &config, made, service && options.units == Path::new(machine::UNITS)));
+    for warning in warnings {
+        print(&format!("Warning: {warning}.\n"));
+    }
+    Ok(())
+}
+
+/// What the file says that is there already.
+fn existing(file: &Path) -> Result<Option<Config>, Refused> {
+    if !file.exists() {
+        return Ok(None);
+    }
+    let all = config::load(file)?;
+    if all.dispatcher.is_some() || all.recording.is_some() || all.management.is_some() {
+        return Err(Refused::Refused(format!(
+            "{} is for other roles, too, and would lose them: edit it, or give another file with --config",
+            file.display()
+        )));
+    }
+    Ok(all.tunnel)
+}
+
+fn take<T>(into: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *into = given;
+    }
+}
+
+/// External, internal, public.
+fn ask_addresses(
+    asker: &Asker,
+    options: &mut Options,
+    config: &mut Config,
+    before: Option<&Config>,
+) -> Result<(), Refused> {
+    let ours = machine::addresses();
+    let list: Vec<String> = ours.iter().map(IpAddr::to_string).collect();
+    let list = if list.is_empty() { "none but loopback".to_owned() } else { list.join(", ") };
+    let usable = |address: SocketAddr, in_use_now: Option<SocketAddr>| match setup::try_address(address) {
+        Ok(()) => Ok(address),
+        // By the server that runs with this file.
+        Err(Unusable::Taken(_)) if in_use_now == Some(address) => Ok(address),
+        Err(Unusable::NotOurs(_)) => {
+            bail!("{} is not an address of this machine, which has {list}", address.ip())
+        }
+        Err(other) => Err(other.into()),
+    };
+
+    // With two adaptors, each has its side.
+    let outside = ours.first().filter(|_| ours.iter().filter(|ip| ip.is_ipv4()).count() > 1);
+    let suggested = outside
+        .map_or(format!("0.0.0.0:{EXTERNAL_PORT}"), |ip| SocketAddr::new(*ip, EXTERNAL_PORT).to_string());
+    let external = Question {
+        title: "External address",
+        flag: "--external",
+        explanation: &format!(
+            "IP:PORT where devices' connections arrive on this machine, through the firewall or Internet router.\n\
+             0.0.0.0 is every IPv4 address, [::] every address. This machine has: {list}"
+        ),
+        default: Some(before.map_or(suggested, |before| before.external.to_string())),
+    };
+    let check = |text: &str| usable(address(text, EXTERNAL_PORT)?, before.map(|before| before.external));
+    config.external = asker.ask(&external, options.external.take(), check)?;
+
+    let inside = ours.iter().find(|ip| **ip != config.external.ip() && is_of(ip, true));
+    let inside = inside.or_else(|| ours.iter().find(|ip| is_of(ip, true)));
+    let suggested = inside
+        .map_or(format!("127.0.0.1:{INTERNAL_PORT}"), |ip| SocketAddr::new(*ip, INTERNAL_PORT).to_string());
+    let internal = Question {
+        title: "Internal address",
+        flag: "--internal",
+        explanation: "IP:PORT where the VMS asks on this machine: to register devices, and for their video. It may be the IP\n\
+             address of the external one, with another port that the firewall keeps closed to the Internet.\n\
+             127.0.0.1 where the VMS is on this machine.",
+        default: Some(before.map_or(suggested, |before| before.internal.to_string())),
+    };
+    let outer = config.external;
+    config.internal = asker.ask(&internal, options.internal.take(), |text| {
+        let address = address(text, INTERNAL_PORT)?;
+        setup::try_both(outer, address)?;
+        usable(address, before.map(|before| before.internal))
+    })?;
+
+    let outer = Some(config.external.ip()).filter(|ip| !ip.is_unspecified()).or(ours.first().copied());
+    let dialled = outer.filter(|ip| is_of(ip, false));
+    let suggested = dialled.map(|ip| SocketAddr::new(ip, config.external.port()).to_string());
+    let public = Question {
+        title: "Public address",
+        flag: "--public",
+        explanation: "HOST:PORT that devices dial: the public IP address of the firewall or Internet router that forwards to\n\
+             the external address, or its DNS name. Several with commas, best first.",
+        default: before
+            .filter(|before| !before.public.is_empty())
+            .map(|before| before.public.join(","))
+            .or(suggested),
+    };
+    let given = Some(options.public.join(",")).filter(|given| !given.is_empty());
+    let port = config.external.port();
+    config.public = asker.ask(&public, given, |text| {
+        let all: Vec<String> = text.split(',').map(|one| with_port(one.trim(), port)).collect();
+        let checked = Config { public: all.clone(), ..Config::default() };
+        setup::check_public(&checked)?;
+        Ok(all)
+    })?;
+    Ok(())
+}
+
+fn is_of(ip: &IpAddr, private: bool) -> bool {
+    machine::is_private(*ip) == private
+}
+
+/// `IP:PORT`, or `IP` with the usual port.
+fn address(text: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    let alone = || bare.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, port));
+    text.parse()
+        .ok()
+        .or_else(alone)
+        .context("an IP address and a port are wanted, such as 10.1.0.10:8443 or [fd00::10]:8443")
+}
+
+/// `HOST:PORT`, or `HOST` with the external port.
+fn with_port(text: &str, port: u16) -> String {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return SocketAddr::new(ip, port).to_string();
+    }
+    let has_port = text.rsplit_once(':').is_some_and(|(_, last)| last.parse::<u16>().is_ok());
+    if text.is_empty() || has_port { text.to_owned() } else { format!("{text}:{port}") }
+}
+
+/// User and password of the internal address; `true` if the password was made here.
+fn ask_credentials(asker: &Asker, options: &mut Options, config: &mut Config) -> Result<bool, Refused> {
+    let user = Question {
+        title: "User of the internal address",
+        flag: "--user",
+        explanation: "The VMS signs in with it.",
+        default: Some(config.user.clone()),
+    };
+    config.user = asker.ask(&user, options.user.take(), |text| {
+        anyhow::ensure!(!text.is_empty() && !text.contains(':'), "a name without a colon is wanted");
+        Ok(text.to_owned())
+    })?;
+    let keep = !config.password.is_empty();
+    let question = Question {
+        title: "Password of the internal address",
+        flag: "--password-file",
+        explanation: "Whoever has it reaches every device. Empty for the one that is suggested.",
+        default: Some(if keep { "as it is" } else { "a new one, shown at the end" }.to_owned()),
+    };
+    let given = match &options.password_file {
+        Some(file) => Some(secret(file, "the password")?),
+        None => asker.ask_secret(&question)?,
+    };
+    let made = given.is_none() && !keep;
+    take(&mut config.password, given.or_else(|| made.then(|| password::generate(PASSWORD_LENGTH))));
+    Ok(made)
+}
+
+/// The dispatcher and the account there; what cannot be told now, as warnings.
+fn ask_dispatcher(
+    asker: &Asker,
+    options: &mut Options,
+    config: &mut Config,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<Option<String>, Refused> {
+    let known = !config.dispatcher.account.is_empty();
+    let dispatcher = &mut config.dispatcher;
+    let question = Question {
+        title: "Dispatcher",
+        flag: "--dispatcher",
+        explanation: "HOST:PORT where tunnel servers register devices at the dispatcher.",
+        default: known.then(|| dispatcher.address.clone()),
+    };
+    dispatcher.address = asker.ask(&question, options.dispatcher.take(), |text| {
+        let bare = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
+        anyhow::ensure!(
+            !bare.is_empty() && !bare.contains("://") && !bare.contains('/'),
+            "HOST:PORT is wanted"
+        );
+        Ok(format!("https://{}", with_port(bare, DISPATCHER_PORT)))
+    })?;
+    let question = Question {
+        title: "CA of the dispatcher",
+        flag: "--dispatcher-ca",
+        explanation: "A file: dispatcher-ca.pem, from whoever runs it. It goes into the configuration.\n\
+             `web` where it has a certificate of the public web.",
+        default: known.then(|| "as it is".to_owned()),
+    };
+    let kept = dispatcher.trust_anchor.clone();
+    dispatcher.trust_anchor = asker.ask(&question, options.dispatcher_ca.take(), |text| match text {
+        "web" => Ok(String::new()),
+        "as it is" => Ok(kept.clone()),
+        file => {
+            let pem = std::fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
+            homing_base::tls::client_config(Some(&pem)).with_context(|| file.to_owned())?;
+            Ok(pem)
+        }
+    })?;
+    loop {
+        let account = Question {
+            title: "Dispatcher account",
+            flag: "--account",
+            explanation: "Who runs the dispatcher gives it out: homing dispatcher account add NAME.",
+            default: known.then(|| dispatcher.account.clone()),
+        };
+        dispatcher.account = asker.ask(&account, options.account.take(), |text| {
+            anyhow::ensure!(!text.is_empty() && !text.contains(':'), "a name without a colon is wanted");
+            Ok(text.to_owned())
+        })?;
+        let from_file = options.account_password_file.take();
+        let question = Question {
+            title: "Password of that account",
+            flag: "--account-password-file",
+            explanation: "As it was printed when the account was made.",
+            default: known.then(|| "as it is".to_owned()),
+        };
+        let given = match &from_file {
+            Some(file) => Some(secret(file, "the account's password")?),
+            None => asker.ask_secret(&question)?,
+        };
+        take(&mut dispatcher.password, given);
+        if dispatcher.password.is_empty() {
+            return Err(Refused::Usage(
+                "--account-password-file is wanted: nothing stands for it".to_owned(),
+            ));
+        }
+        match runtime.block_on(setup::try_dispatcher(dispatcher)) {
+            Ok(doubt) => {
+                let doubt = doubt.map(|doubt| format!("the dispatcher could not be asked: {doubt}"));
+                doubt.iter().for_each(|doubt| say(&format!("  Warning: {doubt}.")));
+                return Ok(doubt);
+            }
+            Err(error) if asker.silent || from_file.is_some() => {
+                return Err(Refused::Refused(format!("--account {}: {error:#}", dispatcher.account)));
+            }
+            Err(error) => say(&format!("  No: {error:#}.")),
+        }
+    }
+}
+
+fn secret(file: &Path, what: &str) -> anyhow::Result<Secret> {
+    if file == Path::new("-") { line(what) } else { read_secret(file) }
+}
+
+/// Writes the file, if that is new or may be replaced.
+fn write(
+    asker: &Asker,
+    file: &Path,
+    before: Option<&Config>,
+    config: &Config,
+    replace: bool,
+) -> Result<(), Refused> {
+    if let Some(before) = before {
+        let differences = file::differences(before, config)?;
+        if differences.is_empty() {
+            print(&format!("{} says all this already.\n", file.display()));
+            return Ok(());
+        }
+        let list = differences.join("\n  ");
+        if !replace {
+            let text = format!(
+                "In {}:\n{}\nThe present file is kept as FILE.before.",
+                file.display(),
+                differences.join("\n")
+            );
+            if !asker.confirm("Replace the configuration file?", &text, false)? {
+                return Err(Refused::Refused(format!(
+                    "{} is left as it is (--replace replaces it). It would change:\n  {list}",
+                    file.display()
+                )));
+            }
+        }
+    } else if file.exists() {
+        return Err(Refused::Refused(format!(
+            "{} is there and has no [tunnel]: give another file with --config",
+            file.display()
+        )));
+    }
+    let kept = file::write(file, &file::text(config)?)?;
+    print(&format!("{} is written.\n", file.display()));
+    if let Some(kept) = kept {
+        print(&format!("The one before is {}.\n", kept.display()));
+    }
+    Ok(())
+}
+
+fn ask_service(asker: &Asker, options: &Options) -> Result<bool, Refused> {
+    if options.service
+        || options.no_service
+        || !(machine::has_systemd() || options.units != Path::new(machine::UNITS))
+    {
+        return Ok(options.service);
+    }
+    asker.confirm(
+        "Install the service?",
+        &format!(
+            "{}/homing@.service, started now and at every start of this machine, as the user homing.",
+            options.units.display()
+        ),
+        true,
+    )
+}
+
+/// What is left to do, and where.
+fn told(file: &Path, config: &Config, made: bool, runs: bool) -> String {
+    let mut text = String::new();
+    if made {
+        text.push_str(&format!("The password of {} is {}\n", config.user, config.password.expose()));
+    }
+    text.push_str(
+        "\nIn the firewall between the Internet and this machine (docs/network.md has ready rules):\n",
+    );
+    for public in &config.public {
+        text.push_str(&format!("  forward TCP {public} to {}\n", config.external));
+    }
+    text.push_str(&format!("  let this machine out to {}\n", config.dispatcher.address));
+    text.push_str(&format!(
+        "Between the surveillance network and this machine:\n  let the VMS in to TCP {}\n",
+        config.internal
+    ));
+    let inside = match config.internal.ip() {
+        ip if ip.is_unspecified() => format!("http://ADDRESS-OF-THIS-MACHINE:{}", config.internal.port()),
+        _ => format!("http://{}", config.internal),
+    };
+    text.push_str(&format!(
+        "In the management server's configuration:\n  [[management.tunnel_servers]]\n  name = {:?}\n  url = {inside:?}\n  \
+         user = {:?}\n  password = \"…\"\n",
+        config.name, config.user
+    ));
+    if config.certificate.as_os_str().is_empty() {
+        let ca = config.data.join("tunnel-ca.pem");
+        text.push_str(&format!(
+            "Devices are told to trust the private CA by themselves ({}).\n",
+            ca.display()
+        ));
+    }
+    if runs {
+        text.push_str("It runs: journalctl -u homing@tunnel\n");
+    } else {
+        text.push_str(&format!("To start it: homing tunnel --config {}\n", file.display()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_may_be_typed_without_their_usual_port() {
+        for (typed, expected) in [
+            ("10.1.0.10", "10.1.0.10:8443"),
+            ("10.1.0.10:443", "10.1.0.10:443"),
+            ("fd00::10", "[fd00::10]:8443"),
+            ("[fd00::10]", "[fd00::10]:8443"),
+            ("[fd00::10]:443", "[fd00::10]:443"),
+        ] {
+            assert_eq!(address(typed, 8443).unwrap().to_string(), expected);
+            assert_eq!(with_port(typed, 8443), expected);
+        }
+        assert!(address("sts.example:8443", 8443).is_err());
+        assert_eq!(with_port("sts.example", 8443), "sts.example:8443");
+        assert_eq!(with_port("sts.example:443", 8443), "sts.example:443");
+    }
+}
