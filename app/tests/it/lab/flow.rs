@@ -1,7 +1,8 @@
 //! The eight steps of `docs/connection-flow.md` over real networks, with a camera that is not ours.
 
 use super::{
-    camera::{FPS, GOP},
+    camera::{Encoding, FPS, GOP},
+    layout::Layout,
     pictures::{assert_as_sent, pictures},
     topology::{Lab, SITE_PUBLIC, SITE_PUBLIC_AFTERWARDS},
     world::{SECRETS, World},
@@ -17,9 +18,9 @@ use std::io;
 /// time does anybody connect towards the site, and nothing but loopback listens in it.
 #[test]
 fn scenario_a_from_register_to_add_and_a_minute_of_recording() {
-    let lab = Lab::new();
+    let lab = Lab::new(Layout::TwoAdaptors);
     let from_outside = lab.prove_the_watch_sees();
-    let mut world = World::build(&lab);
+    let mut world = World::build(&lab, Encoding::default());
     let site_connections = || lab.site().run("ss", &["-tnH", "not", "dst", "127.0.0.0/8"]);
 
     // Steps 1 and 2. The device is offline, and stays so until somebody presses its button.
@@ -33,19 +34,9 @@ fn scenario_a_from_register_to_add_and_a_minute_of_recording() {
     assert!(device["peer"].as_str().is_some_and(|peer| peer.starts_with(SITE_PUBLIC)), "{device}");
 
     // Step 8.
-    let hardware = world.api.post("/api/v1/hardware", &json!({"serial": world.label.0})).unwrap();
-    world.wait_for_device("green", "add", seconds(10));
-    let camera = hardware.pointer("/cameras/0/id").and_then(serde_json::Value::as_i64).expect("one camera");
-    let last_frame = || -> io::Result<Timestamp> {
-        let camera = world.api.json(&format!("/api/v1/cameras/{camera}"))?;
-        let at = camera.pointer("/status/last_frame").and_then(|at| at.as_str()?.parse().ok());
-        at.ok_or_else(|| io::Error::other(camera.to_string()))
-    };
-    let recorded_until = |moment: Timestamp| {
-        let last = last_frame()?;
-        if last > moment { Ok(last) } else { Err(io::Error::other(format!("recorded until {last}"))) }
-    };
-    let first = wait_for("a first frame is recorded", seconds(20), last_frame);
+    let camera = world.add();
+    let first = wait_for("a first frame is recorded", seconds(20), || world.last_frame(camera));
+    let recorded_until = |moment: Timestamp| world.recorded_until(camera, moment);
 
     // A minute, compared slice by slice.
     let start = first + SignedDuration::from_secs(1);

@@ -1,12 +1,10 @@
 //! The lab by itself, with no program of ours: its walls stand, its watch sees, its camera counts.
 
 use super::{
-    camera::{self, Camera},
+    camera::{self, Camera, Encoding},
+    layout::{CENTRAL, DISPATCHER, DISPATCHER_API_PORT, EXTERNAL_PORT, INTERNAL_PORT, Layout, PUBLIC},
     pictures::{assert_as_sent, pictures},
-    topology::{
-        CENTRAL, DMZ_EXTERNAL, DMZ_INTERNAL, INTERNAL_PORT, Lab, PUBLIC, SITE_PUBLIC, SITE_PUBLIC_AFTERWARDS,
-        TUNNEL_PORT, name_for,
-    },
+    topology::{FromOutside, Lab, SITE_PUBLIC, SITE_PUBLIC_AFTERWARDS, name_for},
 };
 use crate::harness::{Folder, output, seconds, wait_for};
 use std::{
@@ -16,50 +14,69 @@ use std::{
     process::Command,
 };
 
-/// The goal: exactly the connections of the picture are possible, and the site's watch counts exactly
+/// The goal: in each layout, exactly the connections of docs/network.md are possible, and the site's watch counts exactly
 /// those that come from outside.
 #[test]
-fn only_the_connections_of_the_picture_are_possible() {
-    let lab = Lab::new();
-    let external = lab.dmz().listen(&format!("{DMZ_EXTERNAL}:{TUNNEL_PORT}"));
-    let internal = lab.dmz().listen(&format!("{DMZ_INTERNAL}:{INTERNAL_PORT}"));
-    let _in_the_way = lab.dmz().listen("0.0.0.0:22");
-    let _nobody_comes_here = lab.central().listen("0.0.0.0:80");
+fn only_the_connections_of_the_document_are_possible() {
+    for layout in Layout::ALL {
+        let lab = Lab::new(layout);
+        let listen = |address: &str, port: u16| lab.tunnel().listen(&format!("{address}:{port}"));
+        let external = listen(layout.external(), EXTERNAL_PORT);
+        let internal = listen(layout.internal(), INTERNAL_PORT);
+        let _gateway = listen(layout.internal(), 8554);
+        let _in_the_way = [listen("0.0.0.0", 22), listen("0.0.0.0", 8080)];
+        let _nobody_comes_here = lab.central().listen("0.0.0.0:8080");
+        let dispatcher = lab.internet().listen(&format!("{DISPATCHER}:{DISPATCHER_API_PORT}"));
 
-    let _out = lab.site().connect(&format!("{PUBLIC}:{TUNNEL_PORT}")).expect("the site reaches the DMZ");
-    let (_, peer) = external.accept().unwrap();
-    assert_eq!(peer.ip().to_string(), SITE_PUBLIC, "masqueraded");
-    let _in =
-        lab.central().connect(&format!("{DMZ_INTERNAL}:{INTERNAL_PORT}")).expect("central reaches the DMZ");
-    assert_eq!(internal.accept().unwrap().1.ip().to_string(), CENTRAL);
+        let _out = lab.site().connect(&format!("{PUBLIC}:{EXTERNAL_PORT}")).expect("the site reaches it");
+        let (_, peer) = external.accept().unwrap();
+        assert_eq!(peer.ip().to_string(), SITE_PUBLIC, "masqueraded");
+        for port in [INTERNAL_PORT, 8554] {
+            let reached = lab.central().connect(&format!("{}:{port}", layout.internal()));
+            reached.expect("the VMS reaches it");
+        }
+        assert_eq!(internal.accept().unwrap().1.ip().to_string(), CENTRAL);
+        let _relayed = lab.tunnel().connect(&format!("{DISPATCHER}:{DISPATCHER_API_PORT}")).expect("out");
+        assert_eq!(dispatcher.accept().unwrap().1.ip().to_string(), PUBLIC);
 
-    for (from, name, to) in [
-        (lab.site(), "site", format!("{PUBLIC}:{INTERNAL_PORT}")),
-        (lab.site(), "site", format!("{PUBLIC}:22")),
-        (lab.internet(), "internet", format!("{CENTRAL}:80")),
-        (lab.dmz(), "dmz", format!("{CENTRAL}:80")),
-        (lab.dmz(), "dmz", format!("{SITE_PUBLIC}:554")),
-        (lab.central(), "central", format!("{DMZ_INTERNAL}:22")),
-        (lab.central(), "central", format!("{DMZ_EXTERNAL}:{TUNNEL_PORT}")),
-        (lab.central(), "central", format!("{PUBLIC}:{TUNNEL_PORT}")),
-    ] {
-        assert!(from.connect(&to).is_err(), "{name} connected to {to}");
+        lab.betray_the_centre();
+        // Side by side: a firewall answers by silence.
+        let walls = layout.walls(&lab);
+        std::thread::scope(|scope| {
+            for (from, name, to) in &walls {
+                scope.spawn(move || {
+                    assert!(from.connect(to).is_err(), "{layout:?}: {name} connected to {to}");
+                });
+            }
+        });
+
+        // All that so far went outwards or against a wall of the centre.
+        assert_eq!(lab.arrivals(), FromOutside::default(), "{layout:?}");
+        let after_probe = lab.prove_the_watch_sees();
+        assert!(after_probe.tcp >= 2 && after_probe.dropped >= 2, "{after_probe:?}");
+        let _again = lab.site().connect(&format!("{PUBLIC}:{EXTERNAL_PORT}")).unwrap();
+        assert_eq!(lab.arrivals(), after_probe, "an outward connection is not counted");
     }
+}
 
-    // All that so far went outwards or against a wall of the centre.
-    assert_eq!(lab.arrivals(), super::topology::FromOutside::default());
-    let after_probe = lab.prove_the_watch_sees();
-    assert!(after_probe.tcp >= 2 && after_probe.dropped >= 2, "{after_probe:?}");
-    let _again = lab.site().connect(&format!("{PUBLIC}:{TUNNEL_PORT}")).unwrap();
-    assert_eq!(lab.arrivals(), after_probe, "an outward connection is not counted");
+/// The goal: with the rules of the document for it, the public address leads back from inside; without, it does not.
+#[test]
+fn the_public_address_leads_back_where_the_firewall_turns_it_around() {
+    let lab = Lab::new(Layout::TwoAdaptors);
+    let external = lab.tunnel().listen(&format!("{}:{EXTERNAL_PORT}", Layout::TwoAdaptors.external()));
+    let dial = || lab.tunnel().connect(&format!("{PUBLIC}:{EXTERNAL_PORT}"));
+    assert!(dial().is_err());
+    lab.load("firewall1", "# Leads back");
+    let _there = dial().expect("turned around");
+    external.accept().unwrap();
 }
 
 /// The goal: with a new public address old flows are dead, and new ones come from there.
 #[test]
 fn a_new_public_address_ends_old_flows() {
-    let lab = Lab::new();
-    let external = lab.dmz().listen(&format!("{DMZ_EXTERNAL}:{TUNNEL_PORT}"));
-    let dial = || lab.site().connect(&format!("{PUBLIC}:{TUNNEL_PORT}")).unwrap();
+    let lab = Lab::new(Layout::TwoAdaptors);
+    let external = lab.tunnel().listen(&format!("{}:{EXTERNAL_PORT}", Layout::TwoAdaptors.external()));
+    let dial = || lab.site().connect(&format!("{PUBLIC}:{EXTERNAL_PORT}")).unwrap();
     let mut old = dial();
     let (mut old_accepted, _) = external.accept().unwrap();
     say(&mut old, &mut old_accepted);
@@ -89,9 +106,9 @@ fn say(from: &mut TcpStream, to: &mut TcpStream) {
 /// and it lets nobody in who has not its password.
 #[test]
 fn the_camera_accounts_for_every_picture() {
-    let lab = Lab::new();
+    let lab = Lab::new(Layout::TwoAdaptors);
     let folder = Folder::new();
-    let camera = Camera::start(&lab.site(), "127.0.0.1", 8554, true);
+    let camera = Camera::start(&lab.site(), "127.0.0.1", 8554, Encoding::default());
     let file = folder.join("recording.mp4");
     let record = |url: &str| {
         let mut ffmpeg = lab.site().command("ffmpeg");
@@ -141,11 +158,11 @@ fn nothing_is_left_of_a_lab() {
     output(Command::new("ip").args(["netns", "add", &stale]));
     let exists = |name: &str| Path::new("/run/netns").join(name).exists();
     assert!(exists(&stale));
-    drop(Lab::new());
+    drop(Lab::new(Layout::TwoAdaptors));
     assert!(!exists(&stale), "{stale} should have been removed");
 
     let forgetful = std::panic::catch_unwind(|| {
-        let lab = Lab::new();
+        let lab = Lab::new(Layout::TwoAdaptors);
         let mut child = lab.site().command("sleep").arg("60").spawn().unwrap();
         wait_for("sleep starts there", seconds(5), || {
             let there = lab.site().run("ip", &["netns", "identify", &child.id().to_string()]);

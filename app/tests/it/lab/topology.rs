@@ -1,8 +1,9 @@
-//! Seven network namespaces, one for each box of the picture, and the rules between them.
+//! Network namespaces, one for each box of the picture, and the rules between them.
 //!
 //! Invariant: names hold the id of the test process, so that labs run side by side and what a killed
 //! run left behind is found and removed by the next one. `Drop` fails the test when anything is left.
 
+use super::layout::{End, Layout, PUBLIC, documented_rules};
 use crate::harness::{Http, Process, output, seconds, wait_for};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::{
@@ -23,7 +24,8 @@ use std::{
 /// Begins the name of every namespace of every lab.
 const PREFIX: &str = "homing-lab-";
 /// Boxes of the picture, from the site inwards.
-const BOXES: [&str; 7] = ["site", "router", "internet", "firewall", "dmz", "inner", "central"];
+const BOXES: [&str; 8] =
+    ["site", "router", "internet", "firewall1", "switch", "tunnel", "firewall2", "central"];
 /// How long a lab waits for a connection that firewalls may swallow.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -33,40 +35,29 @@ pub const SITE: &str = "192.168.1.10";
 pub const SITE_PUBLIC: &str = "203.0.113.2";
 /// The site's public address after [`Lab::give_the_site_a_new_public_address`].
 pub const SITE_PUBLIC_AFTERWARDS: &str = "203.0.113.77";
-/// What the world knows of the centre: the outer firewall.
-pub const PUBLIC: &str = "198.51.100.2";
-/// The DMZ's host as the outer firewall sees it.
-pub const DMZ_EXTERNAL: &str = "10.1.0.10";
-/// The DMZ's host as the inner firewall sees it.
-pub const DMZ_INTERNAL: &str = "10.1.1.10";
-/// The surveillance network's host.
-pub const CENTRAL: &str = "10.2.0.10";
-/// The dispatcher's external port; forwarded.
-pub const DISPATCHER_PORT: u16 = 9443;
-/// The tunnel server's external port; forwarded.
-pub const TUNNEL_PORT: u16 = 8443;
-/// The tunnel server's internal port; open from the surveillance network only.
-pub const INTERNAL_PORT: u16 = 8444;
 
-/// Both ends of every cable: box, name there, address there.
-const CABLES: [[(&str, &str, &str); 2]; 6] = [
+/// Cables outside the centre, both ends of each.
+const CABLES: [[End; 2]; 3] = [
     [("site", "lan", "192.168.1.10/24"), ("router", "lan", "192.168.1.1/24")],
     [("router", "wan", "203.0.113.2/24"), ("internet", "homes", "203.0.113.1/24")],
-    [("internet", "offices", "198.51.100.1/24"), ("firewall", "wan", "198.51.100.2/24")],
-    [("firewall", "dmz", "10.1.0.1/24"), ("dmz", "outer", "10.1.0.10/24")],
-    [("dmz", "inner", "10.1.1.10/24"), ("inner", "dmz", "10.1.1.1/24")],
-    [("inner", "central", "10.2.0.1/24"), ("central", "lan", "10.2.0.10/24")],
+    [("internet", "offices", "198.51.100.1/24"), ("firewall1", "wan", "198.51.100.2/24")],
 ];
 
-/// Box and route.
-const ROUTES: [(&str, &str); 6] = [
+/// Box and route, outside the centre.
+const ROUTES: [(&str, &str); 3] = [
     ("site", "default via 192.168.1.1"),
     ("router", "default via 203.0.113.1"),
-    ("firewall", "default via 198.51.100.1"),
-    ("dmz", "default via 10.1.0.1"),
-    ("dmz", "10.2.0.0/24 via 10.1.1.1"),
-    ("central", "default via 10.2.0.1"),
+    ("firewall1", "default via 198.51.100.1"),
 ];
+
+/// Counts what the site's line carries, where it leaves its host: behind that, the kernel may have joined packets.
+const LINE_RULES: &str = "
+table inet line {
+    counter up {}
+    counter down {}
+    chain leaving { type filter hook postrouting priority filter; policy accept; oifname lan counter name up; }
+    chain arriving { type filter hook prerouting priority filter; policy accept; iifname lan counter name down; }
+}";
 
 /// What every home has, and a watch: whoever connects from outside is counted before anything else
 /// is decided about it, and counted again where it is dropped.
@@ -100,36 +91,10 @@ table ip nat {
     }
 }";
 
-/// Two ports from the world to the DMZ; nothing outwards but answers.
-const FIREWALL_RULES: &str = "
-table ip nat {
-    chain inwards {
-        type nat hook prerouting priority dstnat; policy accept;
-        iifname wan ip daddr 198.51.100.2 tcp dport { 8443, 9443 } dnat to 10.1.0.10
-    }
-}
-table inet filter {
-    chain input { type filter hook input priority filter; policy drop; iifname lo accept; }
-    chain forward {
-        type filter hook forward priority filter; policy drop;
-        ct state established,related accept
-        iifname wan oifname dmz ip daddr 10.1.0.10 tcp dport { 8443, 9443 } ct state new accept
-    }
-}";
-
-/// One port from the surveillance network to the DMZ; nothing the other way.
-const INNER_RULES: &str = "
-table inet filter {
-    chain input { type filter hook input priority filter; policy drop; iifname lo accept; }
-    chain forward {
-        type filter hook forward priority filter; policy drop;
-        ct state established,related accept
-        iifname central oifname dmz ip daddr 10.1.1.10 tcp dport 8444 ct state new accept
-    }
-}";
-
 /// The networks, until dropped.
 pub struct Lab {
+    /// Where its tunnel server stands.
+    pub layout: Layout,
     name: String,
     /// Prints a line for every TCP connection attempt that arrives from outside at the site's router.
     capture: Option<Process>,
@@ -161,7 +126,7 @@ impl Lab {
     ///
     /// # Panics
     /// When it may not (not root), with what to do about it.
-    pub fn new() -> Lab {
+    pub fn new(layout: Layout) -> Lab {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         assert!(
             rustix::process::geteuid().is_root(),
@@ -170,27 +135,38 @@ impl Lab {
         );
         remove_stale();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut lab = Lab { name: format!("{PREFIX}{}-{number}-", std::process::id()), capture: None };
+        let mut lab =
+            Lab { layout, name: format!("{PREFIX}{}-{number}-", std::process::id()), capture: None };
         for name in BOXES {
             ip(&format!("netns add {}{name}", lab.name));
             let settings = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.disable_ipv6=1"];
             lab.host(name).run("sysctl", &["-q", "-w", settings[0], settings[1]]);
             ip(&format!("-n {}{name} link set lo up", lab.name));
         }
-        for [(one, one_name, one_address), (other, other_name, other_address)] in CABLES {
+        ip(&format!("-n {}switch link add bridge type bridge", lab.name));
+        ip(&format!("-n {}switch link set bridge up", lab.name));
+        for [(one, one_name, one_address), (other, other_name, other_address)] in
+            CABLES.iter().chain(layout.cables())
+        {
             let l = &lab.name;
             ip(&format!("-n {l}{one} link add {one_name} type veth peer name {other_name} netns {l}{other}"));
             for (host, name, address) in [(one, one_name, one_address), (other, other_name, other_address)] {
-                ip(&format!("-n {l}{host} address add {address} dev {name}"));
+                match address.is_empty() {
+                    true => ip(&format!("-n {l}{host} link set {name} master bridge")),
+                    false => ip(&format!("-n {l}{host} address add {address} dev {name}")),
+                }
                 ip(&format!("-n {l}{host} link set {name} up"));
             }
         }
-        for (host, route) in ROUTES {
+        // Packets of the size that a line has, so that they can be counted.
+        ip(&format!("-n {}site link set lan gso_max_segs 1", lab.name));
+        for (host, route) in ROUTES.iter().chain(layout.routes()) {
             ip(&format!("-n {}{host} route add {route}", lab.name));
         }
-        for (host, rules) in [("router", ROUTER_RULES), ("firewall", FIREWALL_RULES), ("inner", INNER_RULES)]
-        {
-            lab.host(host).run("nft", &[rules]);
+        lab.host("router").run("nft", &[ROUTER_RULES]);
+        lab.site().run("nft", &[LINE_RULES]);
+        for (host, first_line) in layout.rules() {
+            lab.load(host, first_line);
         }
         let mut capture = lab.host("router").command("tcpdump");
         capture.args(["-i", "wan", "-Q", "in", "-n", "-l", "tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn"]);
@@ -210,14 +186,30 @@ impl Lab {
         self.host("internet")
     }
 
-    /// The host in the DMZ.
-    pub fn dmz(&self) -> Host {
-        self.host("dmz")
+    /// The tunnel server's host.
+    pub fn tunnel(&self) -> Host {
+        self.host("tunnel")
     }
 
     /// The host in the surveillance network.
     pub fn central(&self) -> Host {
         self.host("central")
+    }
+
+    /// Loads a block of docs/network.md.
+    pub fn load(&self, firewall: &str, first_line: &str) {
+        self.host(firewall).run("nft", &[&documented_rules(first_line)]);
+    }
+
+    /// What the site's line has carried: bytes of IP packets up, and down.
+    pub fn carried(&self) -> (u64, u64) {
+        let site = self.site();
+        (count(&site, "line", "up", 3), count(&site, "line", "down", 3))
+    }
+
+    /// Gives whoever is on the Internet a route to the inside, as if the provider were the attacker.
+    pub fn betray_the_centre(&self) {
+        ip(&format!("-n {}internet route replace 10.0.0.0/8 via {PUBLIC}", self.name));
     }
 
     fn host(&self, name: &str) -> Host {
@@ -226,18 +218,14 @@ impl Lab {
 
     /// What came from outside, so far. Only meaningful once [`Lab::prove_the_watch_sees`] has run.
     pub fn arrivals(&self) -> FromOutside {
-        let listing = self.host("router").run("nft", &["list counters table inet watch"]);
-        let count = |name: &str| -> u64 {
-            let after = listing.split(&format!("counter {name} {{")).nth(1);
-            let word = after.and_then(|rest| rest.split_whitespace().nth(1));
-            word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("{name} in {listing}"))
-        };
+        let router = self.host("router");
+        let seen = |name: &str| count(&router, "watch", name, 1);
         let capture = self.capture.as_ref().expect("runs as long as the lab");
         FromOutside {
-            tcp: count("tcp_from_outside"),
+            tcp: seen("tcp_from_outside"),
             captured: capture.log().iter().filter(|line| line.contains("Flags [S]")).count() as u64,
-            other: count("other_from_outside"),
-            dropped: count("dropped_from_outside"),
+            other: seen("other_from_outside"),
+            dropped: seen("dropped_from_outside"),
         }
     }
 
@@ -351,6 +339,14 @@ impl Host {
         let lines = self.run("ss", &["--listening", "--tcp", "--numeric", "--no-header"]);
         lines.lines().filter_map(|line| line.split_whitespace().nth(3)).map(str::to_owned).collect()
     }
+}
+
+/// The word at `place` behind the name of a counter: 1 packets, 3 bytes.
+fn count(host: &Host, table: &str, name: &str, place: usize) -> u64 {
+    let listing = host.run("nft", &[&format!("list counters table inet {table}")]);
+    let after = listing.split(&format!("counter {name} {{")).nth(1);
+    let word = after.and_then(|rest| rest.split_whitespace().nth(place));
+    word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("{name} in {listing}"))
 }
 
 fn ip(arguments: &str) {

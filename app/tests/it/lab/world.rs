@@ -2,17 +2,17 @@
 
 use super::{
     Host,
-    camera::{self, Camera},
-    topology::{DISPATCHER_PORT, DMZ_EXTERNAL, DMZ_INTERNAL, INTERNAL_PORT, Lab, PUBLIC, TUNNEL_PORT},
+    camera::{self, Camera, Encoding},
+    layout::{DISPATCHER, DISPATCHER_API_PORT, DISPATCHER_PORT, EXTERNAL_PORT, INTERNAL_PORT, PUBLIC},
+    topology::Lab,
 };
 use crate::harness::{self, Folder, Http, Process, homing, homing_agent, seconds, wait_for};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::{fs, io, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 /// Passwords that this world is built with; none of them may turn up in a log.
 pub const SECRETS: [&str; 3] = [camera::PASSWORD, "Lab-Internal-0815", "Lab-Administrator-2342"];
-/// The dispatcher's API for tunnel servers: inside the DMZ only.
-const DISPATCHER_API: u16 = 9444;
 /// How long a program may take to be there, built without optimisation on a busy machine.
 const START: Duration = seconds(30);
 
@@ -24,9 +24,9 @@ pub struct World {
     pub camera: Camera,
     /// `homing management`: page, API and recording, in the surveillance network.
     pub management: Process,
-    /// `homing tunnel` in the DMZ.
+    /// `homing tunnel`, where the layout has it.
     pub tunnel: Process,
-    /// `homing dispatcher` in the DMZ.
+    /// `homing dispatcher`, out in the Internet.
     pub dispatcher: Process,
     /// The API, asked from the surveillance network, with a token of the administrator's.
     pub api: Http,
@@ -39,25 +39,29 @@ pub struct World {
 
 impl World {
     /// Starts everything; nobody is registered and no button is pressed.
-    pub fn build(lab: &Lab) -> World {
+    pub fn build(lab: &Lab, encoding: Encoding) -> World {
         let folder = Folder::new();
-        let (dmz, central, site) = (lab.dmz(), lab.central(), lab.site());
+        let (internet, tunnel_host, central, site) =
+            (lab.internet(), lab.tunnel(), lab.central(), lab.site());
+        let external = format!("{}:{EXTERNAL_PORT}", lab.layout.external());
+        let internal = format!("{}:{INTERNAL_PORT}", lab.layout.internal());
+        let dispatcher_api = format!("{DISPATCHER}:{DISPATCHER_API_PORT}");
 
         let dispatcher_config = write(
             &folder,
             "dispatcher.toml",
             &format!(
-                "[dispatcher]\nexternal = '{DMZ_EXTERNAL}:{DISPATCHER_PORT}'\napi = '127.0.0.1:{DISPATCHER_API}'\n\
-                 names = ['{PUBLIC}', '127.0.0.1']\ndata = '{}'\n",
+                "[dispatcher]\nexternal = '{DISPATCHER}:{DISPATCHER_PORT}'\napi = '{dispatcher_api}'\n\
+                 names = ['{DISPATCHER}']\ndata = '{}'\n",
                 folder.join("dispatcher").display()
             ),
         );
         let homing = homing();
         let program = homing.to_str().expect("a plain path");
         let account =
-            dmz.run(program, &["dispatcher", "account", "add", "lab", "--config", &dispatcher_config]);
-        let dispatcher = dmz.spawn(&homing, &["dispatcher", "--config", &dispatcher_config]);
-        wait_until_listening(&dmz, &format!("127.0.0.1:{DISPATCHER_API}"));
+            internet.run(program, &["dispatcher", "account", "add", "lab", "--config", &dispatcher_config]);
+        let dispatcher = internet.spawn(&homing, &["dispatcher", "--config", &dispatcher_config]);
+        wait_until_listening(&internet, &dispatcher_api);
         let anchor = folder.join("dispatcher/dispatcher-ca.pem");
         assert!(anchor.is_file(), "{}: the dispatcher's own CA", anchor.display());
 
@@ -66,18 +70,18 @@ impl World {
             &folder,
             "tunnel.toml",
             &format!(
-                "[tunnel]\nname = 'sts'\nexternal = '{DMZ_EXTERNAL}:{TUNNEL_PORT}'\n\
-                 internal = '{DMZ_INTERNAL}:{INTERNAL_PORT}'\npublic = ['{PUBLIC}:{TUNNEL_PORT}']\n\
+                "[tunnel]\nname = 'sts'\nexternal = '{external}'\n\
+                 internal = '{internal}'\npublic = ['{PUBLIC}:{EXTERNAL_PORT}']\n\
                  user = 'vms'\npassword = '{internal_password}'\ndata = '{}'\n\
-                 [tunnel.dispatcher]\naddress = 'https://127.0.0.1:{DISPATCHER_API}'\ntrust_anchor = '{}'\n\
+                 [tunnel.dispatcher]\naddress = 'https://{dispatcher_api}'\ntrust_anchor = '{}'\n\
                  account = 'lab'\npassword = '{}'\n",
                 folder.join("tunnel").display(),
                 anchor.display(),
                 account.trim(),
             ),
         );
-        let tunnel = dmz.spawn(&homing, &["tunnel", "--config", &tunnel_config]);
-        wait_until_listening(&dmz, &format!("{DMZ_INTERNAL}:{INTERNAL_PORT}"));
+        let tunnel = tunnel_host.spawn(&homing, &["tunnel", "--config", &tunnel_config]);
+        wait_until_listening(&tunnel_host, &internal);
 
         let central_config = write(
             &folder,
@@ -85,7 +89,7 @@ impl World {
             &format!(
                 "[recording]\ndata = '{}'\n[management]\nlisten = '127.0.0.1:8080'\ndata = '{}'\n\
                  first_password = '{admin_password}'\n[[management.tunnel_servers]]\nname = 'sts'\n\
-                 url = 'http://{DMZ_INTERNAL}:{INTERNAL_PORT}'\nuser = 'vms'\npassword = '{internal_password}'\n",
+                 url = 'http://{internal}'\nuser = 'vms'\npassword = '{internal_password}'\n",
                 folder.join("recording").display(),
                 folder.join("management").display(),
             ),
@@ -94,12 +98,12 @@ impl World {
         wait_until_listening(&central, "127.0.0.1:8080");
         let api = central.http("http://127.0.0.1:8080").sign_in("admin", admin_password);
 
-        let camera = Camera::start(&site, "127.0.0.1", 8554, true);
+        let camera = Camera::start(&site, "127.0.0.1", 8554, encoding);
         let agent_config = write(
             &folder,
             "agent.toml",
             &format!(
-                "data = '{}'\n[[dispatchers]]\naddress = '{PUBLIC}:{DISPATCHER_PORT}'\ntrust_anchor = '{}'\n\
+                "data = '{}'\n[[dispatchers]]\naddress = '{DISPATCHER}:{DISPATCHER_PORT}'\ntrust_anchor = '{}'\n\
                  [[cameras]]\nname = 'Gate'\nrtsp = '{}'\n",
                 folder.join("agent").display(),
                 anchor.display(),
@@ -171,9 +175,30 @@ impl World {
         })
     }
 
+    /// Step 8: adds the device as hardware, and gives its one camera.
+    #[track_caller]
+    pub fn add(&self) -> i64 {
+        let hardware = self.api.post("/api/v1/hardware", &json!({"serial": self.label.0})).unwrap();
+        self.wait_for_device("green", "add", seconds(10));
+        hardware.pointer("/cameras/0/id").and_then(Value::as_i64).expect("one camera")
+    }
+
+    /// When the last frame was taken that is recorded.
+    pub fn last_frame(&self, camera: i64) -> io::Result<Timestamp> {
+        let camera = self.api.json(&format!("/api/v1/cameras/{camera}"))?;
+        let at = camera.pointer("/status/last_frame").and_then(|at| at.as_str()?.parse().ok());
+        at.ok_or_else(|| io::Error::other(camera.to_string()))
+    }
+
+    /// The same, if that was after `moment`.
+    pub fn recorded_until(&self, camera: i64, moment: Timestamp) -> io::Result<Timestamp> {
+        let last = self.last_frame(camera)?;
+        if last > moment { Ok(last) } else { Err(io::Error::other(format!("recorded until {last}"))) }
+    }
+
     /// Saves the recording of a camera between two moments, and gives its place.
     #[track_caller]
-    pub fn export(&self, camera: i64, start: jiff::Timestamp, end: jiff::Timestamp) -> PathBuf {
+    pub fn export(&self, camera: i64, start: Timestamp, end: Timestamp) -> PathBuf {
         let path = format!("/api/v1/cameras/{camera}/recording.mp4?start={start}&end={end}");
         let answer = self.api.get(&path).and_then(crate::harness::http::Answer::success);
         let file = self.folder.join("recording.mp4");
