@@ -3,7 +3,7 @@
 //! Invariant: what admits somebody (a session's id, an API token) is 256 random bits that are stored
 //! as SHA-256 only and shown once; a stolen database opens no door. Passwords are argon2id.
 //!
-//! Not here: cookies, headers and status codes (`gate`), and slowing down who guesses (`api::account`).
+//! Not here: cookies, headers and status codes (`gate`), and slowing down who guesses (`guesses`).
 
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -60,7 +60,7 @@ pub struct Identity {
 }
 
 /// What a request was admitted by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Credential {
     /// A browser's cookie: another site could make the browser send it.
     Session(i64),

@@ -95,6 +95,24 @@ impl Audit {
         Ok(rows.into_iter().map(entry).collect())
     }
 
+    /// The addresses that a user has signed in from lately; any case.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn signed_in_from(&self, user: &str, lately: Duration) -> anyhow::Result<Vec<String>> {
+        let since = now_ms() - i64::try_from(lately.as_millis()).unwrap_or(i64::MAX / 2);
+        // As the index is: sign_ins.sql.
+        sqlx::query_scalar(
+            "SELECT DISTINCT peer FROM audit
+             WHERE action = 'sign-in' AND user = $1 COLLATE NOCASE AND at_ms > $2 LIMIT 1000",
+        )
+        .bind(user)
+        .bind(since)
+        .fetch_all(&self.database)
+        .await
+        .context("audit log")
+    }
+
     /// Deletes what is older than `keep`.
     ///
     /// # Errors

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`config`] | what it can be told |
 //! | [`gate`] | who is let in: default deny |
+//! | `guesses` | who guesses passwords is slowed |
 //! | [`accounts`], [`audit`] | users, sessions, tokens; who did what |
 //! | [`certificates`] | which end, and when somebody has to do something |
 //! | [`world`], [`board`] | what is known of the others, and how browsers see it change |
@@ -27,6 +28,7 @@ pub mod board;
 pub mod certificates;
 pub mod config;
 pub mod gate;
+mod guesses;
 pub mod plan;
 pub mod probe;
 pub mod recording;
@@ -44,12 +46,9 @@ use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
 use homing_base::{
     Ops, Stop,
-    crowd::network,
     database,
     http::Failure,
-    listen, password,
-    throttle::{Throttle, Tolerance},
-    tls, vault,
+    listen, password, tls, vault,
 };
 use homing_protocol::{Secret, secret::Credentials};
 use prometheus_client::metrics::counter::Counter;
@@ -59,10 +58,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
+use tokio::{net::TcpListener, sync::Semaphore};
 
 /// The database's schema, in order.
-pub(crate) const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("servers.sql")];
+pub(crate) const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("servers.sql"), include_str!("sign_ins.sql")];
 
 /// Password hashes at once; see [`api::account::sign_in`].
 const HASHES_AT_ONCE: usize = 2;
@@ -95,7 +94,7 @@ pub struct App {
     recording: recording::Recording,
     servers: servers::Servers,
     simulated: Arc<Vec<config::SimulatedCamera>>,
-    guesses: Arc<Guesses>,
+    guesses: Arc<guesses::Guesses>,
     hashing: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     cookie: Arc<gate::SessionCookie>,
@@ -135,15 +134,16 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
     )
     .await?;
     let certificates = certificates::Certificates::new(world.clone(), own_certificates(leaf.clone()));
+    let audit = audit::Audit::new(database);
     let app = App {
         accounts,
-        audit: audit::Audit::new(database),
+        audit: audit.clone(),
         world,
         certificates: certificates.clone(),
         recording,
         servers,
         simulated: Arc::new(config.simulated_cameras),
-        guesses: Arc::new(Guesses::new()),
+        guesses: Arc::new(guesses::Guesses::new(audit.clone())),
         hashing: Arc::new(Semaphore::new(HASHES_AT_ONCE)),
         streams: Arc::new(Semaphore::new(api::events::STREAMS)),
         cookie: Arc::new(gate::SessionCookie::new(leaf.is_some(), address)),
@@ -325,47 +325,6 @@ impl App {
         let hardware = self.recording.hardware().await;
         self.world.recording(hardware.map_err(|failure| failure.problem.error));
     }
-}
-
-/// By address: whoever sits there tries by hand or by program.
-const BY_ADDRESS: Tolerance =
-    Tolerance { free: 5, first: Duration::from_secs(2), longest: Duration::from_secs(900) };
-
-/// By user: many addresses may guess at one user, but must not be able to keep that user out for long.
-const BY_USER: Tolerance =
-    Tolerance { free: 10, first: Duration::from_secs(1), longest: Duration::from_secs(30) };
-
-/// Wrong passwords, by address and by user.
-struct Guesses {
-    by_address: Throttle<Option<IpAddr>>,
-    by_user: Throttle<String>,
-}
-
-impl Guesses {
-    fn new() -> Self {
-        Guesses { by_address: Throttle::new(BY_ADDRESS), by_user: Throttle::new(BY_USER) }
-    }
-
-    /// How long until an attempt is looked at; zero: now.
-    fn wait(&self, peer: &str, user: &String) -> Duration {
-        let now = Instant::now();
-        self.by_address.wait(&network_of(peer), now).max(self.by_user.wait(user, now))
-    }
-
-    fn handle_wrong(&self, peer: &str, user: &String) {
-        self.by_address.handle_wrong(&network_of(peer), Instant::now());
-        self.by_user.handle_wrong(user, Instant::now());
-    }
-
-    fn handle_right(&self, peer: &str, user: &String) {
-        self.by_address.handle_right(&network_of(peer));
-        self.by_user.handle_right(user);
-    }
-}
-
-/// What [`gate::peer_of`] wrote down, as it is counted.
-fn network_of(peer: &str) -> Option<IpAddr> {
-    peer.parse().ok().map(network)
 }
 
 #[derive(Clone, Default)]

@@ -61,8 +61,8 @@ impl<S: Sync> FromRequestParts<S> for Peer {
 
 /// Sign in
 ///
-/// Begins a session; its cookie is `HttpOnly` and `SameSite=Strict`. Wrong attempts are slowed down by
-/// address and by user.
+/// Begins a session; its cookie is `HttpOnly` and `SameSite=Strict`. Wrong attempts slow down the network
+/// that they come from; from networks that the user has not signed in from lately, attempts at one user as well.
 #[utoipa::path(post, path = "/api/v1/session", tag = "account", request_body = SignIn, security(()),
     responses((status = 200, body = Whoami), (status = 401, body = views::Problem),
         (status = 429, body = views::Problem, description = "Too many wrong attempts; see Retry-After")))]
@@ -75,24 +75,24 @@ pub async fn sign_in(
     if gate::from_another_site(&headers) {
         return Err(gate::cross_site());
     }
-    let user_key = asked.user.trim().to_lowercase();
-    let wait = app.guesses.wait(&peer, &user_key);
+    let user = asked.user.trim();
+    let wait = app.guesses.wait(&peer, user).await?;
     if !wait.is_zero() {
         return Ok(too_many(wait));
     }
     // Argon2 takes 19 MiB and tens of milliseconds; a flood of sign-ins must not take the machine.
     let permit = tokio::time::timeout(HASHING_PATIENCE, app.hashing.acquire()).await;
     let Ok(Ok(_permit)) = permit else { return Ok(too_many(HASHING_PATIENCE)) };
-    let admitted = app.accounts.check(asked.user.trim(), asked.password).await.map_err(account_failure)?;
+    let admitted = app.accounts.check(user, asked.password).await.map_err(account_failure)?;
     let Some((id, name)) = admitted else {
-        app.guesses.handle_wrong(&peer, &user_key);
+        app.guesses.handle_wrong(&peer, user);
         app.metrics.sign_ins_refused.inc();
-        let shown: String = asked.user.trim().chars().filter(|c| !c.is_control()).take(64).collect();
+        let shown: String = user.chars().filter(|c| !c.is_control()).take(64).collect();
         app.audit.record(&shown, &peer, "sign-in-refused", "", "").await?;
         let problem = Problem::new("wrong-user-or-password", "User name or password is not correct.");
         return Err(Failure::new(StatusCode::UNAUTHORIZED, problem));
     };
-    app.guesses.handle_right(&peer, &user_key);
+    app.guesses.handle_right(&peer, user);
     let browser = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let secret = app.accounts.begin_session(id, &peer, browser).await.map_err(account_failure)?;
     app.audit.record(&name, &peer, "sign-in", "", "").await?;
@@ -361,7 +361,7 @@ impl App {
 }
 
 /// Whether the caller still is who signed in: before anything that opens a way in, or shows a secret. Wrong passwords
-/// count as at signing in.
+/// slow the session or token that gave them (`guesses.rs`).
 ///
 /// # Errors
 /// 403 `wrong-password`, 429 `too-many-attempts`.
@@ -371,8 +371,7 @@ pub(super) async fn confirm(app: &App, caller: &Caller, current: Option<Secret>)
             "Give your own password as well, as current: this must not be done by who finds a browser open.";
         return Err(Failure::new(StatusCode::FORBIDDEN, Problem::new("wrong-password", message)));
     };
-    let user_key = caller.identity.name.to_lowercase();
-    let wait = app.guesses.wait(&caller.peer, &user_key);
+    let wait = app.guesses.wait_again(caller.identity.by);
     if !wait.is_zero() {
         return Err(attempts(wait));
     }
@@ -380,11 +379,11 @@ pub(super) async fn confirm(app: &App, caller: &Caller, current: Option<Secret>)
     let Ok(Ok(_permit)) = permit else { return Err(attempts(HASHING_PATIENCE)) };
     let right = app.accounts.check(&caller.identity.name, current).await.map_err(account_failure)?;
     if right.is_none() {
-        app.guesses.handle_wrong(&caller.peer, &user_key);
+        app.guesses.handle_wrong_again(&caller.peer, caller.identity.by);
         app.record(caller, "confirm-refused", "", "").await?;
         return Err(account_failure(AccountError::WrongPassword));
     }
-    app.guesses.handle_right(&caller.peer, &user_key);
+    app.guesses.handle_right_again(caller.identity.by);
     Ok(())
 }
 
