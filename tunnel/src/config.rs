@@ -2,6 +2,7 @@
 //!
 //! Not here: opening anything. Invariant: what [`Config::check`] lets pass, [`crate::bind`] can at least try.
 
+use crate::guard::PASSWORD_MIN;
 use anyhow::{Context, bail, ensure};
 use homing_protocol::{Secret, secret::Credentials};
 use homing_uplink::{BackoffSettings, TlsPolicy, UplinkAddress, UplinkSettings};
@@ -259,8 +260,10 @@ impl Config {
             self.user
         );
         ensure!(
-            !self.password.is_empty(),
-            "[tunnel] password is empty: whoever knows it reaches every device, so choose one; there is no default"
+            self.password.expose().chars().count() >= PASSWORD_MIN,
+            "[tunnel] password {}: whoever knows it reaches every device, so it has at least {PASSWORD_MIN} characters. \
+             There is no default; \"openssl rand -base64 24\" makes one",
+            if self.password.is_empty() { "is empty" } else { "is too short" }
         );
         ensure!(
             self.certificate.as_os_str().is_empty() == self.private_key.as_os_str().is_empty(),
@@ -446,7 +449,7 @@ mod tests {
 
     fn good() -> Config {
         Config {
-            password: "correct horse".into(),
+            password: "correct horse 16".into(),
             dispatcher: Dispatcher {
                 account: "shop".into(),
                 password: "battery".into(),
@@ -502,6 +505,9 @@ mod tests {
         good().check().unwrap();
         let message = |config: Config| config.check().unwrap_err().to_string();
         assert!(message(Config { password: Secret::default(), ..good() }).contains("password is empty"));
+        let short = message(Config { password: "correct horse 1".into(), ..good() });
+        assert!(short.contains("too short") && short.contains("openssl rand"), "{short}");
+        assert!(!short.contains("correct horse"));
         assert!(message(Config { user: "a:b".into(), ..good() }).contains("colon"));
         assert!(message(Config { certificate: "chain.pem".into(), ..good() }).contains("belong together"));
         assert!(message(Config { dispatcher: Dispatcher::default(), ..good() }).contains("account"));

@@ -1,8 +1,9 @@
 //! Who may use the internal address: one user and password, guessing slowed per address.
 //!
 //! An address that has been wrong too often is not looked at for a while, right or wrong (429), so that guessing is as
-//! slow with many connections as with one. An address that was right is not slowed by others' mistakes from there: a VMS
-//! is not locked out by a script beside it.
+//! slow with many connections as with one. An address that was right lately is not locked out by others' mistakes from
+//! there (a script beside the VMS, everybody behind one NAT): the right pair passes, wrong ones are refused the same
+//! way, counted and logged. There the length of the password is what holds (`config.rs` wants [`PASSWORD_MIN`]).
 
 use homing_base::{
     client::parse_basic,
@@ -12,15 +13,21 @@ use homing_base::{
 use homing_protocol::{Secret, secret::Credentials};
 use http::HeaderValue;
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 use tokio::time::Instant;
 
+/// Shortest password of the internal address, in characters: with random ones 95 bits, beyond all guessing.
+pub(crate) const PASSWORD_MIN: usize = 16;
+
 /// Addresses remembered as right; when full they are all forgotten, and are right again with their next request.
 const TRUSTED_MAX: usize = 1024;
+
+/// How long an address is remembered as right after its last right request.
+const TRUSTED_FOR: Duration = Duration::from_secs(600);
 
 /// Why somebody is not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +49,18 @@ pub(crate) struct Guard {
 /// Who was right and who was wrong lately, by address.
 pub(crate) struct Attempts {
     throttle: Throttle<IpAddr>,
-    trusted: Mutex<HashSet<IpAddr>>,
+    /// When each was last right.
+    trusted: Mutex<HashMap<IpAddr, Instant>>,
+    logged: Throttle<IpAddr>,
 }
 
 impl Default for Attempts {
     fn default() -> Self {
-        Attempts { throttle: Throttle::new(Tolerance::LOG_IN), trusted: Mutex::default() }
+        Attempts {
+            throttle: Throttle::new(Tolerance::LOG_IN),
+            trusted: Mutex::default(),
+            logged: Throttle::new(Tolerance::LOG),
+        }
     }
 }
 
@@ -55,24 +68,39 @@ impl Attempts {
     /// How long this address is not looked at; zero: it is.
     pub fn wait(&self, peer: IpAddr, now: Instant) -> Duration {
         let wait = self.throttle.wait(&network(peer), now);
-        if !wait.is_zero() && self.trusted().contains(&peer.to_canonical()) { Duration::ZERO } else { wait }
+        if wait.is_zero() || self.is_trusted(peer, now) { Duration::ZERO } else { wait }
     }
 
-    /// It was right, and is not slowed by others' mistakes from there.
+    /// It was right, and is for a while not locked out by others' mistakes from there.
     pub fn handle_right(&self, peer: IpAddr) {
-        let mut trusted = self.trusted();
-        if trusted.len() >= TRUSTED_MAX {
+        let (peer, mut trusted) = (peer.to_canonical(), self.trusted());
+        if trusted.len() >= TRUSTED_MAX && !trusted.contains_key(&peer) {
             trusted.clear();
         }
-        trusted.insert(peer.to_canonical());
+        trusted.insert(peer, Instant::now());
     }
 
-    /// It was wrong.
-    pub fn handle_wrong(&self, peer: IpAddr, now: Instant) {
+    /// It was wrong; what to answer. From an address that is looked at because it was right, wrong ones are refused all
+    /// the same, and told to the operator.
+    pub fn handle_wrong(&self, peer: IpAddr, now: Instant) -> Denied {
+        let slowed = !self.throttle.wait(&network(peer), now).is_zero();
         self.throttle.handle_wrong(&network(peer), now);
+        if !slowed {
+            return Denied::Wrong;
+        }
+        if self.logged.wait(&peer, now).is_zero() {
+            self.logged.handle_wrong(&peer, now);
+            tracing::warn!(%peer, "wrong passwords from an address that has the right one; look what else runs there");
+        }
+        Denied::TooMany(self.throttle.wait(&network(peer), now))
     }
 
-    fn trusted(&self) -> std::sync::MutexGuard<'_, HashSet<IpAddr>> {
+    fn is_trusted(&self, peer: IpAddr, now: Instant) -> bool {
+        let right = self.trusted().get(&peer.to_canonical()).copied();
+        right.is_some_and(|right| now.saturating_duration_since(right) < TRUSTED_FOR)
+    }
+
+    fn trusted(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, Instant>> {
         self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,8 +130,7 @@ impl Guard {
             self.attempts.handle_right(peer);
             return Ok(());
         }
-        self.attempts.handle_wrong(peer, now);
-        Err(Denied::Wrong)
+        Err(self.attempts.handle_wrong(peer, now))
     }
 }
 
@@ -147,11 +174,31 @@ mod tests {
         assert_eq!(check(&guard, VMS, "vms", "sesame"), Ok(()));
         tokio::time::advance(Duration::from_secs(61)).await;
         assert_eq!(check(&guard, LAPTOP, "vms", "sesame"), Ok(()));
-        // One that was right is not locked out by a script beside it.
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_was_right_is_not_locked_out_guesses_there_are_refused_and_trust_ends() {
+        let guard = guard();
+        assert_eq!(check(&guard, VMS, "vms", "sesame"), Ok(()));
+        let guesses = (0..100).filter(|_| check(&guard, VMS, "vms", "guess") == Err(Denied::Wrong)).count();
+        assert!(guesses < 10, "{guesses} guesses were answered");
+        assert!(matches!(check(&guard, VMS, "vms", "guess"), Err(Denied::TooMany(_))));
+        assert_eq!(check(&guard, VMS, "vms", "sesame"), Ok(()));
+        // A VMS that is there stays there, whatever goes on beside it.
         for _ in 0..20 {
-            let _ = check(&guard, LAPTOP, "vms", "guess");
+            tokio::time::advance(TRUSTED_FOR / 10).await;
+            assert!(check(&guard, VMS, "vms", "guess").is_err());
+            assert_eq!(check(&guard, VMS, "vms", "sesame"), Ok(()));
         }
-        assert_eq!(check(&guard, LAPTOP, "vms", "sesame"), Ok(()));
+        // One that has gone leaves nobody a way in.
+        for _ in 0..100 {
+            tokio::time::advance(TRUSTED_FOR / 20).await;
+            let _ = check(&guard, VMS, "vms", "guess");
+        }
+        for _ in 0..100 {
+            let _ = check(&guard, VMS, "vms", "guess");
+        }
+        assert!(matches!(check(&guard, VMS, "vms", "sesame"), Err(Denied::TooMany(_))), "right or wrong");
     }
 
     #[test]

@@ -182,7 +182,7 @@ fn a_device_moves_between_tunnel_servers_and_is_recorded_on() {
         &home.join("south.toml"),
         &format!(
             "[tunnel]\nname = 'south'\ndata = '{}'\nexternal = '127.0.0.1:{external}'\n\
-             internal = '127.0.0.1:{internal}'\npassword = 'sesame-south'\n[tunnel.dispatcher]\n\
+             internal = '127.0.0.1:{internal}'\npassword = 'sesame-of-the-south'\n[tunnel.dispatcher]\n\
              address = 'https://{}'\ntrust_anchor = '{}'\naccount = 'south'\npassword = '{}'\n",
             folder.join("south").display(),
             demo.text("/dispatcher/api"),
@@ -196,7 +196,7 @@ fn a_device_moves_between_tunnel_servers_and_is_recorded_on() {
             "[recording]\ndata = '{}'\n[management]\ndata = '{}'\nlisten = '127.0.0.1:{page}'\n\
              first_password = 'correct horse'\n[[management.tunnel_servers]]\nname = 'north'\nurl = 'http://{}'\n\
              user = '{}'\npassword = '{}'\n[[management.tunnel_servers]]\nname = 'south'\n\
-             url = 'http://127.0.0.1:{internal}'\nuser = 'vms'\npassword = 'sesame-south'\n",
+             url = 'http://127.0.0.1:{internal}'\nuser = 'vms'\npassword = 'sesame-of-the-south'\n",
             folder.join("recording").display(),
             folder.join("management").display(),
             demo.text("/tunnel/internal"),
