@@ -7,7 +7,7 @@ use crate::config::Camera;
 use crate::password::LogIn;
 use crate::status::{CameraHealth, CameraStatus};
 use bytes::BytesMut;
-use homing_protocol::digest::{BasicPolicy, ClientAuth, ClientError};
+use homing_protocol::digest::{ClientAuth, ClientError};
 use homing_protocol::secret::Credentials;
 use std::io;
 use std::sync::Mutex;
@@ -108,15 +108,26 @@ impl Cameras {
     /// With what counts; where that is refused, with what else the camera may have, which counts then.
     async fn look(&self, camera: &Camera) -> CameraHealth {
         let trouble = match look(camera, &self.log_in.credentials()).await {
-            Ok(()) => return CameraHealth::Good,
+            Ok(_) => return CameraHealth::Good,
             Err(Trouble::Other(text)) => return CameraHealth::Bad(text),
             Err(Trouble::WrongCredentials(text)) => CameraHealth::Bad(text),
         };
         for other in self.log_in.others() {
-            if look(camera, &other).await.is_ok() {
+            // One that does not ask says nothing about the password.
+            if look(camera, &other).await == Ok(LogInAsked::Yes) {
                 self.log_in.settle(&other).await;
                 return CameraHealth::Good;
             }
+        }
+        if let Some(configured) = self.log_in.replaced()
+            && look(camera, &configured).await == Ok(LogInAsked::Yes)
+        {
+            let peer = camera.rtsp_authority();
+            return CameraHealth::Bad(format!(
+                "Camera at {peer} refuses its own password and takes that of the agent's configuration. If somebody \
+                 has reset it, remove {} and restart the agent; if nobody has, something else answers in its place",
+                self.log_in.file().display()
+            ));
         }
         trouble
     }
@@ -180,7 +191,7 @@ impl From<String> for Trouble {
 }
 
 /// Asks a camera for its stream's description, with this user and password.
-pub async fn look(camera: &Camera, credentials: &Credentials) -> Result<(), Trouble> {
+pub async fn look(camera: &Camera, credentials: &Credentials) -> Result<LogInAsked, Trouble> {
     let peer = camera.rtsp_authority();
     match timeout(LOOK_DEADLINE, describe(camera, credentials)).await {
         Err(_) => Err(format!("Camera at {peer} does not answer RTSP; check the address").into()),
@@ -188,12 +199,28 @@ pub async fn look(camera: &Camera, credentials: &Credentials) -> Result<(), Trou
     }
 }
 
-async fn describe(camera: &Camera, credentials: &Credentials) -> Result<(), Trouble> {
+/// What a password counts for at a camera that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogInAsked {
+    /// It asked for user and password, and took them.
+    Yes,
+    /// It answers anybody.
+    No,
+}
+
+/// What to do where a camera knows nothing better than Basic.
+pub fn only_basic(name: &str) -> String {
+    format!(
+        "the camera {name:?} offers only Basic authentication, which shows the password to the site's network; if that \
+         is all it can, set allow_basic = true in its [[cameras]] table of the agent's configuration"
+    )
+}
+
+async fn describe(camera: &Camera, credentials: &Credentials) -> Result<LogInAsked, Trouble> {
     let peer = camera.rtsp_authority();
     let mut tcp = connect(&camera.host, camera.port).await?;
     let broken = |error: io::Error| format!("Camera at {peer} does not speak RTSP: {error}; check the port");
-    // Basic too: inside the site, to an address that the owner has written down.
-    let mut auth = ClientAuth::new(BasicPolicy::Allow);
+    let mut auth = ClientAuth::new(camera.basic_policy());
     let uri = camera.rtsp.as_str();
     for sequence in 1..=3 {
         let authorization = auth
@@ -207,13 +234,17 @@ async fn describe(camera: &Camera, credentials: &Credentials) -> Result<(), Trou
         tcp.write_all(request.as_bytes()).await.map_err(broken)?;
         let answer = read_answer(&mut tcp).await.map_err(broken)?;
         match answer.status {
-            200..=299 => return Ok(()),
+            200..=299 if auth.is_challenged() => return Ok(LogInAsked::Yes),
+            200..=299 => return Ok(LogInAsked::No),
             401 => match auth.handle_challenge(answer.challenges.iter().map(String::as_str)) {
                 Ok(()) => {}
                 Err(ClientError::WrongCredentials) => {
                     return Err(Trouble::WrongCredentials(format!(
                         "Camera at {peer} refuses the user or password in the agent's configuration"
                     )));
+                }
+                Err(ClientError::OnlyBasic) => {
+                    return Err(format!("Camera at {peer}: {}", only_basic(&camera.name)).into());
                 }
                 Err(error) => return Err(format!("Camera at {peer}: {error}").into()),
             },
@@ -291,10 +322,18 @@ mod tests {
         config.validate().unwrap().cameras.remove(0)
     }
 
+    /// What a camera takes, a connection after the other; the last for all that follow. Without a password it answers
+    /// anybody.
+    type Script = Mutex<Vec<Option<&'static str>>>;
+
     /// A camera that wants Digest, with a body behind its 401 as some have.
-    async fn camera_with_password(listener: TcpListener) {
+    async fn camera_with_password(listener: TcpListener, script: &Script) {
         let guard = DigestGuard::new("camera", [1; 32]);
         while let Ok((mut tcp, _)) = listener.accept().await {
+            let takes = {
+                let mut script = script.lock().unwrap();
+                if script.len() > 1 { script.remove(0) } else { script[0] }
+            };
             let mut bytes = BytesMut::new();
             while tcp.read_buf(&mut bytes).await.is_ok_and(|count| count > 0) {
                 let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
@@ -303,10 +342,11 @@ mod tests {
                     head.lines().find_map(|line| line.strip_prefix(name).map(|value| value.trim().to_owned()))
                 };
                 let uri = head.split(' ').nth(1).unwrap();
-                let passwords = |user: &str| (user == "root").then(|| "sesame".into());
+                let passwords = |user: &str| (user == "root").then(|| takes.unwrap_or_default().into());
                 let checked =
                     guard.check("DESCRIBE", uri, field("Authorization:").as_deref(), passwords, 1000);
                 let answer = match checked {
+                    _ if takes.is_none() => "RTSP/1.0 200 OK\r\n\r\n".to_owned(),
                     Ok(_) => "RTSP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nv=0\n".to_owned(),
                     Err(Refusal::Missing | Refusal::Wrong) => {
                         let challenges: String = guard
@@ -329,11 +369,12 @@ mod tests {
     async fn the_installer_is_told_whether_the_camera_answers_and_takes_the_password() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let script = Mutex::new(vec![Some("sesame")]);
         tokio::select! {
-            () = camera_with_password(listener) => unreachable!("it serves for ever"),
+            () = camera_with_password(listener, &script) => unreachable!("it serves for ever"),
             () = async {
                 let look = async |camera: Camera| look(&camera, &camera.credentials).await;
-                assert_eq!(look(camera(port, "sesame")).await, Ok(()));
+                assert_eq!(look(camera(port, "sesame")).await, Ok(LogInAsked::Yes));
                 let Err(Trouble::WrongCredentials(error)) = look(camera(port, "wrong")).await else { panic!() };
                 assert!(error.contains("refuses the user or password"), "{error}");
             } => {}
@@ -341,6 +382,93 @@ mod tests {
         let gone = camera(port, "sesame");
         let Err(Trouble::Other(error)) = look(&gone, &gone.credentials).await else { panic!() };
         assert!(error.starts_with(&format!("Camera not reached at 127.0.0.1:{port}: ")), "{error}");
+    }
+
+    /// Goal: whoever answers in the camera's place takes no password away: when it has gone, the camera is good again. What
+    /// a person changes in the configuration counts.
+    #[tokio::test]
+    async fn who_answers_in_the_cameras_place_takes_no_password_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password.json");
+        crate::files::write(&file, r#"{"user": "root", "own": "generated", "new": null}"#).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let script = Mutex::new(vec![Some("generated")]);
+        let started = |configured: &'static str| {
+            let camera = camera(port, configured);
+            Cameras::new(vec![camera.clone()], LogIn::load(folder.path(), camera.credentials).unwrap())
+        };
+        let looked = async |cameras: &Cameras, takes: &[Option<&'static str>]| {
+            *script.lock().unwrap() = takes.to_vec();
+            let health = cameras.look(&cameras.list()[0]).await;
+            (health, cameras.log_in.credentials().password.expose().to_owned())
+        };
+        let good = |password: &str| (CameraHealth::Good, password.to_owned());
+        tokio::select! {
+            () = camera_with_password(listener, &script) => unreachable!("it serves for ever"),
+            () = async {
+                let cameras = started("pass");
+                // It refuses what counts, and takes the factory default, with a log-in or without.
+                let (health, password) = looked(&cameras, &[Some("pass")]).await;
+                assert_eq!(password, "generated");
+                let CameraHealth::Bad(text) = health else { panic!("{health:?}") };
+                assert!(text.contains("password.json") && text.contains("reset"), "{text}");
+                let (health, password) = looked(&cameras, &[Some(""), None]).await;
+                assert!(matches!(health, CameraHealth::Bad(_)), "{health:?}");
+                assert_eq!(password, "generated");
+                assert_eq!(looked(&cameras, &[Some("generated")]).await, good("generated"));
+                assert_eq!(looked(&started("pass"), &[Some("generated")]).await, good("generated"));
+
+                // A person corrects the configuration; and even then nothing is forgotten.
+                let corrected = started("chosen");
+                assert_eq!(looked(&corrected, &[Some("generated")]).await, good("generated"));
+                let (health, password) = looked(&corrected, &[Some(""), None]).await;
+                assert!(matches!(health, CameraHealth::Bad(_)) && password == "generated", "{health:?}");
+                assert_eq!(looked(&corrected, &[Some("chosen")]).await, good("chosen"));
+                assert_eq!(looked(&started("chosen"), &[Some("chosen")]).await, good("chosen"));
+                assert_eq!(looked(&started("chosen"), &[Some("generated")]).await, good("generated"));
+
+                // As the file's removal does, after a reset.
+                std::fs::remove_file(&file).unwrap();
+                assert_eq!(looked(&started("pass"), &[Some("pass")]).await, good("pass"));
+            } => {}
+        }
+    }
+
+    /// Goal: a camera, or who answers in its place, is not shown the password in clear, unless the configuration says so.
+    #[tokio::test]
+    async fn basic_is_answered_only_where_the_configuration_allows_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shown = Mutex::new(false);
+        let basic = async {
+            while let Ok((mut tcp, _)) = listener.accept().await {
+                let mut request = [0; 1024];
+                while let Ok(count @ 1..) = tcp.read(&mut request).await {
+                    let in_clear =
+                        String::from_utf8_lossy(&request[..count]).contains("Authorization: Basic ");
+                    *shown.lock().unwrap() |= in_clear;
+                    let status = if in_clear {
+                        "200 OK"
+                    } else {
+                        "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\""
+                    };
+                    tcp.write_all(format!("RTSP/1.0 {status}\r\n\r\n").as_bytes()).await.unwrap();
+                }
+            }
+        };
+        tokio::select! {
+            () = basic => unreachable!("it serves for ever"),
+            () = async {
+                let mut camera = camera(port, "sesame");
+                let Err(Trouble::Other(text)) = look(&camera, &camera.credentials).await else { panic!() };
+                assert!(text.contains("allow_basic = true"), "{text}");
+                assert!(!*shown.lock().unwrap());
+                camera.allow_basic = true;
+                assert_eq!(look(&camera, &camera.credentials).await, Ok(LogInAsked::Yes));
+                assert!(*shown.lock().unwrap());
+            } => {}
+        }
     }
 
     proptest! {

@@ -7,12 +7,14 @@
 //!   requests ──▶ service.rs ─┬─▶ OAK proof (dispatchers only)
 //!                            ├─▶ onvif.rs ──▶ store.rs (trust anchors, uplinks)
 //!                            ├─▶ vapix.rs: the OAK, for the camera's administrator
-//!                            ├─▶ rtsp.rs ───▶ camera, RTSP over TCP
-//!                            └─▶ proxy.rs ──▶ camera, HTTP
+//!                            ├─▶ rtsp.rs ───▶ camera, RTSP over TCP (tunnel servers only)
+//!                            └─▶ proxy.rs ──▶ camera, HTTP (tunnel servers only)
 //! ```
 //!
 //! Flow steps: 3 (press), 4 (phone-home), 6 (connect) are carried out here; 5 (dispatch) and 7 (tunnel)
 //! are answered.
+//!
+//! Guessing its password is slow everywhere: `guesses.rs`.
 //!
 //! Nothing listens but the page with the button, on loopback unless told otherwise. What tells or changes
 //! anything needs the camera's own user and password. Many agents can run in one process: nothing is
@@ -21,9 +23,11 @@
 //! Not here: video (it passes through), and anything that only servers need.
 
 mod camera;
+mod clear;
 pub mod config;
 pub mod control;
 mod files;
+mod guesses;
 mod identity;
 mod onvif;
 mod page;

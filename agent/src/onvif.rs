@@ -7,6 +7,7 @@
 //! Not here: what the cameras answer themselves (`proxy.rs`), and when uplinks are dialled (`state.rs`).
 
 use crate::camera::Cameras;
+use crate::guesses::Turns;
 use crate::identity::Identity;
 use crate::rtsp;
 use crate::state::{Event, Peer};
@@ -49,8 +50,8 @@ pub struct Services {
 }
 
 impl Services {
-    /// Answers one request; `peer` is what the uplink leads to that it came through.
-    pub async fn answer(&self, head: &Parts, body: &[u8], peer: &Peer) -> Response<Bytes> {
+    /// Answers one request; `peer` is what the uplink leads to that it came through, `turns` are that uplink's.
+    pub async fn answer(&self, head: &Parts, body: &[u8], peer: &Peer, turns: &Turns) -> Response<Bytes> {
         if head.method != Method::POST {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "ONVIF services take POST");
         }
@@ -67,7 +68,7 @@ impl Services {
             Err(fault) => return soap_fault(version, &fault, status_of(&fault)),
         };
         if request.access() != AccessClass::PreAuth
-            && let Err(refusal) = self.authenticate(head, &envelope)
+            && let Err(refusal) = self.authenticate(head, &envelope, turns).await
         {
             if refusal != Refusal::Missing {
                 tracing::info!(step = %Step::Dispatch, request = request.name(), %refusal, "refused");
@@ -92,13 +93,23 @@ impl Services {
         (credentials.user == user).then_some(credentials.password)
     }
 
-    /// Checks HTTP's own credentials.
-    pub fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
-        let authorization = headers.get(header::AUTHORIZATION).map(|value| value.to_str());
-        let authorization = authorization.transpose().map_err(|_| Refusal::Malformed("not text"))?;
+    /// Checks HTTP's own credentials, when their turn has come.
+    pub async fn check(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        turns: &Turns,
+    ) -> Result<(), Refusal> {
+        // Who asks how to log in does not guess, and need not wait.
+        let authorization = headers.get(header::AUTHORIZATION).ok_or(Refusal::Missing)?;
+        let authorization = authorization.to_str().map_err(|_| Refusal::Malformed("not text"))?;
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let password = |user: &str| self.password(user);
-        self.guard.check(method.as_str(), path, authorization, password, self.now_s()).map(|_| ())
+        let check = || {
+            self.guard.check(method.as_str(), path, Some(authorization), password, self.now_s()).map(|_| ())
+        };
+        turns.look(check).await
     }
 
     /// Says how credentials are to be sent.
@@ -109,12 +120,14 @@ impl Services {
         }
     }
 
-    fn authenticate(&self, head: &Parts, envelope: &Envelope) -> Result<(), Refusal> {
-        let by_http = self.check(&head.method, &head.uri, &head.headers);
-        match by_http {
+    async fn authenticate(&self, head: &Parts, envelope: &Envelope, turns: &Turns) -> Result<(), Refusal> {
+        match self.check(&head.method, &head.uri, &head.headers, turns).await {
+            Err(Refusal::Missing) if envelope.header.is_empty() => Err(Refusal::Missing),
             // TLS is around it: that it can be replayed within minutes helps nobody.
             Err(Refusal::Missing) => {
-                wsse::check(envelope, |user| self.password(user), jiff::Timestamp::now()).map(|_| ())
+                let check =
+                    || wsse::check(envelope, |user| self.password(user), jiff::Timestamp::now()).map(|_| ());
+                turns.look(check).await
             }
             other => other,
         }

@@ -2,17 +2,19 @@
 //! factory default by a password of the device's own (ONVIF SetUser, `onvif.rs`).
 //!
 //! A new password is written down before a camera is told, and counts once every camera has taken it. A camera that
-//! refuses what counts and takes another that is known (`camera.rs` looks) decides: after a crash between the two, when
-//! the camera was reset, or when the configuration was corrected.
+//! refuses what counts and takes another that is known, having asked for it (`camera.rs` looks), decides: after a crash
+//! between the two, for instance. Whoever answers in the camera's place can do the same, so that what counted before
+//! stays known, and the configuration's password comes back only when a person has changed it there.
 //!
-//! Invariant: whatever a camera may have been told is in the file, readable for the agent alone.
+//! Invariants: whatever a camera may have been told is in the file, readable for the agent alone. No answer of a camera
+//! makes the agent forget a password of the device's own, nor return to a factory default.
 
 use crate::camera;
 use crate::config::{Camera, authority};
 use crate::files;
 use bytes::Bytes;
 use homing_protocol::Secret;
-use homing_protocol::digest::{BasicPolicy, ClientAuth};
+use homing_protocol::digest::{ClientAuth, ClientError};
 use homing_protocol::onvif::{
     self, CallError, DEVICE_PATH, Request as _,
     device::{SetUser, SystemReboot},
@@ -50,12 +52,20 @@ struct Kept {
     own: Option<Secret>,
     /// Cameras are being told this one.
     new: Option<Secret>,
+    /// What counted before.
+    #[serde(default)]
+    former: Option<Secret>,
+    /// The configuration's, when this was written: another one there is a person's doing.
+    #[serde(default)]
+    configured: Option<Secret>,
 }
 
 /// The user and password of all cameras.
 #[derive(Debug)]
 pub struct LogIn {
     configured: Credentials,
+    /// A person has changed the configuration's password since the device has had its own.
+    corrected: bool,
     path: PathBuf,
     kept: Mutex<Kept>,
     /// One change at a time.
@@ -72,8 +82,20 @@ impl LogIn {
             Some(text) => serde_json::from_str(&text)
                 .map_err(|_| anyhow::anyhow!("{} is damaged; remove it", path.display()))?,
         };
-        let kept = if kept.user == configured.user { kept } else { Kept::default() };
-        Ok(LogIn { configured, path, kept: Mutex::new(kept), changing: tokio::sync::Mutex::default() })
+        let mut kept = if kept.user == configured.user { kept } else { Kept::default() };
+        if kept.own.is_some() && kept.configured.is_none() {
+            // Written by an earlier version.
+            kept.configured = Some(configured.password.clone());
+            files::write(&path, &serde_json::to_string(&kept)?)?;
+        }
+        let corrected = kept.configured.as_ref().is_some_and(|before| *before != configured.password);
+        let changing = tokio::sync::Mutex::default();
+        Ok(LogIn { configured, corrected, path, kept: Mutex::new(kept), changing })
+    }
+
+    /// Where the device's own password is.
+    pub fn file(&self) -> &Path {
+        &self.path
     }
 
     /// What counts.
@@ -85,20 +107,30 @@ impl LogIn {
         )
     }
 
-    /// What a camera may have instead.
+    /// What a camera may have instead, and may be believed to have.
     pub fn others(&self) -> Vec<Credentials> {
         let (kept, counts) = (self.kept(), self.credentials());
-        let known = kept.new.into_iter().chain([self.configured.password.clone()]);
+        let configured = Some(self.configured.password.clone()).filter(|_| self.corrected);
+        let known = kept.new.into_iter().chain(kept.former).chain(configured);
         let known = known.map(|password| Credentials::new(counts.user.clone(), password));
         known.filter(|other| *other != counts).collect()
     }
 
-    /// A camera takes this one and not what counted: it counts from now on.
+    /// The configuration's, where the device has one of its own instead.
+    pub fn replaced(&self) -> Option<Credentials> {
+        let counts = self.credentials();
+        Some(self.configured.clone()).filter(|configured| *configured != counts && !self.corrected)
+    }
+
+    /// A camera takes this one and not what counted: it counts from now on. What counted stays known.
     pub async fn settle(&self, taken: &Credentials) {
         let _changing = self.changing.lock().await;
+        let before = self.kept();
         let own = Some(taken.password.clone()).filter(|taken| *taken != self.configured.password);
         tracing::info!(own = own.is_some(), "the camera has another of the known passwords");
-        if let Err(error) = self.keep(own, None).await {
+        let new = before.new.filter(|new| *new != taken.password);
+        let former = before.own.or(before.former).filter(|former| *former != taken.password);
+        if let Err(error) = self.keep(Kept { own, new, former, ..Kept::default() }).await {
             tracing::error!(error = format!("{error:#}"), "cannot keep the camera's password");
         }
     }
@@ -113,14 +145,14 @@ impl LogIn {
         if new.password.is_empty() {
             return Err("a password is needed".to_owned());
         }
-        let (own, not_kept) = (self.kept().own, "the device cannot store this now");
-        let keep = async |own, new| {
-            self.keep(own, new).await.map_err(|error| {
+        let (before, not_kept) = (self.kept(), "the device cannot store this now");
+        let keep = async |own: Option<Secret>, new, former| {
+            self.keep(Kept { own, new, former, ..Kept::default() }).await.map_err(|error| {
                 tracing::error!(error = format!("{error:#}"), "cannot keep the camera's new password");
                 not_kept.to_owned()
             })
         };
-        keep(own.clone(), Some(new.password.clone())).await?;
+        keep(before.own.clone(), Some(new.password.clone()), before.former.clone()).await?;
         for (index, camera) in cameras.iter().enumerate() {
             let Err(error) = tell(camera, &old, new).await else { continue };
             for told in &cameras[..index] {
@@ -132,11 +164,12 @@ impl LogIn {
             }
             // Refused without doubt: what was new is not. Else the camera itself is asked, when it is looked at.
             if error.is_refusal {
-                keep(own, None).await?;
+                keep(before.own, None, before.former).await?;
             }
             return Err(error.text);
         }
-        keep(Some(new.password.clone()), None).await?;
+        // What counted stays known: something else may have answered in a camera's place.
+        keep(Some(new.password.clone()), None, before.own).await?;
         tracing::info!("the cameras have a new password, as the tunnel server wants it");
         Ok(())
     }
@@ -156,9 +189,14 @@ impl LogIn {
         self.kept.lock().expect("never poisoned: nothing panics while holding it").clone()
     }
 
-    /// On disk first.
-    async fn keep(&self, own: Option<Secret>, new: Option<Secret>) -> anyhow::Result<()> {
-        let kept = Kept { user: self.configured.user.clone(), own, new };
+    /// On disk first. Whose it is, and beside which configuration, is put in here.
+    async fn keep(&self, kept: Kept) -> anyhow::Result<()> {
+        let configured = match self.kept().configured {
+            // Until the corrected one has been taken, it remains a person's doing after a restart, too.
+            Some(before) if self.corrected && kept.own.is_some() => before,
+            _ => self.configured.password.clone(),
+        };
+        let kept = Kept { user: self.configured.user.clone(), configured: Some(configured), ..kept };
         let (path, text) = (self.path.clone(), serde_json::to_string(&kept)?);
         tokio::task::spawn_blocking(move || files::write(&path, &text)).await??;
         *self.kept.lock().expect("never poisoned: nothing panics while holding it") = kept;
@@ -186,19 +224,14 @@ impl Trouble {
 
 /// Gives one camera a new password: ONVIF SetUser, else VAPIX.
 async fn tell(camera: &Camera, old: &Credentials, new: &Credentials) -> Result<(), Trouble> {
-    let Some((host, port)) = &camera.http else {
-        return Err(Trouble::refusal(format!(
-            "no \"http\" address is configured for the camera {:?}, where its password could be changed",
-            camera.name
-        )));
-    };
-    let peer = authority(host, *port);
+    let (host, port) = http_of(camera)?;
+    let peer = authority(host, port);
     let request = SetUser { user: new.clone() };
     let onvif = Post { path: DEVICE_PATH, content_type: soap::CONTENT_TYPE, body: request.to_xml().into() };
-    let mut answer = post(host, *port, &onvif, old).await?;
+    let mut answer = post(camera, &onvif, old).await?;
     if is_unauthorized(&answer) {
         // Told before, and interrupted?
-        answer = post(host, *port, &onvif, new).await?;
+        answer = post(camera, &onvif, new).await?;
         if is_unauthorized(&answer) {
             return Err(Trouble::refusal(format!("the camera at {peer} refuses the user or password")));
         }
@@ -216,7 +249,7 @@ async fn tell(camera: &Camera, old: &Credentials, new: &Credentials) -> Result<(
         content_type: "application/x-www-form-urlencoded",
         body: format!("action=update&user={user}&pwd={password}").into(),
     };
-    let answer = post(host, *port, &vapix, old).await?;
+    let answer = post(camera, &vapix, old).await?;
     // An error is told with status 200, too. Its text is not passed on: it may repeat what was sent.
     match answer.status() {
         StatusCode::OK | StatusCode::NO_CONTENT
@@ -231,21 +264,26 @@ async fn tell(camera: &Camera, old: &Credentials, new: &Credentials) -> Result<(
 }
 
 async fn restart(camera: &Camera, user: &Credentials) -> Result<(), Trouble> {
-    let Some((host, port)) = &camera.http else {
-        return Err(Trouble::refusal(format!(
-            "no \"http\" address is configured for the camera {:?}, where it could be restarted",
-            camera.name
-        )));
-    };
+    let (host, port) = http_of(camera)?;
     let onvif =
         Post { path: DEVICE_PATH, content_type: soap::CONTENT_TYPE, body: SystemReboot.to_xml().into() };
-    let answer = post(host, *port, &onvif, user).await?;
+    let answer = post(camera, &onvif, user).await?;
     let why = match SystemReboot::parse_answer(answer.body()) {
         Ok(_) => return Ok(()),
         Err(CallError::Fault(fault)) => fault.to_string(),
         Err(_) => format!("HTTP status {}", answer.status()),
     };
-    Err(Trouble::refusal(format!("the camera at {} does not restart: {why}", authority(host, *port))))
+    Err(Trouble::refusal(format!("the camera at {} does not restart: {why}", authority(host, port))))
+}
+
+fn http_of(camera: &Camera) -> Result<(&str, u16), Trouble> {
+    let (host, port) = camera.http.as_ref().ok_or_else(|| {
+        Trouble::refusal(format!(
+            "no \"http\" address is configured for the camera {:?}, where it could be told",
+            camera.name
+        ))
+    })?;
+    Ok((host, *port))
 }
 
 fn is_unauthorized(answer: &Response<Bytes>) -> bool {
@@ -263,11 +301,11 @@ struct Post {
 }
 
 /// One exchange with the camera's HTTP server; a challenge is answered.
-async fn post(host: &str, port: u16, what: &Post, user: &Credentials) -> Result<Response<Bytes>, Trouble> {
+async fn post(camera: &Camera, what: &Post, user: &Credentials) -> Result<Response<Bytes>, Trouble> {
+    let (host, port) = http_of(camera)?;
     let peer = authority(host, port);
     let late = || Trouble::unclear(format!("the camera at {peer} does not answer in time"));
-    // Basic too: inside the site, to an address that the owner has written down.
-    let mut auth = ClientAuth::new(BasicPolicy::Allow);
+    let mut auth = ClientAuth::new(camera.basic_policy());
     loop {
         let authorization = auth
             .authorize(Method::POST.as_str(), what.path, user)
@@ -279,8 +317,10 @@ async fn post(host: &str, port: u16, what: &Post, user: &Credentials) -> Result<
         }
         let challenges = answer.headers().get_all(header::WWW_AUTHENTICATE);
         let challenges = challenges.iter().filter_map(|value| value.to_str().ok());
-        if auth.handle_challenge(challenges).is_err() {
-            return Ok(answer);
+        match auth.handle_challenge(challenges) {
+            Ok(()) => (),
+            Err(ClientError::OnlyBasic) => return Err(Trouble::refusal(camera::only_basic(&camera.name))),
+            Err(_) => return Ok(answer),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Everything else that comes through the uplink: passed on to the camera's HTTP server, as if the asker
 //! were on its network.
 //!
-//! The camera guards itself: `Authorization` and `WWW-Authenticate` pass unchanged. Bodies are streamed
+//! The camera guards itself: `Authorization` and `WWW-Authenticate` pass, except for Basic, which would show the password
+//! to the site's network and passes only where the configuration allows it for this camera. Bodies are streamed
 //! both ways, so that MJPEG, event streams and RTSP over HTTP work.
 
-use crate::camera;
+use crate::camera::{self, only_basic};
+use crate::clear::is_basic;
 use crate::config::{Camera, authority};
 use bytes::Bytes;
 use homing_uplink::{Body, Incoming};
@@ -35,6 +37,10 @@ pub async fn serve(camera: &Camera, mut incoming: Incoming) {
         let text = "this device has no web page: no \"http\" address is configured for its camera";
         return respond(incoming, StatusCode::NOT_FOUND, text.to_owned());
     };
+    let shows_password = incoming.request.headers().get_all(header::AUTHORIZATION).iter();
+    if !camera.allow_basic && shows_password.map(HeaderValue::as_bytes).any(is_basic) {
+        return respond(incoming, StatusCode::FORBIDDEN, only_basic(&camera.name));
+    }
     let tcp = match camera::connect(host, *port).await {
         Ok(tcp) => tcp,
         Err(reason) => return respond(incoming, StatusCode::BAD_GATEWAY, reason),
@@ -57,6 +63,12 @@ pub async fn serve(camera: &Camera, mut incoming: Incoming) {
         };
         let (mut head, body) = answer.into_parts();
         strip(&mut head.headers);
+        if !camera.allow_basic
+            && head.status == StatusCode::UNAUTHORIZED
+            && !keep_safe_challenges(&mut head.headers)
+        {
+            return respond(incoming, StatusCode::BAD_GATEWAY, only_basic(&camera.name));
+        }
         head.version = Version::HTTP_2;
         // What fails from here on resets the stream, which is how the asker learns of it.
         let sent = match incoming.respond_streaming(Response::from_parts(head, ())) {
@@ -73,6 +85,20 @@ pub async fn serve(camera: &Camera, mut incoming: Incoming) {
         // The connection may be over before the last of the body has been passed on.
         _ = connection => exchange.await,
     }
+}
+
+/// Takes away challenges for Basic; `false` if there was nothing else.
+fn keep_safe_challenges(headers: &mut HeaderMap) -> bool {
+    let all: Vec<HeaderValue> = headers.get_all(header::WWW_AUTHENTICATE).iter().cloned().collect();
+    let safe: Vec<&HeaderValue> = all.iter().filter(|value| !is_basic(value.as_bytes())).collect();
+    if safe.is_empty() && !all.is_empty() {
+        return false;
+    }
+    headers.remove(header::WWW_AUTHENTICATE);
+    for value in safe {
+        headers.append(header::WWW_AUTHENTICATE, value.clone());
+    }
+    true
 }
 
 fn respond(incoming: Incoming, status: StatusCode, text: String) {

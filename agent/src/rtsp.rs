@@ -1,13 +1,15 @@
 //! RTSP through the uplink: a WebSocket (`rtsp.onvif.org`, RFC 8441) spliced to a camera's RTSP port.
 //!
-//! Bytes are not looked at, except for one thing: with cameras at several addresses the first request
-//! line decides which one is meant, by the host and port in its URL (which GetStreamUri gave), else by
-//! its path, else the first camera. The camera itself asks for user and password.
+//! Bytes are looked at for two things only. With cameras at several addresses the first request line decides which
+//! one is meant, by the host and port in its URL (which GetStreamUri gave), else by its path, else the first
+//! camera. And a request with a password in clear (`clear.rs`) does not go onto the site's network, unless the
+//! configuration allows it for this camera. The camera itself asks for user and password.
 //!
 //! Invariant: what is in flight is bounded by one read buffer and the stream's window in each direction,
 //! and a reader that stops stops its camera, not the uplink.
 
 use crate::camera::Cameras;
+use crate::clear::Watch;
 use crate::config::Camera;
 use bytes::{Bytes, BytesMut};
 use homing_uplink::{Incoming, WebSocketStream};
@@ -55,7 +57,7 @@ pub async fn serve(cameras: &Cameras, incoming: Incoming) {
             Err(reason) => return respond(incoming, StatusCode::BAD_GATEWAY, reason),
         };
         match incoming.accept_websocket(SUBPROTOCOL) {
-            Ok(websocket) => splice(tcp, websocket, Bytes::new()).await,
+            Ok(websocket) => splice(&list[0], tcp, websocket, Bytes::new()).await,
             Err(error) => Err(io::Error::other(error)),
         }
     } else {
@@ -90,11 +92,12 @@ async fn serve_chosen(cameras: &Cameras, mut websocket: WebSocketStream) -> io::
         Ok(())
     };
     timeout(FIRST_LINE_DEADLINE, whole_head).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    match cameras.connect(choose(cameras.list(), &first)).await {
-        Ok(tcp) => splice(tcp, websocket, first.freeze()).await,
+    let camera = choose(cameras.list(), &first);
+    match cameras.connect(camera).await {
+        Ok(tcp) => splice(camera, tcp, websocket, first.freeze()).await,
         Err(reason) => {
             // The WebSocket is open already: RTSP says it.
-            websocket.write_all(unavailable(&first, &reason).as_bytes()).await?;
+            websocket.write_all(answer(UNAVAILABLE, &first, &reason).as_bytes()).await?;
             websocket.shutdown().await
         }
     }
@@ -120,7 +123,13 @@ fn choose<'a>(cameras: &'a [Camera], head: &[u8]) -> &'a Camera {
 }
 
 /// RFC 2326 §11.3.11: the camera is away.
-fn unavailable(request: &[u8], reason: &str) -> String {
+const UNAVAILABLE: &str = "503 Service Unavailable";
+
+/// The words are in the status line, because that is what clients show.
+const IN_CLEAR: &str = "403 Basic would show the password: set allow_basic = true for it in the site agent";
+
+/// An answer in the camera's place.
+fn answer(status: &str, request: &[u8], reason: &str) -> String {
     let head = String::from_utf8_lossy(request);
     let sequence: String = head
         .split("\r\n")
@@ -129,15 +138,27 @@ fn unavailable(request: &[u8], reason: &str) -> String {
         .map(|(_, value)| value.trim().chars().filter(char::is_ascii_digit).take(10).collect())
         .unwrap_or_default();
     format!(
-        "RTSP/1.0 503 Service Unavailable\r\nCSeq: {sequence}\r\nContent-Type: text/plain\r\n\
+        "RTSP/1.0 {status}\r\nCSeq: {sequence}\r\nContent-Type: text/plain\r\n\
          Content-Length: {}\r\n\r\n{reason}",
         reason.len()
     )
 }
 
 /// Passes bytes both ways until either end has had enough, then ends the other.
-async fn splice(mut camera: TcpStream, mut websocket: WebSocketStream, first: Bytes) -> io::Result<()> {
-    let mut pipe = Pipe { buffer: BytesMut::new(), up: Bytes::new(), down: first, camera_ended: false };
+async fn splice(
+    to: &Camera,
+    mut camera: TcpStream,
+    mut websocket: WebSocketStream,
+    first: Bytes,
+) -> io::Result<()> {
+    let mut pipe = Pipe {
+        buffer: BytesMut::new(),
+        up: Bytes::new(),
+        down: Bytes::new(),
+        watch: (!to.allow_basic).then(Watch::default),
+        camera_ended: false,
+    };
+    pipe.handle_chunk(first)?;
     let ended = poll_fn(|cx| pipe.poll(cx, &mut camera, &mut websocket)).await;
     // Both are told, whoever began; a peer that has gone cannot be.
     let _ = websocket.shutdown().await;
@@ -152,6 +173,9 @@ struct Pipe {
     up: Bytes,
     /// Received from the tunnel, not written to the camera yet.
     down: Bytes,
+    /// What comes from the tunnel goes through it, where a password in clear must not pass.
+    watch: Option<Watch>,
+    /// Or nothing is wanted of it any more.
     camera_ended: bool,
 }
 
@@ -193,6 +217,23 @@ impl Pipe {
         }
     }
 
+    fn handle_chunk(&mut self, chunk: Bytes) -> io::Result<()> {
+        let Some(watch) = &mut self.watch else {
+            self.down = chunk;
+            return Ok(());
+        };
+        match watch.handle_chunk(chunk)? {
+            Ok(passed) => self.down = passed,
+            Err(request) => {
+                tracing::warn!(answer = IN_CLEAR, "a password in clear was not passed on to the camera");
+                let mut last = BytesMut::from(&self.up[..]);
+                last.extend_from_slice(answer(IN_CLEAR, &request, "").as_bytes());
+                (self.up, self.camera_ended) = (last.freeze(), true);
+            }
+        }
+        Ok(())
+    }
+
     /// Tunnel to camera, until one of them has to be waited for.
     fn poll_down(
         &mut self,
@@ -201,6 +242,9 @@ impl Pipe {
         websocket: &mut WebSocketStream,
     ) -> Poll<io::Result<()>> {
         loop {
+            if self.camera_ended {
+                return self.poll_up(cx, camera, websocket);
+            }
             while !self.down.is_empty() {
                 let written = std::task::ready!(Pin::new(&mut *camera).poll_write(cx, &self.down))?;
                 if written == 0 {
@@ -209,7 +253,7 @@ impl Pipe {
                 drop(self.down.split_to(written));
             }
             match std::task::ready!(websocket.poll_chunk(cx)) {
-                Some(chunk) => self.down = chunk?,
+                Some(chunk) => self.handle_chunk(chunk?)?,
                 None => return Poll::Ready(Ok(())),
             }
         }
@@ -251,11 +295,12 @@ mod tests {
 
     #[test]
     fn a_dead_camera_is_said_in_rtsp() {
-        let answer = unavailable(b"DESCRIBE rtsp://x/ RTSP/1.0\r\ncseq: 7\r\n\r\n", "Camera not reached");
-        assert!(answer.starts_with("RTSP/1.0 503 ") && answer.contains("\r\nCSeq: 7\r\n"), "{answer}");
-        assert!(answer.ends_with("Content-Length: 18\r\n\r\nCamera not reached"));
+        let said =
+            answer(UNAVAILABLE, b"DESCRIBE rtsp://x/ RTSP/1.0\r\ncseq: 7\r\n\r\n", "Camera not reached");
+        assert!(said.starts_with("RTSP/1.0 503 ") && said.contains("\r\nCSeq: 7\r\n"), "{said}");
+        assert!(said.ends_with("Content-Length: 18\r\n\r\nCamera not reached"));
         assert!(
-            !unavailable(b"X\r\nCSeq: 1\rY: z\r\n\r\n", "r").contains("Y"),
+            !answer(UNAVAILABLE, b"X\r\nCSeq: 1\rY: z\r\n\r\n", "r").contains("Y"),
             "nothing is repeated blindly"
         );
     }

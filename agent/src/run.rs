@@ -12,6 +12,7 @@ use crate::Label;
 use crate::camera::Cameras;
 use crate::config::{Config, Dispatcher};
 use crate::files;
+use crate::guesses::Turns;
 use crate::identity::{Identity, random};
 use crate::onvif::Services;
 use crate::page::Page;
@@ -182,6 +183,7 @@ impl Bound {
             dispatchers,
             proxy,
             proof_key: Arc::default(),
+            dispatchers_turns: Arc::new(Turns::new()),
             tasks: tasks.clone(),
             stop: stopping.clone(),
             leave: stopping.child_token(),
@@ -232,6 +234,8 @@ struct Runner {
     proxy: Option<HttpProxy>,
     services: Arc<Services>,
     proof_key: Arc<OnceCell<ProofKey>>,
+    /// Of all dispatchers together: they are dialled anew all the time.
+    dispatchers_turns: Arc<Turns>,
     status: watch::Sender<Status>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -411,7 +415,11 @@ impl Runner {
     }
 
     fn answers(&self, peer: Peer) -> Arc<Answers> {
-        Arc::new(Answers::new(Arc::clone(&self.services), Arc::clone(&self.proof_key), peer))
+        let turns = match peer {
+            Peer::Dispatcher => Arc::clone(&self.dispatchers_turns),
+            Peer::TunnelServer(_) => Arc::new(Turns::new()),
+        };
+        Arc::new(Answers::new(Arc::clone(&self.services), Arc::clone(&self.proof_key), peer, turns))
     }
 
     fn dialer(&self, address: UplinkAddress, roots: RootCertStore) -> Result<Dialer, String> {

@@ -3,11 +3,14 @@
 //! | request | answered by |
 //! |---|---|
 //! | `POST` [`PROOF_PATH`] | here, and to dispatchers only |
-//! | `/onvif/device_service`, `media2_service`, `uplink_service`, `security_service` | `onvif.rs` |
+//! | `/onvif/device_service`, `media2_service`, `uplink_service`, `security_service` | `onvif.rs`; wrong log-ins are slowed by uplink |
 //! | `POST` [`OAK_PATH`] | `vapix.rs`, and to tunnel servers only |
-//! | extended CONNECT to [`rtsp::PATH`] | `rtsp.rs`, the camera's RTSP port |
-//! | anything else | `proxy.rs`, the camera's HTTP port |
+//! | extended CONNECT to [`rtsp::PATH`] | `rtsp.rs`, the camera's RTSP port, and to tunnel servers only |
+//! | anything else | `proxy.rs`, the camera's HTTP port, and to tunnel servers only |
+//!
+//! A dispatcher may be somebody else's: it gets what step 5 needs, and nothing of the site behind the agent.
 
+use crate::guesses::Turns;
 use crate::onvif::{Services, is_service};
 use crate::state::Peer;
 use crate::vapix::{self, OAK_PATH};
@@ -29,12 +32,19 @@ pub struct Answers {
     services: Arc<Services>,
     proof_key: Arc<OnceCell<ProofKey>>,
     peer: Peer,
+    turns: Arc<Turns>,
 }
 
 impl Answers {
-    /// `proof_key` is shared by all uplinks: making it takes 8 MiB and tens of milliseconds, once.
-    pub fn new(services: Arc<Services>, proof_key: Arc<OnceCell<ProofKey>>, peer: Peer) -> Self {
-        Answers { services, proof_key, peer }
+    /// `proof_key` is shared by all uplinks: making it takes 8 MiB and tens of milliseconds, once. `turns` are shared by
+    /// whoever must not guess faster by dialling again.
+    pub fn new(
+        services: Arc<Services>,
+        proof_key: Arc<OnceCell<ProofKey>>,
+        peer: Peer,
+        turns: Arc<Turns>,
+    ) -> Self {
+        Answers { services, proof_key, peer, turns }
     }
 
     async fn prove(&self, incoming: &mut Incoming) -> Response<Bytes> {
@@ -72,7 +82,7 @@ impl Answers {
         }
         let (head, body) = std::mem::take(&mut incoming.request).into_parts();
         match body.collect(vapix::REQUEST_MAX).await {
-            Ok(body) => vapix::answer(&self.services, &head, &body),
+            Ok(body) => vapix::answer(&self.services, &head, &body, &self.turns).await,
             Err(_) => text(StatusCode::BAD_REQUEST, "the request is too long, or broke off"),
         }
     }
@@ -80,7 +90,7 @@ impl Answers {
     async fn answer_soap(&self, incoming: &mut Incoming) -> Response<Bytes> {
         let (head, body) = std::mem::take(&mut incoming.request).into_parts();
         match body.collect(MAX_BYTES).await {
-            Ok(body) => self.services.answer(&head, &body, &self.peer).await,
+            Ok(body) => self.services.answer(&head, &body, &self.peer, &self.turns).await,
             Err(BodyError::TooLong { .. }) => text(StatusCode::PAYLOAD_TOO_LARGE, "at most 256 kB"),
             Err(BodyError::Broken(_)) => text(StatusCode::BAD_REQUEST, "the request broke off"),
         }
@@ -94,21 +104,31 @@ impl Service for Answers {
         let cameras = &self.services.cameras;
         let answer = if let Some(protocol) = incoming.protocol() {
             if protocol == "websocket" && path == rtsp::PATH {
-                return rtsp::serve(cameras, incoming).await;
+                if self.peer != Peer::Dispatcher {
+                    return rtsp::serve(cameras, incoming).await;
+                }
+                not_the_dispatchers()
+            } else {
+                text(StatusCode::NOT_IMPLEMENTED, "no WebSocket but RTSP's is passed on")
             }
-            text(StatusCode::NOT_IMPLEMENTED, "no WebSocket but RTSP's is passed on")
         } else if path == PROOF_PATH {
             self.prove(&mut incoming).await
         } else if path == OAK_PATH {
             self.show_oak(&mut incoming).await
         } else if is_service(path) {
             self.answer_soap(&mut incoming).await
+        } else if self.peer == Peer::Dispatcher {
+            not_the_dispatchers()
         } else {
             return proxy::serve(&cameras.list()[0], incoming).await;
         };
         // It fails if the server has gone away, who then needs no answer.
         let _ = incoming.respond(answer);
     }
+}
+
+fn not_the_dispatchers() -> Response<Bytes> {
+    text(StatusCode::FORBIDDEN, "the camera is reached through tunnel servers only, not by a dispatcher")
 }
 
 fn text(status: StatusCode, text: &'static str) -> Response<Bytes> {

@@ -4,6 +4,7 @@
 //! The OAK belongs to whoever has the device and its password. It is not shown to dispatchers: they ask for a
 //! proof, and would learn with it what they are to be convinced of.
 
+use crate::guesses::Turns;
 use crate::onvif::Services;
 use bytes::Bytes;
 use http::request::Parts;
@@ -36,8 +37,8 @@ struct Ask {
 }
 
 /// Answers a request for the OAK.
-pub fn answer(services: &Services, head: &Parts, body: &[u8]) -> Response<Bytes> {
-    if let Err(refusal) = services.check(&head.method, &head.uri, &head.headers) {
+pub async fn answer(services: &Services, head: &Parts, body: &[u8], turns: &Turns) -> Response<Bytes> {
+    if let Err(refusal) = services.check(&head.method, &head.uri, &head.headers, turns).await {
         let mut response = Response::new(Bytes::from_static(b"the device's user and password are needed"));
         *response.status_mut() = StatusCode::UNAUTHORIZED;
         services.add_challenges(refusal, response.headers_mut());

@@ -308,6 +308,7 @@ fn agent_config(
             user: credentials.user.clone(),
             password: credentials.password.clone(),
             http: format!("http://{}", camera.http_addr()),
+            ..homing_agent::CameraConfig::default()
         }],
         page: homing_agent::config::PageConfig {
             listen: page,

@@ -44,12 +44,7 @@ pub use config::{Config, REFERENCE, SimulatedCamera, Tls, TunnelServer};
 use accounts::{Accounts, Lifetimes};
 use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
-use homing_base::{
-    Ops, Stop,
-    database,
-    http::Failure,
-    listen, password, tls, vault,
-};
+use homing_base::{Ops, Stop, database, http::Failure, listen, password, tls, vault};
 use homing_protocol::{Secret, secret::Credentials};
 use prometheus_client::metrics::counter::Counter;
 use std::{
@@ -61,7 +56,8 @@ use std::{
 use tokio::{net::TcpListener, sync::Semaphore};
 
 /// The database's schema, in order.
-pub(crate) const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("servers.sql"), include_str!("sign_ins.sql")];
+pub(crate) const MIGRATIONS: &[&str] =
+    &[include_str!("schema.sql"), include_str!("servers.sql"), include_str!("sign_ins.sql")];
 
 /// Password hashes at once; see [`api::account::sign_in`].
 const HASHES_AT_ONCE: usize = 2;

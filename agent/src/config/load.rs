@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(config.cameras, [CameraConfig::default()]);
         assert_eq!(config.dispatchers, [DispatcherConfig::default()]);
         let count = |table: &Table, key: &str| table[key][0].as_table().unwrap().len();
-        assert_eq!((count(&known, "cameras"), count(&known, "dispatchers")), (5, 2));
+        assert_eq!((count(&known, "cameras"), count(&known, "dispatchers")), (6, 2));
         for list in ["cameras", "dispatchers"] {
             known.remove(list);
         }

@@ -7,6 +7,7 @@
 mod load;
 
 use anyhow::{Context, bail};
+use homing_protocol::digest::BasicPolicy;
 use homing_protocol::secret::Credentials;
 use homing_protocol::{Oak, Secret, SerialNumber};
 use homing_uplink::{HttpProxy, UplinkAddress};
@@ -103,6 +104,8 @@ pub struct CameraConfig {
     pub password: Secret,
     /// `http://host:port`, or empty.
     pub http: String,
+    /// Whether it may be shown the password in clear (HTTP Basic).
+    pub allow_basic: bool,
 }
 
 impl std::fmt::Debug for CameraConfig {
@@ -119,6 +122,7 @@ impl Default for CameraConfig {
             user: String::new(),
             password: Secret::default(),
             http: String::new(),
+            allow_basic: false,
         }
     }
 }
@@ -270,6 +274,8 @@ pub struct Camera {
     pub credentials: Credentials,
     /// `host` and `port` of its HTTP server.
     pub http: Option<(String, u16)>,
+    /// Whether it may be shown the password in clear.
+    pub allow_basic: bool,
 }
 
 impl Camera {
@@ -322,7 +328,13 @@ impl Camera {
             rtsp,
             credentials: Credentials { user, password },
             http,
+            allow_basic: config.allow_basic,
         })
+    }
+
+    /// How the agent itself logs in to it.
+    pub(crate) fn basic_policy(&self) -> BasicPolicy {
+        if self.allow_basic { BasicPolicy::Allow } else { BasicPolicy::Refuse }
     }
 
     /// `host:port` of the RTSP server, for people.

@@ -20,6 +20,7 @@ mod html;
 mod ops;
 
 use crate::Label;
+use crate::guesses::Turns;
 use crate::onvif::Services;
 use crate::state::Event;
 use bytes::Bytes;
@@ -36,7 +37,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -45,10 +46,6 @@ const MAX_CONNECTIONS: usize = 256;
 
 /// For the head of a request, and between two requests.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-
-/// A wrong password is answered after this time, and none is looked at meanwhile: with however many connections,
-/// guessing is no faster.
-const WRONG_DELAY: Duration = Duration::from_millis(500);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
@@ -64,8 +61,7 @@ struct Shared {
     services: Arc<Services>,
     addr: SocketAddr,
     host_names: Vec<String>,
-    /// Held by whose password is being looked at.
-    guessing: Mutex<()>,
+    turns: Turns,
 }
 
 impl Page {
@@ -76,7 +72,7 @@ impl Page {
         host_names: Vec<String>,
         services: Arc<Services>,
     ) -> Self {
-        Page { listener, shared: Arc::new(Shared { services, addr, host_names, guessing: Mutex::default() }) }
+        Page { listener, shared: Arc::new(Shared { services, addr, host_names, turns: Turns::new() }) }
     }
 
     /// Serves until told to stop; comes back when every connection is closed.
@@ -197,15 +193,10 @@ impl Shared {
 
     async fn authenticate(&self, request: &Request<Incoming>) -> Result<(), Response<Full<Bytes>>> {
         let headers = request.headers();
-        let _turn = match headers.get(header::AUTHORIZATION) {
-            Some(_) => Some(self.guessing.lock().await),
-            None => None,
-        };
-        let checked = self.services.check(request.method(), request.uri(), headers);
+        let checked = self.services.check(request.method(), request.uri(), headers, &self.turns).await;
         let Err(refusal) = checked else { return Ok(()) };
         if refusal == Refusal::Wrong {
             tracing::info!("page: wrong user or password");
-            tokio::time::sleep(WRONG_DELAY).await;
         }
         let mut response = text(StatusCode::UNAUTHORIZED, "the camera's user and password are needed");
         self.services.add_challenges(refusal, response.headers_mut());

@@ -30,17 +30,19 @@ async fn next_stream(listener: &TcpListener) -> (TcpStream, Vec<u8>) {
     .await
 }
 
+/// Through the tunnel.
 async fn connected(
     folder: &tempfile::TempDir,
     cameras: Vec<homing_agent::CameraConfig>,
 ) -> (Agent, Device, Server) {
-    let dispatcher = Server::new().await;
+    let (dispatcher, sts) = (Server::new().await, Server::new().await);
     let mut config = config(folder.path(), &[&dispatcher]);
     config.cameras = cameras;
     let agent = Agent::start(config).await;
     agent.press().await;
-    let device = dispatcher.accept().await;
-    (agent, device, dispatcher)
+    dispatcher.accept().await.send_to(&sts).await.unwrap();
+    let device = sts.accept().await;
+    (agent, device, sts)
 }
 
 fn get(path: &str) -> Request<Bytes> {
@@ -52,7 +54,7 @@ fn get(path: &str) -> Request<Bytes> {
 fn rtsp_is_spliced_and_closes_with_either_end() {
     story(|folder| async move {
         let (camera, addr) = listener().await;
-        let (agent, device, _dispatcher) = connected(&folder, vec![camera_at(addr)]).await;
+        let (agent, device, _sts) = connected(&folder, vec![camera_at(addr)]).await;
 
         let mut rtsp = device.open("/rtsp", "rtsp.onvif.org").await.unwrap();
         rtsp.write_all(b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n").await.unwrap();
@@ -72,7 +74,7 @@ fn rtsp_is_spliced_and_closes_with_either_end() {
         assert_eq!(soon("the camera's close", rtsp.read(&mut received)).await.unwrap(), 0);
 
         let mut rtsp = device.open("/rtsp", "rtsp.onvif.org").await.unwrap();
-        rtsp.write_all(b"x").await.unwrap();
+        rtsp.write_all(b"OPTIONS * RTSP/1.0\r\n\r\n").await.unwrap();
         let (mut at_camera, _) = next_stream(&camera).await;
         drop(rtsp);
         assert_eq!(soon("the tunnel's close", at_camera.read(&mut received)).await.unwrap_or(0), 0);
@@ -85,9 +87,9 @@ fn rtsp_is_spliced_and_closes_with_either_end() {
 fn a_stalled_viewer_slows_nobody_else() {
     story(|folder| async move {
         let (camera, addr) = listener().await;
-        let (agent, device, _dispatcher) = connected(&folder, vec![camera_at(addr)]).await;
+        let (agent, device, _sts) = connected(&folder, vec![camera_at(addr)]).await;
         let mut stalled = device.open("/rtsp", "rtsp.onvif.org").await.unwrap();
-        stalled.write_all(b"x").await.unwrap();
+        stalled.write_all(b"OPTIONS * RTSP/1.0\r\n\r\n").await.unwrap();
         let (at_camera, _) = next_stream(&camera).await;
         // Until the kernel and everything on the way are full.
         let chunk = vec![0; 64 * 1024];
@@ -101,7 +103,7 @@ fn a_stalled_viewer_slows_nobody_else() {
             assert!(written < 64 << 20, "nothing holds the camera back");
         }
         let mut rtsp = device.open("/rtsp", "rtsp.onvif.org").await.unwrap();
-        rtsp.write_all(b"y").await.unwrap();
+        rtsp.write_all(b"OPTIONS * RTSP/1.0\r\n\r\n").await.unwrap();
         let (mut other, _) = next_stream(&camera).await;
         other.write_all(b"picture").await.unwrap();
         let mut received = [0; 7];
@@ -119,7 +121,7 @@ fn a_dead_camera_is_told_with_its_address() {
         drop(camera);
         let mut config = camera_at(addr);
         config.http = format!("http://{addr}");
-        let (mut agent, device, _dispatcher) = connected(&folder, vec![config]).await;
+        let (mut agent, device, _sts) = connected(&folder, vec![config]).await;
         let error = device.open("/rtsp", "rtsp.onvif.org").await.unwrap_err().to_string();
         assert!(error.contains("502"), "{error}");
         let (status, body) = device.request(get("/index.html")).await;
@@ -146,7 +148,7 @@ fn rtsp_finds_the_camera_that_the_request_names() {
         let (dead, dead_addr) = listener().await;
         drop(dead);
         let cameras = [one_addr, two_addr, dead_addr].map(camera_at).to_vec();
-        let (agent, device, _dispatcher) = connected(&folder, cameras).await;
+        let (agent, device, _sts) = connected(&folder, cameras).await;
         for (camera, addr) in [(&two, two_addr), (&one, one_addr)] {
             let mut rtsp = device.open("/rtsp", "rtsp.onvif.org").await.unwrap();
             let request = format!("DESCRIBE rtsp://{addr}/stream RTSP/1.0\r\nCSeq: 1\r\n\r\n");
@@ -175,7 +177,7 @@ fn http_is_passed_on_to_the_camera() {
         let (camera, addr) = listener().await;
         let mut config = camera_at("127.0.0.1:1".parse().unwrap());
         config.http = format!("http://{addr}");
-        let (agent, device, _dispatcher) = connected(&folder, vec![config]).await;
+        let (agent, device, _sts) = connected(&folder, vec![config]).await;
 
         let serving = tokio::task::spawn_local(async move {
             let (mut tcp, _) = camera.accept().await.unwrap();
@@ -218,6 +220,72 @@ fn http_without_a_configured_address_is_not_found() {
         let (status, body) = device.request(get("/")).await;
         assert_eq!(status, StatusCode::NOT_FOUND);
         assert!(body.contains("no \"http\" address is configured"), "{body}");
+        agent.stop().await;
+    });
+}
+
+/// Goal: a dispatcher, rogue or taken over, reaches nothing behind the agent, whatever it knows.
+#[test]
+fn a_dispatcher_reaches_neither_the_cameras_video_nor_its_page() {
+    story(|folder| async move {
+        let (_camera, addr) = listener().await;
+        let dispatcher = Server::new().await;
+        let mut config = config(folder.path(), &[&dispatcher]);
+        config.cameras =
+            vec![homing_agent::CameraConfig { http: format!("http://{addr}"), ..camera_at(addr) }];
+        let agent = Agent::start(config).await;
+        agent.press().await;
+        let device = dispatcher.accept().await;
+        let refused = device.open("/rtsp", "rtsp.onvif.org").await.unwrap_err();
+        assert!(refused.to_string().contains("403"), "{refused}");
+        for path in ["/", "/axis-cgi/pwdgrp.cgi", "/onvif/snapshot"] {
+            let (status, text) = device.request(get(path)).await;
+            assert_eq!(status, StatusCode::FORBIDDEN, "{path}");
+            assert!(text.contains("through tunnel servers only"), "{text}");
+        }
+        agent.stop().await;
+    });
+}
+
+/// Goal: a viewer, made to by whoever answers in the camera's place, does not show the password to the site's network.
+#[test]
+fn a_password_in_clear_does_not_go_onto_the_sites_network() {
+    const IN_CLEAR: &str = "Basic cm9vdDpzZXNhbWU=";
+    story(|folder| async move {
+        let (camera, addr) = listener().await;
+        let config = homing_agent::CameraConfig { http: format!("http://{addr}"), ..camera_at(addr) };
+        let (agent, device, _sts) = connected(&folder, vec![config]).await;
+
+        let mut rtsp = device.open("/rtsp", "rtsp.onvif.org").await.unwrap();
+        let request = format!("DESCRIBE rtsp://c/ RTSP/1.0\r\nCSeq: 2\r\nAuthorization: {IN_CLEAR}\r\n\r\n");
+        rtsp.write_all(format!("OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n{request}").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        soon("the refusal", rtsp.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with("RTSP/1.0 403 ") && answer.contains("CSeq: 2\r\n"), "{answer}");
+        assert!(answer.contains("allow_basic = true"), "{answer}");
+
+        let request = Request::get("/").header("authorization", IN_CLEAR).body(Bytes::new()).unwrap();
+        let (status, text) = device.request(request).await;
+        assert_eq!(status, StatusCode::FORBIDDEN);
+        assert!(text.contains("allow_basic = true"), "{text}");
+
+        // Nor is anybody asked for it.
+        let asked = device.request(get("/"));
+        let at_camera = async {
+            let (mut tcp, first) = next_stream(&camera).await;
+            assert!(!String::from_utf8_lossy(&first).contains("Basic"), "{first:?}");
+            let answer = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n";
+            tcp.write_all(answer.as_bytes()).await.unwrap();
+            tcp
+        };
+        let ((status, text), _camera) = tokio::join!(asked, async {
+            // The stream of before, which ended.
+            let (_tcp, first) = next_stream(&camera).await;
+            assert!(!String::from_utf8_lossy(&first).contains("Basic"), "{first:?}");
+            at_camera.await
+        });
+        assert_eq!(status, StatusCode::BAD_GATEWAY);
+        assert!(text.contains("allow_basic = true"), "{text}");
         agent.stop().await;
     });
 }

@@ -130,6 +130,31 @@ fn step_5_dispatch_needs_the_cameras_password() {
     });
 }
 
+/// Goal: guessing the password through an uplink is slow, with however many requests at once.
+#[test]
+fn passwords_are_guessed_slowly_through_an_uplink() {
+    story(|folder| async move {
+        let dispatcher = Server::new().await;
+        let agent = Agent::start(config(folder.path(), &[&dispatcher])).await;
+        agent.press().await;
+        let device = dispatcher.accept().await;
+        let begun = std::time::Instant::now();
+        let guess = |number: usize| {
+            let mut envelope = Envelope::new(device::GetDeviceInformation.to_element());
+            let user = Credentials::new("root", format!("guess {number}"));
+            envelope.header.push(wsse::username_token(&user, [3; 16], jiff::Timestamp::now()));
+            Request::post(DEVICE_PATH).body(Bytes::from(envelope.to_xml())).unwrap()
+        };
+        let (first, second, third) =
+            tokio::join!(device.request(guess(0)), device.request(guess(1)), device.request(guess(2)));
+        assert_eq!([first.0, second.0, third.0], [StatusCode::UNAUTHORIZED; 3]);
+        assert!(begun.elapsed() >= std::time::Duration::from_millis(1000), "{:?}", begun.elapsed());
+        // Its own owner gets in all the same.
+        device.call(DEVICE_PATH, &device::GetDeviceInformation, &camera_credentials()).await.unwrap();
+        agent.stop().await;
+    });
+}
+
 /// Goal: what ONVIF clients need to find a picture; several cameras are several channels.
 #[test]
 fn step_8_add_finds_a_profile_per_camera_and_no_password() {
