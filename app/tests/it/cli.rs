@@ -133,7 +133,9 @@ fn an_administrator_and_a_script_work_by_commands() {
 
     // Its password, for a reason that is written down.
     assert_eq!(run(home, &["password", serial], "").0, 2);
-    let (code, shown, said) = run(home, &["password", serial, "--reason", "its own page"], "");
+    let confirmed = ["password", serial, "--reason", "its own page", "--own-password-file", "-"];
+    assert_eq!(run(home, &confirmed[..4], "").0, 2, "the token alone shows nothing");
+    let (code, shown, said) = run(home, &confirmed, &format!("{}\n", demo.text("/password")));
     assert_eq!(code, 0, "{said}");
     assert_eq!(shown, format!("{} {}\n", of_spare("user"), of_spare("password")));
     let audit = demo.api.json("/api/v1/audit").unwrap();

@@ -229,17 +229,31 @@ pub async fn add_user(
     Ok((StatusCode::CREATED, Json(user.into())))
 }
 
+/// The caller, once more.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Confirmation {
+    /// The caller's own password.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    current: Option<Secret>,
+}
+
 /// Remove a user
 ///
-/// With all sessions and tokens. The last user cannot be removed.
-#[utoipa::path(delete, path = "/api/v1/users/{id}", tag = "account",
+/// With all sessions and tokens. The last user cannot be removed. The caller's own password is needed: who finds a
+/// browser open, or a token, must not be able to lock everybody else out.
+#[utoipa::path(delete, path = "/api/v1/users/{id}", tag = "account", request_body = Confirmation,
     params(("id" = i64, Path, description = "User")),
-    responses((status = 204, description = "Removed"), (status = 409, body = views::Problem)))]
+    responses((status = 204, description = "Removed"), (status = 403, body = views::Problem),
+        (status = 409, body = views::Problem)))]
 pub async fn remove_user(
     State(app): State<App>,
     caller: Caller,
     Path(id): Path<i64>,
+    asked: Option<Json<Confirmation>>,
 ) -> Result<StatusCode, Failure> {
+    confirm(&app, &caller, asked.unwrap_or_default().0.current).await?;
     let name = app.accounts.remove_user(id).await.map_err(account_failure)?;
     app.record(&caller, "remove-user", &name, "").await?;
     Ok(StatusCode::NO_CONTENT)

@@ -1,7 +1,7 @@
 //! Registered devices and the tunnel servers that they are registered at: steps 1 to 7.
 
 use super::{Body, Path, Query, account, passed_through};
-use crate::{App, accounts::Credential, gate::Caller, tunnels, views};
+use crate::{App, gate::Caller, tunnels, views};
 use axum::{Json, extract::State, http::StatusCode};
 use homing_base::http::Failure;
 use homing_protocol::{
@@ -231,9 +231,9 @@ pub struct ShowPassword {
     /// For the audit log: at most 200 characters.
     #[schema(example = "The installer needs the camera's own page")]
     reason: String,
-    /// The caller's own password; needed from a browser's session, which may be unattended.
+    /// The caller's own password: a browser may be unattended, and a token may be in anybody's hands.
     #[serde(default)]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = String)]
     current: Option<Secret>,
 }
 
@@ -251,7 +251,8 @@ pub struct DevicePassword {
 
 /// Show a device's password
 ///
-/// Who asked, when, and why is in the audit log before it is shown.
+/// Who asked, when, and why is in the audit log before it is shown. The caller's own password is needed, with a token as
+/// well: a stolen one alone opens no device.
 #[utoipa::path(post, path = "/api/v1/devices/{serial}/password", tag = "devices", request_body = ShowPassword,
     params(("serial" = String, Path, description = "Serial number")),
     responses((status = 200, body = DevicePassword), (status = 403, body = views::Problem),
@@ -269,9 +270,7 @@ pub async fn show_password(
         let message = "Say why, in one line of at most 200 characters: it goes into the audit log.";
         return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, Problem::new("reason-wanted", message)));
     }
-    if let Credential::Session(_) = caller.identity.by {
-        account::confirm(&app, &caller, asked.current).await?;
-    }
+    account::confirm(&app, &caller, asked.current).await?;
     let server = tunnel_server(&app, Some(&device.tunnel_server))?;
     let answered = server.credentials(serial).await;
     let detail = match &answered {

@@ -239,9 +239,15 @@ async fn users_and_tokens_come_and_go() {
     assert_eq!(site.call(Method::DELETE, &path, None).await.0, StatusCode::NO_CONTENT);
     assert_eq!(site.raw(Method::GET, "/api/v1/session", &with_it, None).await.0, StatusCode::UNAUTHORIZED);
 
+    // Nobody is removed by who finds a browser open, or a token.
     let path = format!("/api/v1/users/{}", user["id"]);
-    assert_eq!(site.call(Method::DELETE, &path, None).await.0, StatusCode::NO_CONTENT);
-    let (status, body) = site.call(Method::DELETE, &format!("/api/v1/users/{admin}"), None).await;
+    for unconfirmed in [None, Some(json!({})), Some(json!({"current": "not this one"}))] {
+        let (status, body) = site.call(Method::DELETE, &path, unconfirmed).await;
+        assert_eq!((status, body["error"]["code"].as_str()), (StatusCode::FORBIDDEN, Some("wrong-password")));
+    }
+    let own = Some(json!({"current": now}));
+    assert_eq!(site.call(Method::DELETE, &path, own.clone()).await.0, StatusCode::NO_CONTENT);
+    let (status, body) = site.call(Method::DELETE, &format!("/api/v1/users/{admin}"), own).await;
     assert_eq!((status, body["error"]["code"].as_str()), (StatusCode::CONFLICT, Some("last-user")));
     let actions: Vec<String> = site
         .get("/api/v1/audit")

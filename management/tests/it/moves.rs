@@ -212,7 +212,11 @@ async fn a_devices_password_is_shown_for_a_reason() {
         (status, &problem["error"]["code"]),
         (StatusCode::UNPROCESSABLE_ENTITY, &json!("reason-wanted"))
     );
-    let (status, shown) = site.call(Method::POST, &show, Some(json!({"reason": "its own page"}))).await;
+    // A token alone shows none.
+    let (status, problem) = site.call(Method::POST, &show, Some(json!({"reason": "its own page"}))).await;
+    assert_eq!((status, &problem["error"]["code"]), (StatusCode::FORBIDDEN, &json!("wrong-password")));
+    let confirmed = json!({"reason": "its own page", "current": PASSWORD});
+    let (status, shown) = site.call(Method::POST, &show, Some(confirmed)).await;
     assert_eq!(
         (status, shown),
         (StatusCode::OK, json!({"user": "root", "password": "device-secret", "own": false}))

@@ -51,7 +51,7 @@ export class SettingsPage {
                 "span",
                 { class: "actions end" },
                 h("button", { class: "button small", type: "button", onclick: () => this.setPassword(user) }, icon("key"), "Set password"),
-                user.id !== this.me.id && h("button", { class: "button small danger", type: "button", "aria-label": `Remove ${user.name}`, onclick: () => this.remove(`Remove ${user.name}?`, "All sessions and API tokens of this user end at once.", `/api/v1/users/${user.id}`) }, icon("trash")),
+                user.id !== this.me.id && h("button", { class: "button small danger", type: "button", "aria-label": `Remove ${user.name}`, onclick: () => this.removeUser(user) }, icon("trash")),
               ),
             ],
           })),
@@ -126,6 +126,15 @@ export class SettingsPage {
     });
   }
 
+  /** @param {User} user */
+  removeUser(user) {
+    const current = ownPassword();
+    this.form(`Remove ${user.name}?`, "Remove", [current], async () => {
+      await call("DELETE", `/api/v1/users/${user.id}`, { current: current.element.value });
+      toast(`${user.name} is removed, with all sessions and API tokens.`, "good");
+    });
+  }
+
   addToken() {
     const name = field({ label: "What is it for?", name: "name", input: { maxlength: 64, autofocus: true, placeholder: "Nightly export" } });
     const current = ownPassword();
@@ -164,7 +173,7 @@ export class SettingsPage {
           const code = /** @type {{code?: string}} */ (error).code;
           // One's own password is asked for last; what else is refused is what was asked for before it, or the name.
           const last = fields.length - 1;
-          const place = fields[code === "taken" ? 0 : code === "wrong-password" || code === "too-many-attempts" ? last : last - 1];
+          const place = fields[code === "taken" ? 0 : code === "wrong-password" || code === "too-many-attempts" ? last : Math.max(0, last - 1)];
           fields.forEach((field) => field.refuse(""));
           place.refuse(words(error));
           place.element.focus();

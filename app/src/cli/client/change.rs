@@ -1,6 +1,6 @@
 //! What is done to a device that is registered: released, moved, offered; and its password.
 
-use super::{Failure, server::Server, terminal, usage};
+use super::{Failure, register::secret, server::Server, terminal, usage};
 use crate::cli::print;
 use clap::Args;
 use homing_management::views::Device;
@@ -8,6 +8,7 @@ use homing_protocol::{Secret, SerialNumber};
 use http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 #[derive(Args)]
 pub(in crate::cli) struct Release {
@@ -42,6 +43,9 @@ pub(in crate::cli) struct Password {
     /// Why, for the audit log.
     #[arg(long)]
     reason: String,
+    /// A file with your own password, or - for standard input; asked for otherwise. The token alone shows nothing.
+    #[arg(long, value_name = "FILE")]
+    own_password_file: Option<PathBuf>,
     /// As one JSON object.
     #[arg(long)]
     json: bool,
@@ -127,7 +131,9 @@ struct Shown {
 pub(super) async fn password(options: Password) -> Result<(), Failure> {
     let client = options.at.client()?;
     let path = format!("/api/v1/devices/{}/password", options.serial);
-    let shown: Shown = client.send(Method::POST, &path, &json!({ "reason": options.reason })).await?;
+    let own = secret(options.own_password_file.as_deref(), "Your own password", "--own-password-file");
+    let asked = json!({ "reason": options.reason, "current": own.map_err(usage)? });
+    let shown: Shown = client.send(Method::POST, &path, &asked).await?;
     print(&match options.json {
         true => format!("{}\n", serde_json::to_string(&shown).map_err(|error| usage(error.into()))?),
         false => format!("{} {}\n", shown.user, shown.password.expose()),

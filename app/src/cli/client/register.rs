@@ -298,7 +298,7 @@ async fn send(client: &ApiClient, line: &Line) -> Result<Device, CallError> {
 }
 
 /// From a file, from standard input, or typed.
-fn secret(file: Option<&Path>, what: &str, option: &str) -> anyhow::Result<Secret> {
+pub(super) fn secret(file: Option<&Path>, what: &str, option: &str) -> anyhow::Result<Secret> {
     match file {
         Some(file) if file == Path::new("-") => terminal::line(what),
         Some(file) => read_secret(file),
