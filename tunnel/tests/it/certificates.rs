@@ -51,7 +51,7 @@ async fn an_ip_address_needs_a_trust_anchor() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config {
         data: folder.path().to_owned(),
-        password: "correct horse".into(),
+        password: "correct horse battery".into(),
         external: "127.0.0.1:0".parse().unwrap(),
         internal: "127.0.0.1:0".parse().unwrap(),
         ..Config::default()

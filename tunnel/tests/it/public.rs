@@ -16,7 +16,7 @@ fn config(data: &Path, external: SocketAddr, public: &[String]) -> Config {
         external,
         internal: "127.0.0.1:0".parse().unwrap(),
         public: public.to_vec(),
-        password: "correct horse".into(),
+        password: "correct horse battery".into(),
         data: data.to_owned(),
         ..Config::default()
     };
