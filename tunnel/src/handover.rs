@@ -5,6 +5,7 @@
 
 use crate::{
     dispatcher::Failed,
+    passwords::Password,
     relay::{Relay, not_registered},
 };
 use homing_base::{Stop, http::Failure};
@@ -112,8 +113,8 @@ impl Relay {
     /// # Errors
     /// When it is not registered.
     pub async fn handover(&self, serial: SerialNumber) -> Result<NewDevice, Failure> {
-        let record = self.devices().record(serial).ok_or_else(|| not_registered(serial))?;
         let secrets = self.secrets(serial).await?;
+        let record = self.devices().record(serial).ok_or_else(|| not_registered(serial))?;
         Ok(NewDevice {
             serial,
             oak: secrets.oak,
@@ -122,6 +123,8 @@ impl Relay {
             name: record.name,
             description: record.description,
             fingerprint: record.standing.fingerprint.map(|fingerprint| fingerprint.to_string()),
+            own_password: record.standing.password == Password::Own,
+            proposed_password: self.devices().store().proposed_password(serial).await?,
         })
     }
 

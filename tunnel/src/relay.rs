@@ -79,12 +79,16 @@ impl Relay {
     /// # Errors
     /// What cannot be registered; what the dispatcher refused, with its code and message. Nothing is kept then.
     pub async fn register(&self, new: NewDevice, stop: &Stop) -> Result<(Device, bool), Failure> {
-        let NewDevice { serial, oak, user, password, name, description, fingerprint } = new;
+        let NewDevice { serial, oak, user, password, name, description, .. } = new;
         let secrets = Secrets { oak, credentials: Credentials::new(user.clone(), password) };
-        let standing = match fingerprint {
+        let mut standing = match new.fingerprint {
             None => Standing::registered(),
             Some(key) => Standing::handed_over(self.adopt(serial, &key)?),
         };
+        let proposed = new.proposed_password.filter(|_| standing.adopted);
+        if new.own_password && standing.adopted && proposed.is_none() {
+            standing.password = Password::Own;
+        }
         let record = Record { serial, name: tidy(&name), description: tidy(&description), user, standing };
         check(&record, &secrets)?;
         let _lock = self.lock(serial).await;
@@ -94,6 +98,9 @@ impl Relay {
             );
             let problem = Problem::at(Step::Register, "already-registered", message);
             return Err(Failure::new(StatusCode::CONFLICT, problem));
+        }
+        if let Some(proposed) = proposed {
+            self.devices.store().propose_password(serial, &proposed).await?;
         }
         tracing::info!(step = %Step::Register, %serial, "registered");
         let relayed = match self.relay(serial, &secrets, stop).await {
@@ -165,7 +172,8 @@ impl Relay {
         if !corrects {
             return Ok(changed);
         }
-        self.devices.change(serial, |standing| standing.password = Password::Unknown).await?;
+        let password = if change.own_password { Password::Own } else { Password::Unknown };
+        self.devices.change(serial, |standing| standing.password = password).await?;
         self.devices.get(serial).ok_or_else(|| not_registered(serial))
     }
 

@@ -156,6 +156,8 @@ impl Tunnel {
             name,
             description,
             fingerprint: None,
+            own_password: false,
+            proposed_password: None,
         };
         self.api.send(Method::POST, "/api/v1/devices", &new).await
     }

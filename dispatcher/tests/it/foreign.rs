@@ -242,6 +242,8 @@ async fn register(tunnel: &Tunnel, serial: SerialNumber) -> tunnel::Device {
         name: serial.to_string(),
         description: String::new(),
         fingerprint: None,
+        own_password: false,
+        proposed_password: None,
     };
     tunnel.api.send(Method::POST, "/api/v1/devices", &new).await.unwrap()
 }

@@ -132,6 +132,8 @@ pub async fn register(
         name: asked.name,
         description: asked.description,
         fingerprint: None,
+        own_password: false,
+        proposed_password: None,
     };
     let answered = server.register(&device).await;
     let detail = match &answered {
@@ -175,6 +177,7 @@ pub async fn change(
         oak,
         user: asked.user,
         password: asked.password,
+        own_password: false,
         name: asked.name,
         description: asked.description,
     };

@@ -3,11 +3,12 @@
 //! A move is carried out by the two tunnel servers; what is done here is to tell both, in this order:
 //!
 //! 1. the target is asked where devices dial it, whom they trust there, and for its dispatcher account;
-//! 2. the old one gives the registration with its secrets and the device's key (`handover`);
-//! 3. the old one is told to send the device there (and to offer the claim, where the accounts differ);
+//! 2. the old one is told to send the device there (and to offer the claim, where the accounts differ);
+//! 3. the old one, which leaves the device's password alone from now on, gives the registration with its secrets and the
+//!    device's key (`handover`);
 //! 4. the target registers it, and admits exactly that key.
 //!
-//! Invariant: a device is never sent to a server that does not know it: when 4 fails, 3 is taken back. The device
+//! Invariant: a device is never sent to a server that does not know it: when 3 or 4 fails, 2 is taken back. The device
 //! keeps its tunnel at the old one until it has reached the target; both have its registration until somebody
 //! deletes the old one.
 
@@ -20,7 +21,7 @@ use homing_protocol::{
     api::{
         Problem, Target,
         dispatcher::Offer,
-        tunnel::{self, MoveState},
+        tunnel::{self, ChangeDevice, MoveState},
     },
 };
 use serde::Deserialize;
@@ -173,9 +174,9 @@ async fn send(
     new: &TunnelServer,
 ) -> Result<(), Failure> {
     let to = order(old, new).await?;
-    let handover = old.handover(serial).await.map_err(passed_through)?;
     app.world.device(old.name(), old.begin_move(serial, &to).await.map_err(passed_through)?);
-    match new.register(&handover).await {
+    let registered = async { new.register(&old.handover(serial).await?).await };
+    match registered.await {
         Ok(device) => {
             app.world.device(new.name(), device);
             Ok(())
@@ -215,11 +216,32 @@ async fn call_back(
             return Err(with_trace(passed_through(error), taken_back, new));
         }
     };
-    if !has_gone {
+    if has_gone {
+        take_password(serial, old, new).await.map_err(passed_through)?;
+    } else {
         new.unregister(serial).await.map_err(passed_through)?;
         app.world.device_removed(new.name(), serial);
     }
     Ok(())
+}
+
+/// The device may have got another password where it was.
+async fn take_password(
+    serial: SerialNumber,
+    to: &TunnelServer,
+    from: &TunnelServer,
+) -> Result<(), CallError> {
+    let (ours, theirs) = (to.handover(serial).await?, from.handover(serial).await?);
+    if ours.user == theirs.user && ours.password == theirs.password {
+        return Ok(());
+    }
+    let change = ChangeDevice {
+        user: Some(theirs.user),
+        password: Some(theirs.password),
+        own_password: theirs.own_password,
+        ..ChangeDevice::default()
+    };
+    to.change(serial, &change).await.map(drop)
 }
 
 /// What `from` has to be told to send a device to `to`.

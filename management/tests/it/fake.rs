@@ -219,7 +219,9 @@ async fn change(
         let problem = Problem::at(Step::Relay, "wrong-oak", "no: wrong-oak");
         return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, problem));
     }
-    if change.password.is_some() {
+    if let Some(password) = &change.password {
+        device.own_password = change.own_password;
+        tunnel.note(format!("password {} own {}", password.expose(), change.own_password));
         device.relay = RelayState::Waiting;
         device.problem = None;
     }
@@ -235,10 +237,12 @@ async fn handover(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialNum
         serial,
         oak: oak.parse().unwrap(),
         user: device.user,
-        password: "device-secret".into(),
+        password: if device.own_password { "own-secret" } else { "device-secret" }.into(),
         name: device.name,
         description: device.description,
         fingerprint: Some("a".repeat(64)),
+        own_password: device.own_password,
+        proposed_password: None,
     })
 }
 

@@ -69,9 +69,13 @@ async fn a_device_moves_to_another_tunnel_server_and_back() {
     let left = site.until_device("left", |device| device["tunnel_server"] == "sts").await;
     assert_eq!((&left["state"], &left["word"]), (&json!("grey"), &json!("Moved")));
 
+    let mut there = site.second.devices.lock().unwrap()[&serial_1].clone();
+    there.own_password = true;
+    site.second.put(there);
     let (status, body) = site.call(Method::DELETE, &path("/move"), None).await;
     assert_eq!(status, StatusCode::OK, "{body}");
-    assert_eq!(asked(&site.tunnel), [format!("undo {serial_1}")]);
+    let told = [format!("undo {serial_1}"), "password own-secret own true".to_owned()];
+    assert_eq!(asked(&site.tunnel), told, "it comes back with the password that it got there");
     assert_eq!(
         asked(&site.second),
         [format!("move {serial_1} to sts.example:8443 trusting anchor of sts account home")]

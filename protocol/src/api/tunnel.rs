@@ -66,6 +66,12 @@ pub struct NewDevice {
     /// then admitted without having been dispatched here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// With `fingerprint`: that tunnel server gave the device its password, instead of a factory default.
+    #[serde(default)]
+    pub own_password: bool,
+    /// With `fingerprint`: the device may have been told this password instead; what it knows is found out when it comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proposed_password: Option<Secret>,
 }
 
 /// Sends a device to another tunnel server, which must know it already (a registration with its `fingerprint`).
@@ -125,6 +131,9 @@ pub struct ChangeDevice {
     /// That user's password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<Secret>,
+    /// With `password`: another tunnel server of the same owner gave the device that password.
+    #[serde(default)]
+    pub own_password: bool,
     /// A new name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

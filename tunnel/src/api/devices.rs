@@ -71,6 +71,8 @@ pub(super) async fn register(
         name: new.name,
         description: new.description,
         fingerprint: new.fingerprint,
+        own_password: new.own_password,
+        proposed_password: new.proposed_password,
     };
     let stop = api.stop.clone();
     let (device, relayed) =
@@ -211,6 +213,10 @@ struct Typed {
     description: String,
     #[serde(default)]
     fingerprint: Option<String>,
+    #[serde(default)]
+    own_password: bool,
+    #[serde(default)]
+    proposed_password: Option<Secret>,
 }
 
 pub(super) fn serial_number(text: &str) -> Result<SerialNumber, Failure> {

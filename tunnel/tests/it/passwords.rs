@@ -127,3 +127,24 @@ async fn a_password_that_is_corrected_to_the_default_is_replaced_too() {
     assert_eq!(status, StatusCode::OK);
     tokio::time::timeout(DEADLINE, world.until_own(&device)).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_device_that_was_cut_off_while_it_was_told_is_handed_over_with_both_passwords() {
+    for change in [Change::ThenCut, Change::CutBefore] {
+        let (old, new) = (World::new().await, World::new().await);
+        let device = factory_default(change);
+        let serving = old.make_ready(&device).await;
+        within(serving).await.unwrap();
+        old.device_until(device.serial, |device| !device.connected).await;
+        device.lock.lock().unwrap().change = Change::Onvif;
+        let path = format!("/api/v1/devices/{}/handover", device.serial);
+        let (_, handover) = old.api(Method::GET, &path, None).await;
+        let (status, answer) = new.api(Method::POST, "/api/v1/devices", Some(handover)).await;
+        assert!(status.is_success(), "{answer}");
+        let dialed = within(device.dial(new.external, &new.trust_anchor())).await.unwrap();
+        let _serving = device.serve(dialed, &new.site);
+        new.until_own(&device).await;
+        let (_, handover) = new.api(Method::GET, &path, None).await;
+        assert_eq!((&handover["own_password"], handover.get("proposed_password")), (&true.into(), None));
+    }
+}

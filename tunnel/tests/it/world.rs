@@ -283,6 +283,8 @@ pub fn new_device(device: &Device) -> NewDevice {
         name: "Entrance".into(),
         description: String::new(),
         fingerprint: None,
+        own_password: false,
+        proposed_password: None,
     }
 }
 

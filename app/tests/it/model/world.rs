@@ -241,6 +241,8 @@ impl Tunnel {
             name: String::new(),
             description: String::new(),
             fingerprint: None,
+            own_password: false,
+            proposed_password: None,
         };
         self.api.send(Method::POST, "/api/v1/devices", &new).await
     }
