@@ -43,6 +43,8 @@ pub(crate) enum Action {
     DestinationUsed,
     Claimed,
     ClaimRefused,
+    /// A claim is bound to another key than before.
+    KeyChanged,
     Offered,
     OfferWithdrawn,
     Transferred,
@@ -68,6 +70,7 @@ impl Action {
             Action::DestinationUsed => "destination-used",
             Action::Claimed => "claimed",
             Action::ClaimRefused => "claim-refused",
+            Action::KeyChanged => "key-changed",
             Action::Offered => "offered",
             Action::OfferWithdrawn => "offer-withdrawn",
             Action::Transferred => "transferred",

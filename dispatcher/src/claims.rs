@@ -16,8 +16,8 @@ use crate::{
     audit::{self, Action},
     lists,
     store::{
-        self, AccountId, DeviceSecrets, Generation, Store, Touched, account_name, from_json, from_word,
-        next_seq, to_json, word,
+        self, AccountId, DeviceSecrets, Generation, Store, Touched, account_name, from_word, next_seq,
+        to_json, word,
     },
 };
 use anyhow::Context;
@@ -32,6 +32,7 @@ use homing_protocol::{
     secret::Credentials,
 };
 use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest, Sha256};
 use sqlx::{Row, Sqlite, Transaction, sqlite::SqliteRow};
 use std::{fmt, path::Path, time::Duration};
 use tokio::time::Instant;
@@ -129,10 +130,7 @@ async fn standing(
             registered: row.try_get("registered")?,
             attempts: row.try_get("attempts")?,
             attempted: row.try_get("attempted")?,
-            target: Target {
-                servers: from_json(row.try_get("servers")?)?,
-                trust_anchor: row.try_get("trust_anchor")?,
-            },
+            target: store::target(row)?,
         })
     };
     rows.iter().map(standing).collect()
@@ -248,17 +246,18 @@ impl Store {
             .execute(&mut **change)
             .await
             .context("registration")?;
+        let secrets = secrets_of(account, new);
         let (generation,): (i64,) = sqlx::query_as(
             "INSERT INTO registration (serial, account, registered, claimed, verifier, secrets, servers, \
-             trust_anchor, state, step, fingerprint, attempts, attempted, since, seq) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING generation",
+             trust_anchor, state, step, fingerprint, attempts, attempted, since, seq, voucher) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) RETURNING generation",
         )
         .bind(serial.to_string())
         .bind(account.0)
         .bind(own.filter(|_| !enters).map_or_else(|| now.to_string(), |own| own.registered.clone()))
         .bind(own.and_then(|own| own.claimed.clone()))
         .bind(own.and_then(|own| own.verifier.clone()))
-        .bind(self.seal(serial, new)?)
+        .bind(self.vault().seal(&purpose(serial), &Secret::new(to_json(&secrets))))
         .bind(to_json(&new.servers))
         .bind(&new.trust_anchor)
         .bind(word(State::Waiting))
@@ -268,6 +267,7 @@ impl Store {
         .bind(before.1)
         .bind(now.to_string())
         .bind(seq)
+        .bind(own.and_then(|own| secrets.voucher(serial, own.fingerprint.as_deref()?)))
         .fetch_one(&mut **change)
         .await
         .context("registration")?;
@@ -283,19 +283,23 @@ impl Store {
         Ok(generation)
     }
 
-    fn seal(&self, serial: SerialNumber, new: &NewRegistration) -> anyhow::Result<Vec<u8>> {
-        let credentials = Credentials::new(new.user.clone(), new.password.clone());
-        let secrets = DeviceSecrets { oak: new.oak.clone(), credentials };
-        let secrets = Secret::new(serde_json::to_string(&secrets).context("sealing")?);
-        Ok(self.vault().seal(&purpose(serial), &secrets))
-    }
-
-    /// What was sealed of a registration.
-    pub fn open_secrets(&self, serial: SerialNumber, sealed: &[u8]) -> anyhow::Result<DeviceSecrets> {
+    /// What was sealed of a registration: of this account's, and for this destination.
+    pub fn open_secrets(
+        &self,
+        (account, serial): (AccountId, SerialNumber),
+        target: &Target,
+        sealed: &[u8],
+    ) -> anyhow::Result<DeviceSecrets> {
         let opened = self.vault().open_sealed(&purpose(serial), sealed)?;
         // The parser's message could quote what it read.
-        serde_json::from_str(opened.expose())
-            .map_err(|_| anyhow::anyhow!("the stored secrets of {serial} were written by another version"))
+        let secrets: DeviceSecrets = serde_json::from_str(opened.expose())
+            .map_err(|_| anyhow::anyhow!("the stored secrets of {serial} were written by another version"))?;
+        let bound_to = bound_to(account, &target.servers, &target.trust_anchor);
+        anyhow::ensure!(
+            secrets.bound_to.as_ref().is_none_or(|sealed| *sealed == bound_to),
+            "the stored secrets of {serial} belong to another registration: has somebody changed the database?"
+        );
+        Ok(secrets)
     }
 
     /// A place for one more beside the others, where somebody has to give way for it.
@@ -391,7 +395,8 @@ impl Store {
                     from = Some(other);
                 }
                 Some(sealed) => {
-                    let same = self.open_secrets(serial, sealed)?.oak == *oak;
+                    let sealed = self.open_secrets((other.account, serial), &other.target, sealed)?;
+                    let same = sealed.oak == *oak;
                     let (code, message) = if same { claimed(serial, now) } else { wrong_oak(serial) };
                     refuse(change, other, code, message, touched).await?;
                     refused += 1;
@@ -399,15 +404,24 @@ impl Store {
                 None => {}
             }
         }
+        let key = from.and_then(|from| from.fingerprint.clone());
+        let voucher = match (&winner.secrets, &key) {
+            (Some(sealed), Some(key)) => {
+                self.open_secrets((winner.account, serial), &winner.target, sealed)?.voucher(serial, key)
+            }
+            _ => None,
+        };
         sqlx::query(
             "UPDATE registration SET claimed = coalesce(claimed, $2), verifier = coalesce($3, $4, verifier), \
-             fingerprint = coalesce($5, fingerprint) WHERE generation = $1",
+             fingerprint = coalesce($5, fingerprint), voucher = CASE WHEN $5 IS NULL THEN voucher ELSE $6 END \
+             WHERE generation = $1",
         )
         .bind(winner.generation.0)
         .bind(now.to_string())
         .bind(verifier)
         .bind(from.and_then(|from| from.verifier.clone()))
-        .bind(from.and_then(|from| from.fingerprint.clone()))
+        .bind(key)
+        .bind(voucher)
         .execute(&mut **change)
         .await
         .context("registration")?;
@@ -431,7 +445,6 @@ impl Store {
         account: AccountId,
         new: &NewRegistration,
     ) -> anyhow::Result<()> {
-        use sha2::{Digest, Sha256};
         sqlx::query(
             "DELETE FROM destination WHERE account = $1 AND \
              (SELECT count(*) FROM destination WHERE account = $1) > $2",
@@ -646,6 +659,22 @@ pub(crate) async fn audited(
         return Ok(());
     }
     audit::write(change, &name, action, Some(serial), detail).await
+}
+
+/// What is sealed of a registration.
+fn secrets_of(account: AccountId, new: &NewRegistration) -> DeviceSecrets {
+    DeviceSecrets {
+        oak: new.oak.clone(),
+        credentials: Credentials::new(new.user.clone(), new.password.clone()),
+        voucher_key: new.voucher_key.clone(),
+        bound_to: Some(bound_to(account, &new.servers, &new.trust_anchor)),
+    }
+}
+
+/// Names account and destination in short.
+fn bound_to(account: AccountId, servers: &[String], trust_anchor: &str) -> String {
+    let named = to_json(&(account.0, servers, trust_anchor));
+    hex(&Sha256::digest(named.as_bytes())).expose().to_owned()
 }
 
 pub(crate) fn purpose(serial: impl fmt::Display) -> String {

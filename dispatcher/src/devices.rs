@@ -373,7 +373,6 @@ impl Devices {
         let (error, concerned) = match Box::pin(proven).await {
             Ok(proven) => {
                 let (job, key) = (proven.job, (seat.fingerprint, proven.job.generation));
-                self.counted.handle_right(What::ProofByNetwork, &from);
                 if !self.pause(seat, self.room.refused.wait(&key, Instant::now())).await {
                     return Ok(Tried::No);
                 }

@@ -380,7 +380,7 @@ impl<'a> Attempt<'a> {
             |certificate: &[u8]| Fingerprint::of_certificate(certificate) == Ok(self.device.fingerprint);
         let telling = async {
             let mut uplinks = Uplinks::find(session).await?;
-            uplinks.send_to(&self.job.servers, &self.job.trust_anchor, is_own).await
+            uplinks.send_to(&self.job.target.servers, &self.job.target.trust_anchor, is_own).await
         };
         let (serial, peer) = (self.job.serial, self.device.address());
         telling.await.map_err(|error| match error {

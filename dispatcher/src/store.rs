@@ -21,9 +21,9 @@ use homing_base::{
     vault::{self, SealedColumn},
 };
 use homing_protocol::{
-    Oak, SerialNumber, Step,
+    Oak, Secret, SerialNumber, Step,
     api::{
-        ProblemDetail,
+        ProblemDetail, Target,
         dispatcher::{Changes, Contested, Registration, RegistrationState},
     },
     secret::Credentials,
@@ -35,6 +35,7 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 use tokio::sync::watch;
 
@@ -43,10 +44,15 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
     include_str!("schema/4.sql"),
+    include_str!("schema/5.sql"),
 ];
 
 /// Changes told in one answer; what is left comes with the next question.
 const CHANGES_AT_ONCE: u32 = 500;
+
+/// How often and how long apart it is tried to empty the write-ahead log.
+const FORGET_ATTEMPTS: u32 = 10;
+const FORGET_PAUSE: Duration = Duration::from_millis(20);
 
 /// The database's key of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,8 +78,7 @@ pub(crate) struct Job {
     pub account: AccountId,
     pub serial: SerialNumber,
     pub state: RegistrationState,
-    pub servers: Vec<String>,
-    pub trust_anchor: String,
+    pub target: Target,
     /// The key that it was bound to last, under this or an earlier generation.
     pub fingerprint: Option<String>,
     /// None once dispatched.
@@ -85,6 +90,21 @@ pub(crate) struct Job {
 pub(crate) struct DeviceSecrets {
     pub oak: Oak,
     pub credentials: Credentials,
+    /// With which the tunnel server knows its own registration again.
+    #[serde(default)]
+    pub voucher_key: Secret,
+    /// Whose registration it is and where it sends the device: in another row it is of no use. None in what was
+    /// written before there was this.
+    #[serde(default)]
+    pub bound_to: Option<String>,
+}
+
+impl DeviceSecrets {
+    /// What the tunnel server believes that it is its device's key by; none where it has not asked for one.
+    pub fn voucher(&self, serial: SerialNumber, fingerprint: &str) -> Option<String> {
+        let key = &self.voucher_key;
+        (!key.is_empty()).then(|| homing_protocol::voucher::voucher(key, serial, fingerprint))
+    }
 }
 
 /// A state to be entered.
@@ -155,7 +175,7 @@ pub(crate) struct Store {
     pub(crate) pushes: Throttle<(AccountId, SerialNumber)>,
 }
 
-const ROW: &str = "serial, state, step, fingerprint, problem, since, seq, next, attempts, attempted";
+const ROW: &str = "serial, state, step, fingerprint, voucher, problem, since, seq, next, attempts, attempted";
 
 impl Store {
     /// Opens database and master key. What was being dispatched when the last process ended waits again.
@@ -308,15 +328,16 @@ impl Store {
                 continue;
             }
             let sealed: Option<Vec<u8>> = row.try_get("secrets")?;
+            let target = target(row)?;
+            let secrets = sealed.map(|sealed| self.open_secrets((account, serial), &target, &sealed));
             jobs.push(Job {
                 generation: Generation(row.try_get("generation")?),
                 account,
                 serial,
                 state: from_word(row.try_get("state")?)?,
-                servers: from_json(row.try_get("servers")?)?,
-                trust_anchor: row.try_get("trust_anchor")?,
+                secrets: secrets.transpose()?,
+                target,
                 fingerprint: row.try_get("fingerprint")?,
-                secrets: sealed.map(|sealed| self.open_secrets(serial, &sealed)).transpose()?,
             });
         }
         if let Some((owner, is_disabled)) = claim {
@@ -336,15 +357,14 @@ impl Store {
         entered: Entered,
     ) -> anyhow::Result<Option<u64>> {
         let mut change = self.begin().await?;
-        let now: Option<(i64, String, Option<String>, i64, String)> = sqlx::query_as(
-            "SELECT account, state, problem, seq, serial FROM registration WHERE generation = $1",
-        )
-        .bind(generation.0)
-        .fetch_optional(&mut *change)
-        .await
-        .context("registration")?;
-        let Some((account, state, problem, seq, serial)) = now else { return Ok(None) };
-        let state: RegistrationState = from_word(&state)?;
+        let row = sqlx::query("SELECT * FROM registration WHERE generation = $1")
+            .bind(generation.0)
+            .fetch_optional(&mut *change)
+            .await
+            .context("registration")?;
+        let Some(row) = row else { return Ok(None) };
+        let state: RegistrationState = from_word(row.try_get("state")?)?;
+        let (problem, seq): (Option<String>, i64) = (row.try_get("problem")?, row.try_get("seq")?);
         if !from.contains(&state) {
             return Ok(None);
         }
@@ -352,14 +372,28 @@ impl Store {
         if state == entered.state && problem == new_problem && entered.fingerprint.is_none() {
             return Ok(Some(seq as u64));
         }
-        let account = AccountId(account);
+        let account = AccountId(row.try_get("account")?);
+        let serial = row.try_get::<&str, _>("serial")?.parse().context("serial number in the database")?;
+        let (sealed, known): (Option<Vec<u8>>, Option<String>) =
+            (row.try_get("secrets")?, row.try_get("fingerprint")?);
+        let voucher = match (&entered.fingerprint, sealed) {
+            (Some(key), Some(sealed)) => {
+                self.open_secrets((account, serial), &target(&row)?, &sealed)?.voucher(serial, key)
+            }
+            _ => None,
+        };
+        if let (Some(key), Some(known)) = (&entered.fingerprint, known)
+            && *key != known
+        {
+            audited(&mut change, account, Action::KeyChanged, serial, &format!("to {key}")).await?;
+        }
         let seq = next_seq(&mut change, account).await?;
         // Who has only come by, and has left, was dispatched before.
         let forget = entered.state == RegistrationState::Dispatched && state != RegistrationState::Returned;
         sqlx::query(
             "UPDATE registration SET state = $2, step = $3, fingerprint = coalesce($4, fingerprint), \
-             problem = $5, since = $6, seq = $7, secrets = CASE WHEN $8 THEN NULL ELSE secrets END \
-             WHERE generation = $1",
+             problem = $5, since = $6, seq = $7, secrets = CASE WHEN $8 THEN NULL ELSE secrets END, \
+             voucher = CASE WHEN $4 IS NULL THEN voucher ELSE $9 END WHERE generation = $1",
         )
         .bind(generation.0)
         .bind(word(entered.state))
@@ -369,11 +403,11 @@ impl Store {
         .bind(Timestamp::now().to_string())
         .bind(seq)
         .bind(forget)
+        .bind(voucher)
         .execute(&mut *change)
         .await
         .context("registration")?;
         if forget {
-            let serial = serial.parse().context("serial number in the database")?;
             audited(&mut change, account, Action::Dispatched, serial, "").await?;
         }
         self.commit(change, Touched { accounts: vec![account], forgot: forget }).await?;
@@ -414,9 +448,24 @@ impl Store {
     /// What was deleted is overwritten in the file by `secure_delete`; this empties the write-ahead log,
     /// where it would stay until that is used again.
     async fn forget_log(&self) {
-        // Busy when somebody reads just now: the next one does it.
-        if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&self.pool).await {
-            tracing::debug!(%error, "write-ahead log not emptied");
+        let emptied = async {
+            for _ in 0..FORGET_ATTEMPTS {
+                let (busy, _, _): (i64, i64, i64) =
+                    sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&self.pool).await?;
+                if busy == 0 {
+                    return Ok(true);
+                }
+                // Somebody reads just now, for milliseconds.
+                tokio::time::sleep(FORGET_PAUSE).await;
+            }
+            anyhow::Ok(false)
+        };
+        match emptied.await {
+            Ok(true) => (),
+            Ok(false) => {
+                tracing::warn!("write-ahead log not emptied: somebody reads the database all the time")
+            }
+            Err(error) => tracing::warn!(%error, "write-ahead log not emptied"),
         }
     }
 }
@@ -455,6 +504,7 @@ fn registration(row: &SqliteRow) -> anyhow::Result<Registration> {
         serial: row.try_get::<&str, _>("serial")?.parse().context("serial number in the database")?,
         state: from_word(row.try_get("state")?)?,
         fingerprint: row.try_get("fingerprint")?,
+        voucher: row.try_get("voucher")?,
         problem: problem.map(from_json).transpose()?,
         step: row.try_get::<&str, _>("step")?.parse().context("step in the database")?,
         since: time(row.try_get("since")?)?,
@@ -462,6 +512,11 @@ fn registration(row: &SqliteRow) -> anyhow::Result<Registration> {
         next: next.map(from_json).transpose()?,
         contested,
     })
+}
+
+/// Where a registration sends its device.
+pub(crate) fn target(row: &SqliteRow) -> anyhow::Result<Target> {
+    Ok(Target { servers: from_json(row.try_get("servers")?)?, trust_anchor: row.try_get("trust_anchor")? })
 }
 
 /// The state's word, the same as in the API.
@@ -498,6 +553,7 @@ mod tests {
             password: PASSWORD.into(),
             servers: vec!["sts.example:443".into()],
             trust_anchor: "PEM".into(),
+            voucher_key: Default::default(),
         }
     }
 

@@ -23,6 +23,7 @@ pub mod secret;
 pub mod serial;
 pub mod soap;
 pub mod step;
+pub mod voucher;
 
 pub use device::DeviceState;
 pub use label::Label;

@@ -652,8 +652,8 @@ impl Entry {
                 .collect(),
             // Who has moved is not missed here.
             problem: if connected {
-                let doubt = standing.problem.as_ref().filter(|_| standing.is_doubted());
-                doubt.or(self.warning.as_ref()).cloned()
+                let alarms = standing.is_doubted() || standing.is_misused();
+                standing.problem.as_ref().filter(|_| alarms).or(self.warning.as_ref()).cloned()
             } else {
                 problem.filter(|_| !standing.errand.is_moved())
             },

@@ -10,12 +10,13 @@ use homing_base::{
     tls::{Leaf, expiry},
 };
 use homing_protocol::{
-    SerialNumber, Step,
+    Secret, SerialNumber, Step,
     api::{
         Expiry, Problem, ProblemDetail,
         dispatcher::{Arrived, Changes, NewRegistration, Offer, Registration},
     },
     secret::Credentials,
+    voucher::is_voucher,
 };
 use homing_uplink::Fingerprint;
 use http::{Method, StatusCode};
@@ -36,6 +37,8 @@ pub(crate) struct Dispatcher {
     /// What devices are told to dial, and to trust there.
     servers: Vec<String>,
     leaf: Arc<Leaf>,
+    /// What it signs its word about our devices' keys with.
+    voucher_key: Secret,
     /// PEM of what we trust at the dispatcher; none: the public web's.
     trust: Option<String>,
     problem: Mutex<Option<ProblemDetail>>,
@@ -59,6 +62,7 @@ impl Dispatcher {
         config: &config::Dispatcher,
         servers: Vec<String>,
         leaf: Arc<Leaf>,
+        voucher_key: Secret,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         ensure!(
@@ -76,6 +80,7 @@ impl Dispatcher {
             account: config.account.clone(),
             servers,
             leaf,
+            voucher_key,
             trust,
             problem: Mutex::default(),
             recovered: Notify::new(),
@@ -130,6 +135,7 @@ impl Dispatcher {
             password: secrets.credentials.password.clone(),
             servers: self.servers.clone(),
             trust_anchor: self.trust_anchor(),
+            voucher_key: self.voucher_key.clone(),
         };
         let path = format!("/api/v1/registrations/{serial}");
         let answer = self.client.send::<_, Registration>(Method::PUT, &path, &registration).await;
@@ -139,7 +145,15 @@ impl Dispatcher {
             let cause = format!("an answer about {} to a registration of {serial}", told.serial);
             return Err(self.later("unexpected", format!("{} gave {cause}.", self.client.peer())));
         }
-        Ok(told)
+        Ok(self.checked(told))
+    }
+
+    /// Without a voucher that is not ours: what has one can be believed.
+    fn checked(&self, mut told: Registration) -> Registration {
+        let key = told.fingerprint.as_deref().unwrap_or_default();
+        let is_ours = |voucher: &String| is_voucher(&self.voucher_key, told.serial, key, voucher);
+        told.voucher = told.voucher.filter(is_ours);
+        told
     }
 
     /// Releases a claim. One that the dispatcher does not know is as good as released.
@@ -174,17 +188,19 @@ impl Dispatcher {
         let path = format!("/api/v1/registrations/{serial}/arrived");
         let arrived = Arrived { fingerprint: key.to_string() };
         let told = self.client.send(Method::POST, &path, &arrived).await;
-        told.inspect(|_| self.reached()).map_err(|error| self.failed(error))
+        let told: Registration = told.inspect(|_| self.reached()).map_err(|error| self.failed(error))?;
+        Ok(self.checked(told))
     }
 
     /// Step 5: what has changed after `after`, which acknowledges everything up to there. Held back until there is
     /// something.
     pub async fn changes(&self, after: u64) -> Result<Changes, Failed> {
         let path = format!("/api/v1/changes?after={after}&wait_s={}", CHANGES_WAIT.as_secs());
-        match self.client.wait(&path, CHANGES_WAIT).await.map_err(|error| self.failed(error)) {
-            Ok(changes) => {
+        match self.client.wait::<Changes>(&path, CHANGES_WAIT).await.map_err(|error| self.failed(error)) {
+            Ok(told) => {
                 self.reached();
-                Ok(changes)
+                let changes = told.changes.into_iter().map(|told| self.checked(told)).collect();
+                Ok(Changes { changes, ..told })
             }
             // No dispatcher refuses this to an account that it knows.
             Err(Failed::Refused(status, problem)) => {

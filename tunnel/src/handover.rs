@@ -95,8 +95,10 @@ impl Relay {
     /// What the dispatcher refuses; when it cannot be reached.
     pub async fn offer(&self, serial: SerialNumber, offer: Offer, stop: &Stop) -> Result<(), Failure> {
         self.devices().record(serial).ok_or_else(|| not_registered(serial))?;
-        let told = self.tell_offer(serial, &offer.to, stop).await;
-        told.map_err(passed_on)
+        // Before it can be taken: who hears of a transfer asks whether it was offered here.
+        let offered_to = Some(offer.to.clone());
+        self.devices().change(serial, |standing| standing.errand.offered_to = offered_to.clone()).await?;
+        self.tell_offer(serial, &offer.to, stop).await.map_err(passed_on)
     }
 
     /// Withdraws the offer.
@@ -105,7 +107,8 @@ impl Relay {
     /// As [`Relay::offer`].
     pub async fn withdraw(&self, serial: SerialNumber, stop: &Stop) -> Result<(), Failure> {
         self.devices().record(serial).ok_or_else(|| not_registered(serial))?;
-        self.tell_withdrawal(serial, stop).await.map_err(passed_on)
+        self.tell_withdrawal(serial, stop).await.map_err(passed_on)?;
+        Ok(self.devices().change(serial, |standing| standing.errand.offered_to = None).await?)
     }
 
     /// Everything that another tunnel server needs to admit a device: its key and its secrets.

@@ -28,6 +28,9 @@ pub(crate) struct Errand {
     /// Addresses that it was told and is to forget, `host:port`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forget: Vec<String>,
+    /// The account that it was offered to, here, without sending it there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered_to: Option<String>,
 }
 
 /// A move as it stands.
@@ -50,6 +53,12 @@ pub(crate) struct Move {
 }
 
 impl Errand {
+    /// Another account may take it over: that was said here.
+    pub fn is_offered(&self) -> bool {
+        let moving = self.moving.as_ref().is_some_and(|moving| moving.account.is_some());
+        moving || self.offered_to.is_some()
+    }
+
     /// Nothing is to be done at the device.
     pub fn is_done(&self) -> bool {
         self.forget.is_empty() && self.moving.as_ref().is_none_or(|moving| moving.state == MoveState::Moved)

@@ -15,6 +15,11 @@ use homing_protocol::{
 use homing_uplink::Fingerprint;
 use jiff::Timestamp;
 
+/// The problem codes of a device with which somebody else has used our dispatcher account: dispatched by his
+/// registration, or handed over to him.
+const FOREIGN_REGISTRATION: &str = "foreign-registration";
+const NOT_OFFERED_HERE: &str = "not-offered-here";
+
 /// A registration without its secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
@@ -84,6 +89,12 @@ impl Standing {
         self.is_pending() && self.problem.as_ref().is_some_and(|problem| problem.code == ANOTHER_KEY)
     }
 
+    /// Somebody else uses our account, and is to be shown even while the device is connected.
+    pub fn is_misused(&self) -> bool {
+        let code = self.problem.as_ref().map(|problem| problem.code.as_str());
+        matches!(code, Some(FOREIGN_REGISTRATION | NOT_OFFERED_HERE))
+    }
+
     /// It has come without the dispatcher, which is to be told so.
     pub fn has_arrived(&self) -> bool {
         self.adopted && self.step == Step::Tunnel && self.relay == RelayState::Waiting
@@ -116,14 +127,16 @@ impl Standing {
             return;
         }
         self.seq = told.seq;
-        let vouched = told.fingerprint.as_deref().and_then(|text| text.parse().ok());
-        let same_key = vouched.is_none() || vouched == self.fingerprint;
-        if vouched.is_some() {
-            self.fingerprint = vouched;
-        }
         self.contested = told.contested.clone();
         if told.state == RegistrationState::Transferred {
             return self.transferred(told);
+        }
+        let known = self.fingerprint;
+        let told_key = told.fingerprint.as_deref().and_then(|text| text.parse::<Fingerprint>().ok());
+        let same_key = told_key.is_none() || told_key == known;
+        let is_vouched = same_key || told.voucher.is_some();
+        if is_vouched && told_key.is_some() {
+            self.fingerprint = told_key;
         }
         self.relay = match told.state {
             RegistrationState::Waiting => RelayState::Waiting,
@@ -138,18 +151,38 @@ impl Standing {
         if !(self.step == Step::Tunnel && same_key && (dispatching || self.adopted)) {
             self.step = told.step.max(Step::Relay);
         }
+        if dispatching && !is_vouched {
+            // Whoever it was, it is not the device that was registered here: what is known of that one stays.
+            let message = "The dispatcher has dispatched another device with this serial number, by a registration that \
+                is not this tunnel server's: another tunnel server uses its account, or somebody has the account's \
+                password. If that is nobody of yours, have the account's password changed; then delete the device \
+                here and register it again.";
+            self.problem = Some(Problem::at(Step::Dispatch, FOREIGN_REGISTRATION, message).error);
+            return;
+        }
         self.adopted &= !dispatching;
         self.problem = told.problem.clone();
     }
 
-    /// The account that the device was offered to has taken it over: it is sent after its claim.
+    /// The account that the device was offered to has taken it over: it is sent after its claim. Only if it was offered
+    /// here: whoever has the account's password may have offered it to himself.
     fn transferred(&mut self, told: &Registration) {
         self.adopted = false;
-        if self.fingerprint.is_some()
-            && let Some(target) = told.next.clone()
-        {
-            self.errand.send(target, None, told.since);
-            return;
+        let is_known = self.fingerprint.is_some();
+        match told.next.clone() {
+            Some(target) if is_known && self.errand.is_offered() => {
+                return self.errand.send(target, None, told.since);
+            }
+            Some(target) if is_known => {
+                let message = format!(
+                    "Another account has taken this device over, and wants it at {}; it was not offered to it here. If \
+                     you know of that, move it there or delete it here; else have the password of this tunnel \
+                     server's dispatcher account changed, and ask the dispatcher's operator to release the device.",
+                    target.servers.join(", ")
+                );
+                return self.relay_refused(Problem::at(Step::Relay, NOT_OFFERED_HERE, message).error);
+            }
+            _ => (),
         }
         let message = "Another account has taken this device over before it came here; delete it.";
         self.relay_refused(Problem::at(Step::Relay, "transferred", message).error);
@@ -181,11 +214,18 @@ impl Standing {
         if self.errand.has_let_go(now) {
             self.call_back();
         }
+        // It was relayed again, and came by itself: the dispatcher is to forget its secrets.
+        let at_dispatcher = matches!(self.relay, RelayState::Waiting | RelayState::Refused);
+        if at_dispatcher && self.fingerprint.is_some() && !self.errand.is_moved() {
+            (self.adopted, self.relay) = (true, RelayState::Waiting);
+        }
         if !self.adopted {
             self.relay = RelayState::Dispatched;
         }
         self.step = Step::Tunnel;
-        self.problem = None;
+        if !self.is_misused() {
+            self.problem = None;
+        }
         self.errand.connected(now);
     }
 
@@ -208,6 +248,7 @@ mod tests {
             serial: SerialNumber::new([0, 0x40, 0x8C, 1, 2, 3]),
             state,
             fingerprint: key.map(|key| Fingerprint([key; 32]).to_string()),
+            voucher: key.map(|_| "ours".to_owned()),
             problem: None,
             step,
             since: jiff::Timestamp::UNIX_EPOCH,

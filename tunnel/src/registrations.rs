@@ -46,6 +46,10 @@ CREATE TABLE proposed_password (serial TEXT PRIMARY KEY, password BLOB NOT NULL)
 ",
 "
 CREATE TABLE site (name TEXT PRIMARY KEY, site TEXT NOT NULL) STRICT; -- JSON
+",
+"
+-- What the dispatcher signs its word about our devices' keys with.
+CREATE TABLE voucher_key (name TEXT PRIMARY KEY, key BLOB NOT NULL) STRICT; -- sealed
 "];
 
 /// Whatever is sealed: a new column must be named here, to be sealed anew when keys are rotated.
@@ -68,7 +72,14 @@ const SEALED: &[SealedColumn] = &[
         column: "oak",
         purpose: |serial| oak_purpose(serial),
     },
+    SealedColumn { table: "voucher_key", key: "name", column: "key", purpose: |_| VOUCHER_KEY.to_owned() },
 ];
+
+/// What the key is sealed for by which the dispatcher's vouchers are known.
+const VOUCHER_KEY: &str = "voucher key";
+
+/// Characters of it: 190 bits.
+const VOUCHER_KEY_LENGTH: usize = 32;
 
 /// What a registration keeps secret.
 #[derive(Clone, Debug)]
@@ -97,6 +108,18 @@ impl Registrations {
     /// The database, for what has no secrets.
     pub fn pool(&self) -> SqlitePool {
         self.pool.clone()
+    }
+
+    /// What the dispatcher signs its word about our devices' keys with: made at the first start.
+    pub async fn voucher_key(&self) -> anyhow::Result<Secret> {
+        let made = self.vault.seal(VOUCHER_KEY, &homing_base::password::generate(VOUCHER_KEY_LENGTH));
+        sqlx::query("INSERT OR IGNORE INTO voucher_key VALUES ('dispatcher', $1)")
+            .bind(made)
+            .execute(&self.pool)
+            .await
+            .context("voucher key")?;
+        let row = sqlx::query("SELECT key FROM voucher_key").fetch_one(&self.pool).await;
+        self.vault.open_sealed(VOUCHER_KEY, row.context("voucher key")?.try_get("key")?)
     }
 
     /// Its keys, to be kept while the role runs.

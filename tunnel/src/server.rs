@@ -71,13 +71,19 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let leaf = certificate(&config, &public)?;
     let store = Registrations::open(&config.data).await?;
     let history = History::open(&config.data).await?;
+    let voucher_key = store.voucher_key().await?;
     let period = figures::period(config.limits.uplink_settings().ping_interval);
     let sites = Sites::open(store.pool(), config.bandwidth, period).await?;
     let devices = Arc::new(Devices::open(store, history, sites, config.replace_default_passwords).await?);
     let metrics = Arc::new(Metrics::default());
     metrics.register(ops, &devices);
-    let dispatcher =
-        Dispatcher::new(&config.dispatcher, authorities.clone(), Arc::clone(&leaf), Arc::clone(&metrics))?;
+    let dispatcher = Dispatcher::new(
+        &config.dispatcher,
+        authorities.clone(),
+        Arc::clone(&leaf),
+        voucher_key,
+        Arc::clone(&metrics),
+    )?;
     let relay = Arc::new(Relay::new(Arc::clone(&devices), dispatcher, &config.limits));
     let errands =
         Arc::new(Errands::new(Arc::clone(&devices), authorities.clone(), config.default_passwords.clone()));

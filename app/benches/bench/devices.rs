@@ -109,10 +109,13 @@ async fn register(
     Json(new): Json<NewRegistration>,
 ) -> Json<Registration> {
     *voucher.trust_anchor.lock().unwrap() = new.trust_anchor;
+    let fingerprint = voucher.fingerprints.get(&serial).cloned();
+    let signed = |key: &String| homing_protocol::voucher::voucher(&new.voucher_key, serial, key);
     Json(Registration {
         serial,
         state: RegistrationState::Dispatched,
-        fingerprint: voucher.fingerprints.get(&serial).cloned(),
+        voucher: fingerprint.as_ref().map(signed),
+        fingerprint,
         problem: None,
         step: Step::Dispatch,
         since: jiff::Timestamp::now(),

@@ -191,6 +191,7 @@ impl Dispatcher {
                 password: PASSWORD.into(),
                 servers: vec!["127.0.0.1:9".into()],
                 trust_anchor: self.trust.clone(),
+                voucher_key: Default::default(),
             };
             let path = format!("/api/v1/registrations/{}", device.serial);
             self.account.send::<_, Registration>(Method::PUT, &path, &new).await.map(drop)

@@ -16,6 +16,7 @@ fn new(oak: Oak) -> NewRegistration {
         password: "x".into(),
         servers: vec!["sts.example:443".into()],
         trust_anchor: "PEM".into(),
+        voucher_key: Default::default(),
     }
 }
 
@@ -307,4 +308,36 @@ async fn a_database_of_the_version_before_is_carried_over() {
         }
     }
     assert_eq!(store.changes(alpha, 4).await.unwrap().changes.len(), 4, "each was contested");
+}
+
+/// Goal: who can write to the database, and has no key, moves no device's secrets to a registration of his own, nor
+/// has them sent elsewhere.
+#[tokio::test]
+async fn secrets_that_were_moved_to_another_registration_are_of_no_use_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, accounts) = store(folder.path(), 2).await;
+    for (account, oak) in [(accounts[0], OAK), (accounts[1], OTHER_OAK)] {
+        store.put(account, SERIAL, &new(oak), RULES).await.unwrap();
+    }
+    for change in [
+        "UPDATE registration SET secrets = (SELECT secrets FROM registration WHERE account = 1) WHERE account = 2",
+        "UPDATE registration SET servers = '[\"elsewhere.example:443\"]'",
+        "UPDATE registration SET trust_anchor = 'another'",
+    ] {
+        assert_eq!(store.jobs(SERIAL).await.unwrap().len(), 2);
+        let before: Vec<(i64, Vec<u8>, String, String)> =
+            sqlx::query_as("SELECT account, secrets, servers, trust_anchor FROM registration")
+                .fetch_all(store.pool())
+                .await
+                .unwrap();
+        sqlx::query(change).execute(store.pool()).await.unwrap();
+        let refused = store.jobs(SERIAL).await.unwrap_err().to_string();
+        assert!(refused.contains("another registration"), "{refused}");
+        for (account, secrets, servers, trust_anchor) in before {
+            let undo =
+                "UPDATE registration SET secrets = $2, servers = $3, trust_anchor = $4 WHERE account = $1";
+            let undo = sqlx::query(undo).bind(account).bind(secrets).bind(servers).bind(trust_anchor);
+            undo.execute(store.pool()).await.unwrap();
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     device::{Borrowed, Device, PASSWORD, Quirks},
-    flow::Agent,
+    flow::{Agent, Tunnel},
     world::*,
 };
 use homing_agent::DispatcherConfig;
@@ -13,7 +13,7 @@ use homing_base::{
 };
 use homing_protocol::{
     SerialNumber,
-    api::dispatcher::RegistrationState as State,
+    api::dispatcher::{NewRegistration, RegistrationState as State},
     oak::{Challenge, PROOF_PATH, ProofRequest},
     onvif::{self, Request as _, uplink},
 };
@@ -194,6 +194,44 @@ async fn step_5_dispatch_a_stolen_account_s_password_takes_no_device_away() {
 
     let (put, _) = tokio::join!(sts.put(&right), sts.until_state(State::Dispatched));
     assert_eq!(put.unwrap().state, State::Dispatched, "mended by its owner");
+    world.stop().await;
+}
+
+/// Goal: nor can he with a device of his own making, which proves the OAK that he has registered: the tunnel server
+/// believes no key that was not vouched for by its own registration, and says what has happened.
+#[tokio::test(flavor = "multi_thread")]
+async fn step_5_dispatch_a_stolen_account_and_a_forged_device_take_no_device_s_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let password = account(folder.path(), "shop").await;
+    let world = World::start(folder.path()).await;
+    let tunnel = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    let agent = Agent::start(&folder.path().join("agent"), &world, OAK).await;
+    tunnel.register(SERIAL, OAK, PASSWORD).await.unwrap();
+    agent.press().await;
+    tunnel.until_ready().await;
+
+    let thief = world.sts("shop", &password);
+    let own = NewRegistration {
+        voucher_key: "the thief's own".into(),
+        ..Sts::registration(OTHER_OAK, PASSWORD, &world.trust)
+    };
+    thief.put(&own).await.unwrap();
+    let forged = Device::new(SERIAL, OTHER_OAK, PASSWORD, Quirks::default());
+    let _forged = world.phone_home(&forged).await.unwrap();
+    let told = tunnel.until("told", |device| device.problem.is_some()).await;
+    assert_eq!((told.connected, told.problem.unwrap().code.as_str()), (true, "foreign-registration"));
+    assert_eq!(
+        thief.get().await.unwrap().fingerprint,
+        Some(forged.fingerprint().to_string()),
+        "it was tried"
+    );
+    assert!(tunnel.handle.device(SERIAL).unwrap().connected);
+    let mut actions = Vec::new();
+    let each = |entry: &homing_dispatcher::audit::Entry| actions.push(entry.action.clone());
+    homing_dispatcher::audit::read(folder.path(), Some(SERIAL), each).await.unwrap();
+    assert!(actions.iter().any(|action| action == "key-changed"), "{actions:?}");
+    agent.stop().await;
+    tunnel.stop().await;
     world.stop().await;
 }
 

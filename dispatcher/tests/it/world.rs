@@ -141,6 +141,7 @@ impl Sts {
             password: password.into(),
             servers: vec!["127.0.0.1:9".into(), "127.0.0.2:9".into()],
             trust_anchor: trust.to_owned(),
+            voucher_key: Default::default(),
         }
     }
 

@@ -64,6 +64,10 @@ pub struct NewRegistration {
     pub servers: Vec<String>,
     /// PEM of the certificate that the device shall trust there.
     pub trust_anchor: String,
+    /// What the dispatcher shall sign its word about the device's key with ([`crate::voucher`]): known to the tunnel
+    /// server alone, and read back by nobody. Without one there is no voucher.
+    #[serde(default)]
+    pub voucher_key: Secret,
 }
 
 /// How far a registration has come at the dispatcher.
@@ -102,6 +106,9 @@ pub struct Registration {
     /// Hex SHA-256 of the device's SubjectPublicKeyInfo, once the OAK proof and the log-in held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// For that fingerprint, under the registration's `voucher_key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voucher: Option<String>,
     /// Why it was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<super::ProblemDetail>,

@@ -14,11 +14,12 @@ use homing_base::{
     tls::{LEAF_LIFE, Leaf, PrivateCa},
 };
 use homing_protocol::{
-    SerialNumber, Step,
+    Secret, SerialNumber, Step,
     api::{
         Problem, ProblemDetail, Target,
         dispatcher::{Arrived, Changes, NewRegistration, Offer, Registration, RegistrationState},
     },
+    voucher::voucher,
 };
 use homing_uplink::Fingerprint;
 use std::{
@@ -63,6 +64,7 @@ struct Inner {
     released: HashSet<SerialNumber>,
     offers: HashMap<SerialNumber, String>,
     arrived: Vec<(SerialNumber, String)>,
+    is_foreign: bool,
 }
 
 impl Dispatcher {
@@ -77,6 +79,7 @@ impl Dispatcher {
                 released: HashSet::new(),
                 offers: HashMap::new(),
                 arrived: Vec::new(),
+                is_foreign: false,
             })),
             seq: Arc::new(watch::Sender::new(0)),
             acknowledged: Arc::new(watch::Sender::new(0)),
@@ -106,6 +109,11 @@ impl Dispatcher {
 
     pub fn answer_with(&self, mode: Mode) {
         self.inner.lock().unwrap().mode = mode;
+    }
+
+    /// From now on what is told is of somebody else's registrations.
+    pub fn is_foreign(&self) {
+        self.inner.lock().unwrap().is_foreign = true;
     }
 
     /// What was relayed, in order.
@@ -198,11 +206,16 @@ impl Dispatcher {
         let mut inner = self.inner.lock().unwrap();
         let seq = *self.seq.borrow() + 1;
         let fingerprint = fingerprint.map(|fingerprint| fingerprint.to_string());
+        let of = |(of, new): &&(SerialNumber, NewRegistration)| *of == serial && !new.voucher_key.is_empty();
+        let key = inner.relayed.iter().rfind(of).map(|(_, new)| new.voucher_key.clone());
+        let vouched = |key: Secret| Some(voucher(&key, serial, fingerprint.as_deref()?));
+        let voucher = key.and_then(vouched).filter(|_| !inner.is_foreign);
         let since = jiff::Timestamp::now();
         let told = Registration {
             serial,
             state,
             fingerprint,
+            voucher,
             problem,
             step,
             since,

@@ -4,12 +4,13 @@
 use crate::{
     device::{self, Device},
     dispatcher::Mode,
-    world::{World, code, new_device},
+    world::{World, code, new_device, within},
 };
 use homing_protocol::{
     Step,
     api::{
         Target,
+        dispatcher::RegistrationState,
         tunnel::{MoveState, RelayState},
     },
 };
@@ -116,6 +117,8 @@ async fn offers_are_passed_on_to_the_dispatcher() {
 async fn a_device_that_another_account_took_over_is_sent_there_and_one_that_cannot_be_told_says_why() {
     let world = World::new().await;
     let (device, _serving) = world.ready("00408C702009").await;
+    let (status, _) = world.api(Method::PUT, &of(&device, "offer"), Some(json!({ "to": "other" }))).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
     world.dispatcher.transfer(device.serial, world.elsewhere()).await;
     let told = |device: &homing_protocol::api::tunnel::Device| {
         device.moving.as_ref().is_some_and(|moving| moving.problem.is_some())
@@ -134,6 +137,48 @@ async fn a_device_that_another_account_took_over_is_sent_there_and_one_that_cann
     world.dispatcher.transfer(absent.serial, world.elsewhere()).await;
     let gone = world.handle.device(absent.serial).unwrap();
     assert_eq!((gone.moving, gone.problem.unwrap().code.as_str()), (None, "transferred"));
+}
+
+/// Goal: who has the dispatcher account's password can let the dispatcher say what he likes; the device stays where it
+/// is, with its key, and what was said is shown.
+#[tokio::test]
+async fn what_is_done_with_the_accounts_password_alone_moves_no_device_and_binds_no_other_key() {
+    let world = World::new().await;
+    let (device, serving) = world.ready("00408C702009").await;
+    let shows = |code: &'static str| {
+        let serial = device.serial;
+        let told = move |device: &homing_protocol::api::tunnel::Device| {
+            device.problem.as_ref().is_some_and(|problem| problem.code == code)
+        };
+        world.device_until(serial, told)
+    };
+    world.dispatcher.is_foreign();
+    world.dispatcher.vouch(device.serial, homing_uplink::Fingerprint([7; 32])).await;
+    assert!(shows("foreign-registration").await.connected);
+    world.dispatcher.transfer(device.serial, world.elsewhere()).await;
+    let kept = shows("not-offered-here").await;
+    assert!(kept.connected && kept.moving.is_none());
+    assert!(!serving.is_finished());
+    let (_, handover) = world.api(Method::GET, &of(&device, "handover"), None).await;
+    assert_eq!(handover["fingerprint"], device.fingerprint.to_string());
+}
+
+/// Goal: a registration that was relayed again, for somebody who was not the device, is forgotten at the dispatcher as
+/// soon as the device is back by itself.
+#[tokio::test]
+async fn step_2_relay_what_was_relayed_again_in_vain_is_forgotten_when_the_device_is_back() {
+    let world = World::new().await;
+    let (device, serving) = world.ready("00408C702009").await;
+    world.site.stop();
+    within(serving).await.unwrap();
+    world.device_until(device.serial, |device| !device.connected).await;
+    for state in [RegistrationState::Returned, RegistrationState::Refused] {
+        world.dispatcher.announce(device.serial, state, Step::PhoneHome, None, None).await;
+        world.dispatcher.relayed_times(2).await;
+    }
+    let dialed = within(device.dial(world.external, &world.trust_anchor())).await.unwrap();
+    let _serving = device.serve(dialed, &homing_base::Stop::new());
+    assert_eq!(world.dispatcher.arrival(device.serial).await, device.fingerprint.to_string());
 }
 
 #[tokio::test]
