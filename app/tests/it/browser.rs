@@ -213,6 +213,84 @@ fn a_list_is_previewed_corrected_registered_and_a_password_shown() {
     assert!(complaints.is_empty(), "the page's scripts complained: {complaints:#?}");
 }
 
+/// The goal: a tunnel server is tested before it is added, and what is wrong is said beside what to do; then it is used,
+/// renamed and removed. A device's page has its round trip, rate and history, and a site is entered with its upstream.
+#[test]
+fn a_tunnel_server_is_tested_added_renamed_and_removed_and_a_site_entered() {
+    let folder = Folder::new();
+    let browser = Browser::start(1280, 900);
+    let demo = Demo::start(&folder.join("data"), &["--cameras", "2"]);
+    browser.sign_in(demo.text("/url"), demo.text("/user"), demo.text("/password"));
+    let internal = demo.text("/tunnel/internal");
+    let port = internal.rsplit(':').next().expect("a port");
+
+    // The test of what is entered: each mistake by its name, without anything being saved.
+    browser.run("location.hash = '#/services'", &[]).unwrap();
+    browser.click("[data-testid=add-server]");
+    browser.enter("[data-testid=server-name]", "North");
+    let tested = "[data-testid=server-tested]";
+    for (url, said) in [
+        ("10.1.2.3:8081", "cannot be read"),
+        ("http://nowhere.invalid:8081", "not known"),
+        ("http://127.0.0.1:9", "Nothing listens"),
+        (&format!("https://localhost:{port}"), "does not speak HTTPS"),
+        (&format!("http://localhost:{port}"), "It wants credentials"),
+    ] {
+        if said == "It wants credentials" {
+            browser.click("[data-testid=server-uses-credentials]");
+        }
+        browser.enter("[data-testid=server-url]", url);
+        browser.click("[data-testid=server-test]");
+        browser.wait_for_text(tested, said, seconds(20));
+    }
+    pictures(&browser, "server-test-bad");
+    browser.click("[data-testid=server-uses-credentials]");
+    browser.enter("[data-testid=server-user]", demo.text("/tunnel/user"));
+    browser.enter("[data-testid=server-password]", demo.text("/tunnel/password"));
+    browser.click("[data-testid=server-test]");
+    browser.wait_for_text(tested, "It works", seconds(20));
+    pictures(&browser, "server-test-good");
+    browser.click("[data-testid=server-save]");
+    browser.wait_for_text("[data-testid=tunnel-page]", "Reachable", seconds(20));
+    pictures(&browser, "server-page");
+
+    browser.click("[data-testid=server-more]");
+    browser.click("[data-testid=edit-server]");
+    browser.enter("[data-testid=server-name]", "South");
+    browser.click("[data-testid=server-save]");
+    browser.wait_for_text("[data-testid=tunnel-page] h1", "South", seconds(20));
+    browser.wait_for_text("[data-testid=tunnel-page]", "Reachable", seconds(20));
+    browser.click("[data-testid=server-more]");
+    browser.click("[data-testid=remove-server]");
+    browser.click("[data-testid=confirm]");
+    browser.wait_for_text("[data-testid=sites]", "Sites", seconds(20));
+
+    // A site, with the camera that came by itself.
+    let serial = demo.info["cameras"][0]["serial"].as_str().expect("text").to_owned();
+    browser.wait_for_text(&format!("[data-testid=state-{serial}]"), "Connected", seconds(60));
+    browser.click("[data-testid=add-site]");
+    browser.enter("[data-testid=site-name]", "Shop");
+    browser.enter("[data-testid=site-upstream]", "much");
+    browser.click("[data-testid=site-save]");
+    browser.wait_for_text("[data-testid=site-dialog]", "A number of Mbit/s", seconds(5));
+    browser.enter("[data-testid=site-upstream]", "10");
+    browser.click(&format!("[data-testid=site-device-{serial}]"));
+    pictures(&browser, "site-dialog");
+    browser.click("[data-testid=site-save]");
+    browser.wait_for_text("[data-testid=site-Shop]", "Shop", seconds(10));
+    pictures(&browser, "services");
+
+    // How it is connected, and was.
+    browser.run(&format!("location.hash = '#/device/{serial}'"), &[]).unwrap();
+    browser.wait_for_text("[data-testid=round-trip]", "ms", seconds(20));
+    browser.wait_for_text("[data-testid=rate]", "bit/s in", seconds(20));
+    browser.wait_for_text("[data-testid=device-history]", "stands", seconds(20));
+    browser.wait_for_text("[data-testid=device-page]", "Shop", seconds(20));
+    pictures(&browser, "device");
+    let complaints = browser.complaints();
+    assert!(complaints.is_empty(), "the page's scripts complained: {complaints:#?}");
+}
+
 /// What the page looks like now, on a desk and on a phone, in both colours; for people, who ask for it.
 fn pictures(browser: &Browser, name: &str) {
     let Some(folder) = std::env::var_os("HOMING_TEST_PICTURES") else { return };
