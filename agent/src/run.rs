@@ -290,10 +290,10 @@ impl Runner {
                 let Some(kept) = self.kept.get_mut(&address).filter(|kept| kept.life == life) else { return };
                 let (was, is) = (kept.state.is_connected(), state.is_connected());
                 if is && !was {
-                    tracing::info!(step = %Step::Tunnel, address, "tunnel server reached");
+                    tracing::info!(serial = %self.services.identity.serial, step = %Step::Tunnel, address, "tunnel server reached");
                 } else if let Some(error) = state.error().filter(|error| kept.state.error() != Some(*error)) {
                     // Not every attempt that fails in the same way.
-                    tracing::warn!(step = %Step::Connect, address, error, "tunnel server not reached");
+                    tracing::warn!(serial = %self.services.identity.serial, step = %Step::Connect, address, error, "tunnel server not reached");
                 }
                 kept.state = state;
                 match (was, is) {
@@ -310,14 +310,14 @@ impl Runner {
         let commands = self.state.handle(self.now(), event);
         // Closed by time, not by a dispatch.
         if window.is_some_and(|until| self.state.window_until().is_none() && self.now() >= until) {
-            tracing::info!(step = %Step::Press, "the button's window has ended");
+            tracing::info!(serial = %self.services.identity.serial, step = %Step::Press, "the button's window has ended");
             self.window_missed = true;
         }
         self.carry_out(commands).await;
     }
 
     fn handle_press(&mut self) {
-        tracing::info!(step = %Step::Press, window_s = self.settings.press_window.as_secs(), "button pressed");
+        tracing::info!(serial = %self.services.identity.serial, step = %Step::Press, window_s = self.settings.press_window.as_secs(), "button pressed");
         (self.dispatcher_error, self.window_missed) = (None, false);
         self.services.cameras.look_now();
         self.wake.notify_waiters();
@@ -331,12 +331,12 @@ impl Runner {
                 Command::Keep(address) => self.keep(address).await,
                 Command::Drop(address) => self.drop_uplink(&address),
                 Command::Forget(address) => {
-                    tracing::info!(step = %Step::Connect, address, "old tunnel server forgotten");
+                    tracing::info!(serial = %self.services.identity.serial, step = %Step::Connect, address, "old tunnel server forgotten");
                     self.drop_uplink(&address);
                     // What cannot be removed now is dialled again after a restart, and deleted by its owner then.
                     if let Err(fault) = self.services.store.change(|kept| kept.delete_uplink(&address)).await
                     {
-                        tracing::warn!(address, %fault, "cannot forget an uplink");
+                        tracing::warn!(serial = %self.services.identity.serial, address, %fault, "cannot forget an uplink");
                     }
                 }
             }
@@ -345,6 +345,7 @@ impl Runner {
 
     /// Step 4.
     fn dial_dispatcher(&mut self, number: usize) {
+        let serial = self.services.identity.serial;
         self.leave = self.stop.child_token();
         let dispatcher = &self.dispatchers[number];
         let dialer = self.dialer(dispatcher.address.clone(), dispatcher.roots.clone());
@@ -365,14 +366,14 @@ impl Runner {
             match dialed {
                 None => tell(None, Event::DispatcherFailed).await,
                 Some(Err(error)) => {
-                    tracing::warn!(step = %Step::PhoneHome, address, error, "dispatcher not reached");
+                    tracing::warn!(%serial, step = %Step::PhoneHome, address, error, "dispatcher not reached");
                     tell(Some(error), Event::DispatcherFailed).await;
                 }
                 Some(Ok(dialed)) => {
-                    tracing::info!(step = %Step::PhoneHome, address, "waiting at the dispatcher");
+                    tracing::info!(%serial, step = %Step::PhoneHome, address, "waiting at the dispatcher");
                     tell(None, Event::DispatcherConnected).await;
                     let reason = dialed.serve(service, ServeSettings::default(), leave.clone()).await;
-                    tracing::info!(step = %Step::Connect, address, %reason, "left the dispatcher");
+                    tracing::info!(%serial, step = %Step::Connect, address, %reason, "left the dispatcher");
                     let error = (!leave.is_cancelled()).then(|| format!("{address}: {reason}"));
                     tell(error, Event::DispatcherEnded).await;
                 }
@@ -396,7 +397,7 @@ impl Runner {
             // Only a damaged store can make this happen.
             Err(error) => state = UplinkState::Offline { error: Some(error), retry_in: None },
             Ok(dialer) => {
-                tracing::info!(step = %Step::Connect, address, "dialling the tunnel server");
+                tracing::info!(serial = %self.services.identity.serial, step = %Step::Connect, address, "dialling the tunnel server");
                 let (mut keep, states) = Keep::new(dialer, self.answers(Peer::TunnelServer(address.clone())));
                 keep.backoff = self.settings.backoff;
                 keep.wake = Arc::clone(&self.wake);

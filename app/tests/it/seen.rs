@@ -52,10 +52,18 @@ fn metrics_terminal_and_log_tell_the_same_story() {
     let story: Vec<String> =
         demo.process.logged().into_iter().filter(|line| line.contains(&serial)).collect();
     let mut rest = story.iter();
-    for chapter in ["registered", "device dispatched", "uplink stands", "hardware added"] {
+    for chapter in
+        ["registered", "registration taken", "device phones home", "uplink stands", "hardware added"]
+    {
         assert!(rest.any(|line| line.contains(chapter)), "{chapter} is missing, or too early: {story:#?}");
     }
-    for chapter in ["registration taken", "device phones home", "step"] {
+    for chapter in [
+        "relayed",
+        "device dispatched",
+        "step=5 dispatch",
+        "waiting at the dispatcher",
+        "dialling the tunnel server",
+    ] {
         assert!(story.iter().any(|line| line.contains(chapter)), "{chapter} is missing: {story:#?}");
     }
 }

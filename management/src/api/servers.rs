@@ -71,7 +71,8 @@ pub struct TestTunnelServer {
 }
 
 impl NewTunnelServer {
-    fn entered(self, stored: Option<&Entered>) -> Result<Entered, Failure> {
+    /// `testing`: what is missing shows when the server asks for it.
+    fn entered(self, stored: Option<&Entered>, testing: bool) -> Result<Entered, Failure> {
         let wrong = |what: &str| {
             Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, Problem::new("unsuitable", what)))
         };
@@ -95,9 +96,11 @@ impl NewTunnelServer {
             None if self.user.is_empty() => Secret::default(),
             None => match stored.filter(same) {
                 Some(stored) => stored.password.clone(),
-                None => {
+                None if testing => Secret::default(),
+                None if stored.is_some() => {
                     return wrong("The password is wanted again: the address or the user is another.");
                 }
+                None => return wrong("A user needs a password; or use no credentials."),
             },
         };
         let anchor = self.trust_anchor.or_else(|| stored.map(|stored| stored.trust_anchor.clone()));
@@ -137,7 +140,7 @@ pub async fn add(
     caller: Caller,
     Body(asked): Body<NewTunnelServer>,
 ) -> Result<(StatusCode, Json<views::TunnelServer>), Failure> {
-    let entered = asked.entered(None)?;
+    let entered = asked.entered(None, false)?;
     refuse_taken(&app, &entered, None)?;
     if app.servers.all().len() >= SERVERS_MAX {
         let message = format!("{SERVERS_MAX} tunnel servers are as many as there can be.");
@@ -164,7 +167,7 @@ pub async fn change(
     Body(asked): Body<NewTunnelServer>,
 ) -> Result<Json<views::TunnelServer>, Failure> {
     let before = changeable(&app, &name)?;
-    let entered = asked.entered(Some(&before))?;
+    let entered = asked.entered(Some(&before), false)?;
     refuse_taken(&app, &entered, Some(&name))?;
     refuse_unusable(&entered)?;
     let new = entered.name.clone();
@@ -222,7 +225,7 @@ pub async fn test(
     Body(asked): Body<TestTunnelServer>,
 ) -> Result<Json<Tested>, Failure> {
     let stored = asked.of.and_then(|name| app.servers.entered(&name)).map(|(entered, _)| entered);
-    let entered = asked.server.entered(stored.as_ref())?;
+    let entered = asked.server.entered(stored.as_ref(), true)?;
     // It makes this machine dial where the caller says: whoever looks for that finds it here.
     app.record(&caller, "test-tunnel-server", &entered.name, &entered.url).await?;
     Ok(Json(probe::test(&entered).await))
@@ -234,7 +237,7 @@ pub async fn test(
 #[utoipa::path(get, path = "/api/v1/figures", tag = "devices",
     responses((status = 200, body = [views::Figures])))]
 pub async fn figures(State(app): State<App>) -> Json<Vec<views::Figures>> {
-    let asking = app.servers.all().into_iter().map(async |server| {
+    let asking = app.servers.all().into_iter().map(|server| async move {
         let told = tokio::time::timeout(FIGURES_DEADLINE, server.figures()).await;
         let told = told.ok().and_then(Result::ok).unwrap_or_default();
         let view = |told: homing_protocol::api::tunnel::Figures| views::Figures {

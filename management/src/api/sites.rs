@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// With what their devices use now, summed over the tunnel servers.
 #[utoipa::path(get, path = "/api/v1/sites", tag = "devices", responses((status = 200, body = [views::Site])))]
 pub async fn list(State(app): State<App>) -> Json<Vec<views::Site>> {
-    let asking = app.servers.all().into_iter().map(async |server| {
+    let asking = app.servers.all().into_iter().map(|server| async move {
         let told = tokio::time::timeout(DEADLINE, server.sites()).await;
         told.ok().and_then(Result::ok).unwrap_or_default()
     });

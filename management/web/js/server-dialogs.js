@@ -62,6 +62,7 @@ export function editServer(server) {
       result.replaceChildren(h("div", { class: "notice bad" }, icon("alert"), h("div", { class: "notice-body" }, h("p", {}, words(error)))));
     } finally {
       testing.disabled = false;
+      result.scrollIntoView({ block: "nearest" });
     }
   };
 
