@@ -56,7 +56,8 @@ static DERIVATIONS: Semaphore = Semaphore::const_new(DERIVATIONS_AT_ONCE);
 pub(crate) enum DispatchError {
     #[error(
         "the device {serial} at {peer} does not know the OAK that was registered: check the OAK on its \
-         label, and that the serial number is that device's"
+         label, and that the serial number is that device's; if both are right it is another device that uses the \
+         number: press the button of the true one, then register it again"
     )]
     WrongOak { serial: SerialNumber, peer: IpAddr },
     #[error(

@@ -33,10 +33,10 @@
 //!
 //! Problem codes: `bad-serial-number`, `bad-oak`, `bad-request`, `already-registered`, `not-found`, `unauthorized`,
 //! `too-many-attempts`, and what the dispatcher refuses with. In a device's `problem` also: `dispatcher-unreachable`,
-//! `dispatcher-error`, `unknown-account`, `transferred` (step 2), `unknown-key`, `uplink-lost`, `two-devices` (step 7). In a move's:
-//! `move-not-reached`, `move-refused`; of a move: `already-moved`. While it is connected: `default-password`. From the
-//! proxy:
-//! `not-registered`, `not-connected`, `device-failed`, `device-timeout`, `forbidden`.
+//! `dispatcher-error`, `unknown-account`, `transferred`, `not-offered-here` (step 2), `foreign-registration` (step 5),
+//! `unknown-key`, `uplink-lost`, `two-devices` (step 7), `default-password`. In a move's: `move-not-reached`,
+//! `move-refused`; of a move: `already-moved`. From the proxy: `not-registered`, `not-connected`, `device-failed`,
+//! `device-timeout`, `forbidden`.
 
 use super::ProblemDetail;
 use crate::{Oak, Secret, SerialNumber, Step};
