@@ -22,7 +22,7 @@ use homing_uplink::{Dialer, Fingerprint, Incoming, TlsPolicy, client_tls_config,
 use http::{Method, Response};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     os::unix::fs::PermissionsExt,
     sync::{
@@ -32,9 +32,11 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
+    task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 /// The internal address's password.
 pub const PASSWORD: &str = "bench-internal-password";
@@ -44,17 +46,68 @@ const FPS: u64 = 8;
 const FRAME_BYTES: usize = 500_000 / 8 / FPS as usize;
 /// A packet of it, as RTP over Ethernet has them, with its interleaved head.
 const PACKET_BYTES: usize = 1404;
+/// Registrations under way at once; each waits for the disk.
+const REGISTERED_AT_ONCE: usize = 16;
+/// Devices that dial at once: below what a tunnel server lets in from one network.
+const DIALED_AT_ONCE: usize = 128;
 /// Where the simulated devices serve RTSP over WebSocket.
 const RTSP_PATH: &str = "/rtsp";
 
 /// What one device sends a second, in bytes.
 pub const DEVICE_BYTES_PER_S: u64 = FRAME_BYTES as u64 * FPS;
 
+/// Written at once by a camera that sends as fast as it can, in bytes.
+const BULK_WRITE: usize = 64 * 1024;
+
+/// What is asked of a camera that answers, and what it answers: as long as small RTSP and CGI messages are.
+pub const SMALL_REQUEST: &[u8] = b"GET_PARAMETER /camera RTSP/1.0\r\nCSeq: 7\r\nSession: 12345678\r\n\r\n";
+/// See [`SMALL_REQUEST`].
+pub const SMALL_ANSWER: &[u8] = b"RTSP/1.0 200 OK\r\nCSeq: 7\r\nSession: 12345678\r\n\r\n";
+
 /// Whether simulated cameras send now.
 pub type Sending = Arc<AtomicBool>;
 
+/// What simulated cameras do on their connections.
+#[derive(Clone, Copy)]
+pub enum Camera {
+    /// Send video of 500 kbit/s.
+    Video,
+    /// Send as fast as they can.
+    Bulk,
+    /// Answer small requests.
+    Answers,
+}
+
+impl Camera {
+    /// Until the connection ends. `phase` spreads the frames of many.
+    pub async fn run(self, mut on: impl AsyncRead + AsyncWrite + Unpin, sending: Sending, phase: u64) {
+        match self {
+            Camera::Video => send_frames(on, sending, phase).await,
+            Camera::Bulk => {
+                let bytes = vec![0x24; BULK_WRITE];
+                loop {
+                    while !sending.load(Ordering::Relaxed) {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    if on.write_all(&bytes).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Camera::Answers => {
+                let mut request = [0; SMALL_REQUEST.len()];
+                while on.read_exact(&mut request).await.is_ok() {
+                    if on.write_all(SMALL_ANSWER).await.is_err() || on.flush().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Sends frames, packet by packet, in bursts, while `sending`; ends with the connection.
-pub async fn send_frames(mut to: impl AsyncWrite + Unpin, sending: Sending, phase: u64) {
+async fn send_frames(mut to: impl AsyncWrite + Unpin, sending: Sending, phase: u64) {
     let packet = [0x24u8; PACKET_BYTES];
     let start = tokio::time::Instant::now() + Duration::from_micros(phase % (1_000_000 / FPS));
     let mut frames = tokio::time::interval_at(start, Duration::from_micros(1_000_000 / FPS));
@@ -141,7 +194,12 @@ pub struct World {
     /// Whether the devices' cameras send, once somebody watches.
     pub sending: Sending,
     external: String,
+    camera: Camera,
     devices: Vec<Device>,
+    /// One a device, made when it first connects: it keeps the TLS session.
+    dialers: Vec<Dialer>,
+    /// Cuts the uplinks that stand, by the device's place in the list, as a power cut at the devices does.
+    cut: BTreeMap<usize, CancellationToken>,
     connected: Arc<AtomicUsize>,
     voucher: Arc<Voucher>,
     stop: Stop,
@@ -150,7 +208,7 @@ pub struct World {
 
 impl World {
     /// A tunnel server at which so many devices are registered; none is connected.
-    pub async fn start(count: u32) -> anyhow::Result<World> {
+    pub async fn start(count: u32, camera: Camera) -> anyhow::Result<World> {
         let folder = Folder::new();
         let stop = Stop::new();
         let devices: Vec<Device> = (0..count).map(device).collect::<anyhow::Result<_>>()?;
@@ -177,7 +235,7 @@ impl World {
             format!(
                 "[tunnel]\nexternal = '{external}'\ninternal = '{internal}'\npassword = '{PASSWORD}'\n\
                  data = '{}'\n[tunnel.dispatcher]\naddress = 'https://{api}'\ntrust_anchor = '{}'\n\
-                 account = 'bench'\npassword = 'bench'\n",
+                 account = 'bench'\npassword = 'bench'\n[tunnel.limits]\nuplinks = {count}\n[log]\nfilter = 'warn'\n",
                 folder.join("tunnel").display(),
                 anchor_file.display(),
             ),
@@ -193,7 +251,10 @@ impl World {
             serials,
             sending: Sending::default(),
             external,
+            camera,
             devices,
+            dialers: Vec::new(),
+            cut: BTreeMap::new(),
             connected: Arc::default(),
             voucher,
             stop,
@@ -208,41 +269,99 @@ impl World {
         tokio::task::spawn_blocking(move || {
             let http = crate::harness::Http::new(&format!("http://{internal}")).basic("vms", PASSWORD);
             wait_for("the tunnel server answers", seconds(20), || http.json("/api/v1/devices"));
-            for serial in serials {
-                let new = serde_json::json!({"serial": serial, "oak": "0000-0000-0000", "user": "root", "password": "bench"});
-                http.post("/api/v1/devices", &new).unwrap();
-            }
+            std::thread::scope(|scope| {
+                for some in serials.chunks(serials.len().div_ceil(REGISTERED_AT_ONCE)) {
+                    let http = http.clone();
+                    scope.spawn(move || {
+                        for serial in some {
+                            let new = serde_json::json!({
+                                "serial": serial, "oak": "0000-0000-0000", "user": "root", "password": "bench"
+                            });
+                            http.post("/api/v1/devices", &new).unwrap();
+                        }
+                    });
+                }
+            });
         })
         .await
         .context("registering")
     }
 
-    /// Connects every device, and waits until all are.
-    pub async fn connect_all(&self) -> anyhow::Result<()> {
-        let anchor = self.voucher.trust_anchor.lock().unwrap().clone();
-        for (number, device) in self.devices.iter().enumerate() {
-            let tls = client_tls_config(
-                roots_from_pem(anchor.as_bytes()).map_err(anyhow::Error::msg)?,
-                vec![device.certificate.clone()],
-                device.key.clone_key(),
-                TlsPolicy::Tls13,
-            )
-            .map_err(anyhow::Error::msg)?;
-            let dialer = Dialer::new(self.external.parse()?, Arc::new(tls));
-            let dialed = dialer.dial().await?;
+    /// Connects every device that is not, a few at a time, and waits until all are. How long it took.
+    pub async fn connect_all(&mut self) -> anyhow::Result<Duration> {
+        if self.dialers.is_empty() {
+            let anchor = self.voucher.trust_anchor.lock().unwrap().clone();
+            for device in &self.devices {
+                let tls = client_tls_config(
+                    roots_from_pem(anchor.as_bytes()).map_err(anyhow::Error::msg)?,
+                    vec![device.certificate.clone()],
+                    device.key.clone_key(),
+                    TlsPolicy::Tls13,
+                );
+                let tls = tls.map_err(anyhow::Error::msg)?;
+                self.dialers.push(Dialer::new(self.external.parse()?, Arc::new(tls)));
+            }
+        }
+        let began = tokio::time::Instant::now();
+        let missing = self.dialers.iter().enumerate().filter(|(number, _)| !self.cut.contains_key(number));
+        let mut missing =
+            missing.map(|(number, dialer)| (number, dialer.clone())).collect::<Vec<_>>().into_iter();
+        // In tasks of their own: those who are connected already are to have their turn.
+        let mut dialing = JoinSet::new();
+        loop {
+            while dialing.len() < DIALED_AT_ONCE
+                && let Some((number, dialer)) = missing.next()
+            {
+                dialing.spawn(async move { (number, dialer.dial().await) });
+            }
+            let Some(dialed) = dialing.join_next().await else { break };
+            let (number, dialed) = dialed?;
             let (sending, connected, stop) =
                 (self.sending.clone(), self.connected.clone(), self.stop.clone());
+            let (dialed, cut, camera) = (dialed?, CancellationToken::new(), self.camera);
+            self.cut.insert(number, cut.clone());
             connected.fetch_add(1, Ordering::Relaxed);
             self.stop.spawn(async move {
-                let service = move |incoming| answer(incoming, sending.clone(), number as u64 * 7919);
-                let ended = dialed.serve(Arc::new(service), Default::default(), stop.token().clone()).await;
+                let service = move |incoming| answer(incoming, camera, sending.clone(), number as u64 * 7919);
+                let serving = dialed.serve(Arc::new(service), Default::default(), stop.token().clone());
+                // None: dropped, which closes the socket without a word.
+                let ended = cut.run_until_cancelled(serving).await;
                 connected.fetch_sub(1, Ordering::Relaxed);
-                if !stop.is_stopped() {
+                if let Some(ended) = ended.filter(|_| !stop.is_stopped()) {
                     eprintln!("a device's uplink ended: {ended}");
                 }
             });
         }
-        Ok(())
+        Ok(began.elapsed())
+    }
+
+    /// Cuts the uplinks of all devices but the first `kept`.
+    pub fn cut_all_but(&mut self, kept: usize) {
+        self.cut.split_off(&kept).into_values().for_each(|cut| cut.cancel());
+    }
+
+    /// How many devices are connected, as the tunnel server says.
+    pub async fn told_connected(&self) -> anyhow::Result<usize> {
+        let http = crate::harness::Http::new(&format!("http://{}", self.internal)).basic("vms", PASSWORD);
+        let devices = tokio::task::spawn_blocking(move || http.json("/api/v1/devices")).await??;
+        let devices = devices.as_array().context("a list of devices")?;
+        Ok(devices.iter().filter(|device| device["connected"] == true).count())
+    }
+
+    /// Waits until the tunnel server says that so many are connected; how long that took.
+    pub async fn until_told(&self, count: usize, within: Duration) -> anyhow::Result<Duration> {
+        let began = tokio::time::Instant::now();
+        loop {
+            let told = self.told_connected().await?;
+            if told == count {
+                return Ok(began.elapsed());
+            }
+            anyhow::ensure!(
+                began.elapsed() < within,
+                "{told} instead of {count} devices are said to be connected"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// How many devices are connected.
@@ -250,15 +369,20 @@ impl World {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Opens RTSP to a device as a VMS does: `CONNECT SERIAL:554` at the proxy.
-    pub async fn watch(&self, serial: SerialNumber) -> anyhow::Result<TcpStream> {
+    /// The header that lets a VMS through the proxy.
+    pub fn proxy_authorization() -> String {
         use base64::Engine;
         let credentials = base64::engine::general_purpose::STANDARD.encode(format!("vms:{PASSWORD}"));
+        format!("proxy-authorization: Basic {credentials}\r\n")
+    }
+
+    /// Opens RTSP to a device as a VMS does: `CONNECT SERIAL:554` at the proxy.
+    pub async fn watch(&self, serial: SerialNumber) -> anyhow::Result<TcpStream> {
         let mut stream = TcpStream::connect(&self.internal).await?;
+        stream.set_nodelay(true)?;
         let host = serial.host();
-        let request = format!(
-            "CONNECT {host}:554 HTTP/1.1\r\nhost: {host}:554\r\nproxy-authorization: Basic {credentials}\r\n\r\n"
-        );
+        let request =
+            format!("CONNECT {host}:554 HTTP/1.1\r\nhost: {host}:554\r\n{}\r\n", Self::proxy_authorization());
         stream.write_all(request.as_bytes()).await?;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -276,16 +400,17 @@ impl World {
     }
 }
 
-/// A device that knows where its RTSP is, and serves nothing but frames there.
-async fn answer(incoming: Incoming, sending: Sending, phase: u64) {
+/// A device that knows where its RTSP is, and serves nothing but its camera there.
+async fn answer(incoming: Incoming, camera: Camera, sending: Sending, phase: u64) {
     if incoming.protocol() == Some("websocket") {
         if let Ok(stream) = incoming.accept_websocket("rtsp.onvif.org") {
-            send_frames(stream, sending, phase).await;
+            camera.run(stream, sending, phase).await;
         }
         return;
     }
     if incoming.request.method() != Method::POST {
-        let _ = incoming.respond(Response::new("a simulated device".into()));
+        let length = Response::builder().header(http::header::CONTENT_LENGTH, SMALL_ANSWER.len());
+        let _ = incoming.respond(length.body(SMALL_ANSWER.into()).expect("a response"));
         return;
     }
     let _ = incoming.respond(Response::new(services().into()));

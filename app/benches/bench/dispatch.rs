@@ -9,6 +9,7 @@
 //! for memory; for CPU a TLS connection and the derivation of one proof key, without which there is no dispatch.
 
 use crate::{
+    devices::Camera,
     floor::{Bare, SMALL_BUFFERS},
     harness::{DATA, Folder, Process, homing, output, seconds, wait_for},
     report::Figure,
@@ -74,9 +75,9 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
         let cpu_pressed = cpu_s(&dispatcher.process) - cpu;
         dispatcher.end().await;
 
-        let bare = Bare::start(DEVICES, SMALL_BUFFERS).await?;
+        let bare = Bare::start(DEVICES, SMALL_BUFFERS, Camera::Video).await?;
         let each = |with: u64, before: u64| (with as f64 - before as f64) / f64::from(DEVICES);
-        let bare_kb = each(bare.process.memory_kb(DATA), bare.empty_kb);
+        let bare_kb = each(bare.process.memory_kb(DATA), bare.empty_kb[0]);
         let connection_ms = cpu_s(&bare.process) * 1000.0 / f64::from(DEVICES);
         let floor_ms = connection_ms + derivation_ms();
         let ms = |cpu: f64| cpu * 1000.0 / f64::from(DEVICES);

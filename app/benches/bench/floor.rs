@@ -5,9 +5,9 @@
 //! best for what is measured: cheaper than anything that also knows whose stream it is. [`Bare`] is that process with its devices and its sink.
 
 use crate::{
-    devices::{DEVICE_BYTES_PER_S, Sending, send_frames},
+    devices::{Camera, DEVICE_BYTES_PER_S, Sending},
     harness::{DATA, Folder, Process, seconds},
-    whole::cpu_s_within,
+    whole::{PSS, cpu_s_within},
 };
 use anyhow::{Context, ensure};
 use rcgen::{CertificateParams, KeyPair};
@@ -54,6 +54,20 @@ pub struct Load {
 }
 
 impl Load {
+    /// CPU seconds that a relay takes for each GB, and the MB that it carries a second, of cameras that send as
+    /// fast as they can.
+    pub async fn bulk(&self, relay: &Process, time: Duration) -> [f64; 2] {
+        self.sending.store(true, Ordering::Relaxed);
+        tokio::time::sleep(SWITCHED / 2).await;
+        let (began, before) = (tokio::time::Instant::now(), self.received.load(Ordering::Relaxed));
+        let cpu = cpu_s_within(relay, time).await;
+        let bytes = (self.received.load(Ordering::Relaxed) - before) as f64;
+        let elapsed = began.elapsed().as_secs_f64();
+        self.sending.store(false, Ordering::Relaxed);
+        tokio::time::sleep(SWITCHED / 2).await;
+        [cpu / (bytes / 1e9), bytes / 1e6 / elapsed]
+    }
+
     /// Share of a core that a relay takes to carry everything for a while.
     pub async fn cores(&self, relay: &Process, time: Duration) -> anyhow::Result<f64> {
         self.sending.store(true, Ordering::Relaxed);
@@ -78,8 +92,10 @@ pub struct Bare {
     pub process: Process,
     /// What it carries.
     pub load: Load,
-    /// Its memory before the first connection, in kB.
-    pub empty_kb: u64,
+    /// Its memory (data, and all) before the first connection, in kB.
+    pub empty_kb: [u64; 2],
+    /// Where what it carries comes out, with cameras that answer.
+    pub outlets: Vec<TcpStream>,
     _connections: JoinSet<()>,
     _folder: Folder,
 }
@@ -87,7 +103,7 @@ pub struct Bare {
 impl Bare {
     /// Starts it and connects so many devices, which do not send yet. Each has two buffers of so many bytes
     /// in the relay.
-    pub async fn start(connections: u32, buffers: usize) -> anyhow::Result<Bare> {
+    pub async fn start(connections: u32, buffers: usize, camera: Camera) -> anyhow::Result<Bare> {
         let folder = Folder::new();
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(vec!["localhost".to_owned()])?.self_signed(&key)?;
@@ -108,7 +124,7 @@ impl Bare {
         })
         .await?;
         let port = port.context("the bare relay's port")?;
-        let empty_kb = process.memory_kb(DATA);
+        let empty_kb = [DATA, PSS].map(|field| process.memory_kb(field));
 
         let mut roots = RootCertStore::empty();
         roots.add(certificate.der().clone())?;
@@ -117,16 +133,19 @@ impl Bare {
         let tls = homing_uplink::client_tls_config(roots, vec![certificate.der().clone()], key, policy);
         let connector = TlsConnector::from(Arc::new(tls.map_err(anyhow::Error::msg)?));
         let load = Load { connections, sending: Sending::default(), received: Arc::default() };
-        let mut tasks = JoinSet::new();
+        let (mut tasks, mut outlets) = (JoinSet::new(), Vec::new());
         for number in 0..u64::from(connections) {
             let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
             tcp.set_nodelay(true)?;
             let tls = connector.connect("localhost".try_into()?, tcp).await?;
             let (stream, _) = sink.accept().await?;
-            tasks.spawn(count(stream, load.received.clone()));
-            tasks.spawn(send_frames(tls, load.sending.clone(), number * 7919));
+            match camera {
+                Camera::Answers => outlets.push(stream),
+                Camera::Video | Camera::Bulk => drop(tasks.spawn(count(stream, load.received.clone()))),
+            }
+            tasks.spawn(camera.run(tls, load.sending.clone(), number * 7919));
         }
-        Ok(Bare { process, load, empty_kb, _connections: tasks, _folder: folder })
+        Ok(Bare { process, load, empty_kb, outlets, _connections: tasks, _folder: folder })
     }
 }
 

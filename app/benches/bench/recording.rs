@@ -6,11 +6,12 @@
 //! as many bits, so that the figure can be read on any machine.
 
 use crate::{
+    devices::Camera,
     floor::{Bare, LARGE_BUFFERS},
     harness::DATA,
     report::Figure,
     server::Server,
-    whole::{block_on, cpu_s_within},
+    whole::{PSS, block_on, cpu_s_within},
 };
 use anyhow::ensure;
 use homing_agent::{CameraConfig, DispatcherConfig};
@@ -42,7 +43,7 @@ struct Taken {
 /// Measures.
 pub fn run() -> anyhow::Result<Vec<Figure>> {
     block_on(async {
-        let floor = Bare::start(CAMERAS.into(), LARGE_BUFFERS).await?;
+        let floor = Bare::start(CAMERAS.into(), LARGE_BUFFERS, Camera::Video).await?;
         let bare_cpu_s = for_a_camera_hour(floor.load.cores(&floor.process, FLOOR_MEASURED).await?);
         drop(floor);
         let video = measure(false).await?;
@@ -127,7 +128,7 @@ async fn measure(audio: bool) -> anyhow::Result<Taken> {
     tokio::time::sleep(SETTLE).await;
     let cpu = cpu_s_within(&server.process, MEASURED).await;
     let with = server.process.memory_kb(DATA);
-    let whole = server.process.memory_kb("Pss");
+    let whole = server.process.memory_kb(PSS);
     stop.drain(Duration::from_secs(10)).await;
     tokio::task::spawn_blocking(move || drop(server)).await?;
 

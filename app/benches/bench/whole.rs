@@ -6,6 +6,9 @@ use std::{fs, future::Future, time::Duration};
 /// Linux counts processor time for /proc in hundredths of a second (USER_HZ).
 const TICKS_PER_S: f64 = 100.0;
 
+/// Memory: all that belongs to the process, its share of what it shares included; for [`Process::memory_kb`].
+pub const PSS: &str = "Pss";
+
 /// CPU seconds that a process has used so far, all threads, user and kernel.
 pub fn cpu_s(process: &Process) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.id())).expect("the process runs");
@@ -33,6 +36,12 @@ pub fn status_kb(process: &Process, field: &str) -> u64 {
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// So many per cent of them are at most that. Sorts them.
+pub fn percentile(values: &mut [f64], percent: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[(values.len() * percent / 100).min(values.len() - 1)]
 }
 
 /// Runs load: one thread, so that the other core is the measured program's.
