@@ -227,9 +227,7 @@ impl Arrival {
         transport.flush().await.map_err(io_failed)?;
         // What a device sends before the 101 is over would be HTTP/2; WebSocket frames begin after it too.
         transport.begin(early, (request.carrier == Carrier::WebSocket).then_some(Role::Server), true);
-        // On the heap for a moment, so that the caller's task does not hold HTTP/2 twice.
-        let begun = Box::pin(UplinkDriver::begin(connection, settings)).await;
-        begun.map_err(|error| crate::uplink::end_of_connection(Err(error)))
+        Ok(UplinkDriver::begin(connection, settings))
     }
 }
 

@@ -1,17 +1,15 @@
 //! Bodies of requests and responses in an uplink, received ([`Body`]) and sent ([`BodySender`]).
 //!
 //! Back-pressure is HTTP/2's: what the reader has not taken stays within its stream's window and slows nobody else;
-//! a sender waits until its stream has credit. `h2` is not visible in any signature.
+//! a sender waits until its stream has credit. No codec is visible in any signature.
 
-use crate::pace::Pace;
+use crate::halves::{Broken, Receiver, Sender};
 use crate::websocket;
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use std::io::IoSlice;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use tokio::sync::OwnedSemaphorePermit;
+use std::task::{Context, Poll};
 
 /// Largest DATA payload that we send: with its 9 bytes of head it fills one TLS record, which makes it 10 to 19 %
 /// cheaper to receive.
@@ -31,9 +29,9 @@ pub enum BodyError {
     },
 }
 
-impl From<h2::Error> for BodyError {
-    fn from(error: h2::Error) -> Self {
-        Self::Broken(describe(&error))
+impl From<Broken> for BodyError {
+    fn from(Broken(why): Broken) -> Self {
+        Self::Broken(why)
     }
 }
 
@@ -43,10 +41,6 @@ impl From<h2::Error> for BodyError {
 #[derive(Default)]
 pub struct Body {
     source: Source,
-    /// How fast it may be taken.
-    pace: Option<Arc<Pace>>,
-    /// The stream counts against the limit for as long as its body lives.
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Default)]
@@ -54,17 +48,12 @@ enum Source {
     #[default]
     Empty,
     Bytes(Bytes),
-    Stream(h2::RecvStream),
+    Stream(Receiver),
 }
 
 impl Body {
-    pub(crate) fn received(stream: h2::RecvStream, permit: Option<OwnedSemaphorePermit>) -> Self {
-        Self { source: Source::Stream(stream), pace: None, _permit: permit }
-    }
-
-    /// To be taken no faster than `pace` allows.
-    pub(crate) fn paced(self, pace: Option<Arc<Pace>>) -> Self {
-        Self { pace, ..self }
+    pub(crate) fn received(stream: Receiver) -> Self {
+        Self { source: Source::Stream(stream) }
     }
 
     /// The next chunk; none at the end. Taking a chunk gives its credit back to the sender.
@@ -81,21 +70,7 @@ impl Body {
                 self.source = Source::Empty;
                 Poll::Ready((!bytes.is_empty()).then_some(Ok(bytes)))
             }
-            Source::Stream(stream) => loop {
-                if let Some(pace) = &self.pace {
-                    ready!(pace.poll_ready(cx));
-                }
-                let Some(chunk) = ready!(stream.poll_data(cx)) else { return Poll::Ready(None) };
-                let chunk = chunk?;
-                if let Some(pace) = &self.pace {
-                    pace.took(chunk.len());
-                }
-                // Only an error of ours could make this fail; the stream's own errors come from poll_data.
-                let _ = stream.flow_control().release_capacity(chunk.len());
-                if !chunk.is_empty() {
-                    return Poll::Ready(Some(Ok(chunk)));
-                }
-            },
+            Source::Stream(stream) => stream.poll_data(cx).map_err(BodyError::from),
         }
     }
 
@@ -129,22 +104,17 @@ impl Body {
         }
     }
 
-    pub(crate) fn into_stream(
-        self,
-    ) -> (Option<h2::RecvStream>, Option<Arc<Pace>>, Option<OwnedSemaphorePermit>) {
+    pub(crate) fn into_stream(self) -> Option<Receiver> {
         match self.source {
-            Source::Stream(stream) => (Some(stream), self.pace, self._permit),
-            _ => (None, self.pace, self._permit),
+            Source::Stream(stream) => Some(stream),
+            _ => None,
         }
     }
 }
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self {
-            source: if bytes.is_empty() { Source::Empty } else { Source::Bytes(bytes) },
-            ..Self::default()
-        }
+        Self { source: if bytes.is_empty() { Source::Empty } else { Source::Bytes(bytes) } }
     }
 }
 
@@ -181,12 +151,12 @@ impl std::fmt::Debug for Body {
 /// Sends a body. Dropping it without [`finish`](Self::finish) resets the stream, so that the receiver sees that
 /// something is missing.
 pub struct BodySender {
-    stream: h2::SendStream<Chunk>,
+    stream: Sender,
     finished: bool,
 }
 
 impl BodySender {
-    pub(crate) fn new(stream: h2::SendStream<Chunk>) -> Self {
+    pub(crate) fn new(stream: Sender) -> Self {
         Self { stream, finished: false }
     }
 
@@ -194,7 +164,7 @@ impl BodySender {
     pub async fn send(&mut self, mut data: Bytes) -> Result<(), BodyError> {
         while !data.is_empty() {
             let want = data.len().min(DATA_MAX);
-            std::future::poll_fn(|cx| poll_credit(&mut self.stream, cx, want)).await?;
+            std::future::poll_fn(|cx| self.stream.poll_credit(cx, want)).await?;
             self.stream.send_data(Chunk::from(data.split_to(want)), false)?;
         }
         Ok(())
@@ -224,15 +194,14 @@ impl BodySender {
 
     /// Comes back when the receiver has gone away.
     pub async fn closed(&mut self) {
-        // Ready with a reason or with an error: gone either way.
-        let _ = std::future::poll_fn(|cx| self.stream.poll_reset(cx)).await;
+        std::future::poll_fn(|cx| self.stream.poll_gone(cx)).await;
     }
 }
 
 impl Drop for BodySender {
     fn drop(&mut self) {
         if !self.finished {
-            self.stream.send_reset(h2::Reason::CANCEL);
+            self.stream.cancel();
         }
     }
 }
@@ -240,38 +209,6 @@ impl Drop for BodySender {
 impl std::fmt::Debug for BodySender {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("BodySender")
-    }
-}
-
-/// Ready when the stream may send at least a byte. A caller that then sends `want` bytes leaves at most those queued.
-///
-/// The reservation is never larger than what is about to be sent: idle streams that hold reservations
-/// starve the others of the connection's window.
-pub(crate) fn poll_credit(
-    stream: &mut h2::SendStream<Chunk>,
-    cx: &mut Context<'_>,
-    want: usize,
-) -> Poll<Result<(), h2::Error>> {
-    stream.reserve_capacity(want);
-    while stream.capacity() == 0 {
-        match ready!(stream.poll_capacity(cx)) {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Poll::Ready(Err(error)),
-            None => return Poll::Ready(Err(h2::Reason::STREAM_CLOSED.into())),
-        }
-    }
-    Poll::Ready(Ok(()))
-}
-
-/// An HTTP/2 error in words for an operator.
-pub(crate) fn describe(error: &h2::Error) -> String {
-    let by = if error.is_remote() { "the peer" } else { "this end" };
-    match error.reason() {
-        Some(h2::Reason::NO_ERROR) if error.is_go_away() => format!("{by} closed the uplink"),
-        Some(h2::Reason::CANCEL) if error.is_reset() => format!("{by} cancelled the stream"),
-        Some(reason) if error.is_reset() => format!("{by} reset the stream: {}", reason.description()),
-        Some(reason) if error.is_go_away() => format!("{by} ended the uplink: {}", reason.description()),
-        _ => error.to_string(),
     }
 }
 
@@ -289,6 +226,18 @@ impl Chunk {
         Self { head, head_at: 0, head_end: size as u8, body }
     }
 
+    pub fn len(&self) -> usize {
+        self.head().len() + self.body.len()
+    }
+
+    /// Moves the first `count` bytes to `out`.
+    pub fn take(&mut self, count: usize, out: &mut Vec<u8>) {
+        let from_head = count.min(self.head().len());
+        out.extend_from_slice(&self.head()[..from_head]);
+        out.extend_from_slice(&self.body[..count - from_head]);
+        self.advance(count);
+    }
+
     fn head(&self) -> &[u8] {
         &self.head[usize::from(self.head_at)..usize::from(self.head_end)]
     }
@@ -302,7 +251,7 @@ impl From<Bytes> for Chunk {
 
 impl Buf for Chunk {
     fn remaining(&self) -> usize {
-        self.head().len() + self.body.len()
+        self.len()
     }
 
     fn chunk(&self) -> &[u8] {

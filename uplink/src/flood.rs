@@ -5,8 +5,8 @@
 //! So each uplink has an allowance. What it carries earns some, and so does time: no use comes near its end, a flood is
 //! over in milliseconds.
 //!
-//! Not here: who sends too many *requests*, which is what a device is for. Cost: the heads of frames are read as they pass
-//! ([`Frames`]), which is a few instructions a frame; no clock, no timer, no wake-up until the allowance is used up.
+//! Not here: who sends too many *requests*, which is what a device is for. At the device's end, where HTTP/2 is `h2`'s, the heads of
+//! frames are read as they pass ([`Watched`]). Cost: a few instructions a frame; no clock, no timer, no wake-up until the allowance is used up.
 //!
 //! Invariant: whatever is earned, an allowance is never more than [`BURST`].
 
@@ -66,35 +66,21 @@ fn name(kind: u8) -> &'static str {
 pub(crate) struct Allowance {
     left: i64,
     counted: Instant,
-    incoming: Frames,
-    outgoing: Frames,
 }
 
 impl Allowance {
-    /// `we_are_client`: whose preface comes first.
-    pub fn new(we_are_client: bool) -> Self {
-        let preface =
-            |is_there: bool| Frames { to_skip: if is_there { PREFACE } else { 0 }, ..Frames::default() };
-        Self {
-            left: BURST,
-            counted: Instant::now(),
-            incoming: preface(!we_are_client),
-            outgoing: preface(we_are_client),
-        }
+    pub fn new() -> Self {
+        Self { left: BURST, counted: Instant::now() }
     }
 
-    /// HTTP/2 bytes from the peer.
-    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Flood> {
-        let Self { left, incoming, .. } = self;
-        let mut last = 0;
-        incoming.pass(bytes, |kind, length| {
-            *left -= match kind {
-                0 if length > 0 => DATA - length,
-                _ => FRAME + length.min(FRAME_MAX),
-            };
-            last = kind;
-        });
-        self.check(name(last))
+    /// A frame from the peer, with a payload of so many bytes.
+    pub fn receive(&mut self, kind: u8, length: usize) -> Result<(), Flood> {
+        let length = (length as i64).min(FRAME_MAX);
+        self.left -= match kind {
+            0 if length > 0 => DATA - length,
+            _ => FRAME + length,
+        };
+        self.check(name(kind))
     }
 
     /// WebSocket bytes from the peer: `heads` that were not payload, `payload` that was.
@@ -103,17 +89,14 @@ impl Allowance {
         self.check("WebSocket frames without payload")
     }
 
-    /// HTTP/2 bytes of ours.
-    pub fn send(&mut self, bytes: &[u8]) {
-        let Self { left, outgoing, .. } = self;
-        outgoing.pass(bytes, |kind, _| {
-            *left += match kind {
-                0 => OUR_DATA,
-                1 => OUR_HEADERS,
-                _ => 0,
-            };
-        });
-        *left = BURST.min(*left);
+    /// A head of ours.
+    pub fn send_headers(&mut self) {
+        self.left = BURST.min(self.left + OUR_HEADERS);
+    }
+
+    /// DATA of ours.
+    pub fn send_data(&mut self) {
+        self.left = BURST.min(self.left + OUR_DATA);
     }
 
     fn check(&mut self, frame: &'static str) -> Result<(), Flood> {
@@ -127,6 +110,44 @@ impl Allowance {
     }
 }
 
+/// An allowance for a codec that does not count by itself: frames are found in the bytes that pass.
+pub(crate) struct Watched {
+    allowance: Allowance,
+    incoming: Frames,
+    outgoing: Frames,
+}
+
+impl Watched {
+    /// Of the server of HTTP/2: the client's preface comes first.
+    pub fn server() -> Self {
+        let incoming = Frames { to_skip: PREFACE, ..Frames::default() };
+        Self { allowance: Allowance::new(), incoming, outgoing: Frames::default() }
+    }
+
+    /// HTTP/2 bytes from the peer.
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Flood> {
+        let Self { allowance, incoming, .. } = self;
+        let mut flood = Ok(());
+        incoming.pass(bytes, |kind, length| {
+            let counted = allowance.receive(kind, length);
+            if flood.is_ok() {
+                flood = counted;
+            }
+        });
+        flood
+    }
+
+    /// HTTP/2 bytes of ours.
+    pub fn send(&mut self, bytes: &[u8]) {
+        let Self { allowance, outgoing, .. } = self;
+        outgoing.pass(bytes, |kind, _| match kind {
+            0 => allowance.send_data(),
+            1 => allowance.send_headers(),
+            _ => {}
+        });
+    }
+}
+
 /// Finds the heads of frames in a stream of bytes, however it is cut.
 #[derive(Default)]
 struct Frames {
@@ -137,7 +158,7 @@ struct Frames {
 }
 
 impl Frames {
-    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, i64)) {
+    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, usize)) {
         loop {
             let skipped = self.to_skip.min(bytes.len());
             self.to_skip -= skipped;
@@ -151,9 +172,9 @@ impl Frames {
             bytes = &bytes[taken..];
             if self.have == HEAD {
                 let [a, b, c, kind, ..] = self.head;
-                let length = u32::from_be_bytes([0, a, b, c]);
-                (self.have, self.to_skip) = (0, length as usize);
-                each(kind, i64::from(length));
+                let length = u32::from_be_bytes([0, a, b, c]) as usize;
+                (self.have, self.to_skip) = (0, length);
+                each(kind, length);
             }
         }
     }
@@ -186,28 +207,29 @@ mod tests {
     /// Goal: the busiest uplinks there are stay far from the end; see also the tests over sockets.
     #[tokio::test(start_paused = true)]
     async fn no_use_is_taken_for_a_flood() {
-        let mut device = Allowance::new(true);
+        let mut device = Allowance::new();
         for _second in 0..100 {
             // 64 viewers with sound in 160-byte pieces and sender reports, all at once.
             for _ in 0..64 * 50 {
-                device.receive(&frame(0, 160)).unwrap();
+                device.receive(0, 160).unwrap();
             }
             for _ in 0..64 * 2 {
-                device.receive(&frame(0, 60)).unwrap();
+                device.receive(0, 60).unwrap();
             }
             // A thousand small requests.
             for _ in 0..1000 {
-                device.send(&frame(1, 80));
+                device.send_headers();
                 for kind in [1, 8, 8, 0] {
-                    device.receive(&frame(kind, if kind == 1 { 200 } else { 4 })).unwrap();
+                    device.receive(kind, if kind == 1 { 200 } else { 4 }).unwrap();
                 }
             }
             // An upload in small pieces, acknowledged piece by piece.
             for _ in 0..1000 {
-                device.send(&frame(0, 100));
-                device.receive(&[frame(8, 4), frame(8, 4)].concat()).unwrap();
+                device.send_data();
+                device.receive(8, 4).unwrap();
+                device.receive(8, 4).unwrap();
             }
-            device.receive(&frame(6, 8)).unwrap();
+            device.receive(6, 8).unwrap();
             tokio::time::advance(Duration::from_secs(1)).await;
         }
     }
@@ -215,14 +237,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_flood_is_over_within_ten_thousand_frames_even_after_a_long_quiet() {
         for kind in [0, 1, 2, 3, 4, 6, 7, 8, 9, 200] {
-            let mut device = Allowance::new(true);
+            let mut device = Allowance::new();
             tokio::time::advance(Duration::from_secs(3600)).await;
-            let flood = (0..10_002).find_map(|_| device.receive(&frame(kind, 0)).err());
+            let flood = (0..10_002).find_map(|_| device.receive(kind, 0).err());
             assert_eq!(flood, Some(Flood(name(kind))));
         }
-        let mut device = Allowance::new(true);
-        assert!((0..100_000).any(|_| device.receive(&frame(0, 1)).is_err()), "data byte by byte");
-        let mut device = Allowance::new(true);
+        let mut device = Allowance::new();
+        assert!((0..100_000).any(|_| device.receive(0, 1).is_err()), "data byte by byte");
+        let mut device = Allowance::new();
         assert!((0..100_000).any(|_| device.receive_framing(6, 0).is_err()), "WebSocket");
     }
 }

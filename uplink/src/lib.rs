@@ -15,8 +15,8 @@
 //!
 //! Both ways of ONVIF to carry it are there: native `h2c-reverse`, and a WebSocket with that subprotocol (`wss:`).
 //!
-//! HTTP/2 itself is the `h2` crate's, on the bytes of `transport.rs`. It is named in `uplink.rs`, `serve.rs`, `body.rs` and
-//! `stream.rs` only, and in no public signature, so that another codec can take its place.
+//! HTTP/2 runs on the bytes of `transport.rs`: at the server's end by our own codec (`engine/`), which keeps nothing while an
+//! uplink is idle; at the device's by the `h2` crate (`serve.rs`). Streams of both are the same from outside (`halves.rs`).
 //!
 //! Not here: which devices to admit, what requests mean, where keys are kept. Nothing here knows of Homing.
 
@@ -27,9 +27,11 @@ mod address;
 mod backoff;
 mod body;
 mod dial;
+mod engine;
 mod exporter;
 mod flood;
 mod gate;
+mod halves;
 mod keep;
 mod liveness;
 mod pace;

@@ -8,13 +8,14 @@
 
 use crate::EndReason;
 use crate::address::UplinkAddress;
-use crate::body::{Body, BodySender, Chunk, DATA_MAX, describe};
+use crate::body::{Body, BodySender, Chunk, DATA_MAX};
 use crate::dial::DialedUplink;
 use crate::gate::Gated;
+use crate::halves::{Receiver, Sender, describe};
 use crate::liveness::{Command, Liveness};
 use crate::stream::WebSocketStream;
 use crate::transport::{Exporter, Transport};
-use crate::uplink::{connection_window, end_of_connection, end_of_transport, strip_connection_headers};
+use crate::uplink::{connection_window, end_of_io, strip_connection_headers};
 use crate::websocket::Role;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
@@ -123,7 +124,7 @@ impl Incoming {
 
     /// Sends the head, and gives back what sends the body with back-pressure.
     pub fn respond_streaming(mut self, response: Response<()>) -> Result<BodySender, RespondError> {
-        Ok(BodySender::new(self.send_head(response, false)?))
+        Ok(BodySender::new(Sender::Served(self.send_head(response, false)?)))
     }
 
     /// Accepts a WebSocket with this subprotocol (none: an empty text); an error if it is no extended CONNECT for one.
@@ -141,7 +142,7 @@ impl Incoming {
         }
         let stream = self.send_head(response, false)?;
         let body = std::mem::take(self.request.body_mut());
-        Ok(WebSocketStream::new(body, stream, Role::Server, chosen))
+        Ok(WebSocketStream::new(body, Sender::Served(stream), Role::Server, chosen))
     }
 
     fn send_head(
@@ -262,7 +263,7 @@ async fn drive(
             while let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 match accepted {
                     Some(Ok((request, answer))) => {
-                        let request = request.map(|stream| Body::received(stream, None));
+                        let request = request.map(|stream| Body::received(Receiver::Served(stream)));
                         spawn(Incoming { request, uplink: uplink.clone(), answer: Some(answer) });
                     }
                     Some(Err(error)) => return Poll::Ready(end_of_transport(transport, Err(error))),
@@ -287,6 +288,29 @@ async fn drive(
         }
     })
     .await
+}
+
+/// What the end of HTTP/2 on this transport means.
+fn end_of_transport(transport: &Transport, ended: Result<(), h2::Error>) -> EndReason {
+    match transport.flood() {
+        Some(flood) => EndReason::Flooded { frames: flood.0 },
+        None => end_of_connection(ended),
+    }
+}
+
+/// What the end of an HTTP/2 connection means.
+fn end_of_connection(ended: Result<(), h2::Error>) -> EndReason {
+    match ended {
+        Ok(()) => EndReason::PeerClosed,
+        Err(error) if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => {
+            EndReason::PeerClosed
+        }
+        Err(error) if error.is_io() => match error.get_io() {
+            Some(error) => end_of_io(error),
+            None => EndReason::Io(error.to_string()),
+        },
+        Err(error) => EndReason::Protocol(describe(&error)),
+    }
 }
 
 /// What is rare beside the bytes of an uplink: silence, a stop and the draining after it.

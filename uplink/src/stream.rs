@@ -4,16 +4,14 @@
 //! each write into one frame. Credit is given back to the peer as the reader takes its bytes, so that a reader that
 //! stops holds at most its stream's window.
 
-use crate::body::{Body, Chunk, DATA_MAX, describe, poll_credit};
-use crate::pace::Pace;
+use crate::body::{Body, Chunk, DATA_MAX};
+use crate::halves::{Broken, Receiver, Sender};
 use crate::websocket::{Decoder, HEAD_MAX, Mask, Opcode, Role, Step, control_frame, mask_key, write_head};
 use bytes::{Buf as _, Bytes, BytesMut};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Largest payload of a frame that we send: head and payload are one DATA frame, which is one TLS record.
 const PAYLOAD_MAX: usize = DATA_MAX - HEAD_MAX;
@@ -27,34 +25,22 @@ const PAYLOAD_MAX: usize = DATA_MAX - HEAD_MAX;
 ///
 /// Each write is one frame, so writes should be gathered (`write_vectored`, [`poll_send`](Self::poll_send)).
 pub struct WebSocketStream {
-    recv: Option<h2::RecvStream>,
-    send: h2::SendStream<Chunk>,
+    recv: Option<Receiver>,
+    send: Sender,
     role: Role,
     decoder: Decoder,
     subprotocol: Option<String>,
-    /// Received, not yet decoded.
-    input: Bytes,
     /// Decoded, not yet read.
     payload: Bytes,
-    /// How fast it may be taken.
-    pace: Option<Arc<Pace>>,
-    /// Bytes of the last DATA frame, to be given back as credit once it is read.
-    owed: usize,
     read_ended: bool,
     /// An error for the next read: this one had bytes to hand out.
     failed: Option<io::Error>,
     write_ended: bool,
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl WebSocketStream {
-    pub(crate) fn new(
-        body: Body,
-        send: h2::SendStream<Chunk>,
-        role: Role,
-        subprotocol: Option<String>,
-    ) -> Self {
-        let (recv, pace, permit) = body.into_stream();
+    pub(crate) fn new(body: Body, send: Sender, role: Role, subprotocol: Option<String>) -> Self {
+        let recv = body.into_stream();
         Self {
             read_ended: recv.is_none(),
             recv,
@@ -62,13 +48,9 @@ impl WebSocketStream {
             role,
             decoder: Decoder::new(role),
             subprotocol,
-            input: Bytes::new(),
             payload: Bytes::new(),
-            pace,
-            owed: 0,
             failed: None,
             write_ended: false,
-            _permit: permit,
         }
     }
 
@@ -78,7 +60,6 @@ impl WebSocketStream {
     }
 
     /// The next bytes as they were received, without copying them where they were not masked; none at the end.
-    /// Taking more gives the credit of what was taken before back to the peer.
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         match ready!(self.poll_payload(cx)) {
             Ok(true) => Poll::Ready(Some(Ok(std::mem::take(&mut self.payload)))),
@@ -110,96 +91,64 @@ impl WebSocketStream {
 
     /// Fills `self.payload`; false at the end.
     fn poll_payload(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        if let Some(error) = self.failed.take() {
-            return Poll::Ready(Err(error));
-        }
         while self.payload.is_empty() {
+            if let Some(error) = self.failed.take() {
+                return Poll::Ready(Err(error));
+            }
             if self.read_ended {
                 return Poll::Ready(Ok(false));
             }
-            if self.input.is_empty() && !ready!(self.poll_input(cx))? {
-                self.read_ended = true;
-                if !self.decoder.is_at_boundary() {
-                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            let data = match &mut self.recv {
+                Some(recv) => ready!(recv.poll_data(cx)),
+                None => None,
+            };
+            match data {
+                Some(Ok(data)) => self.decode(data),
+                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                None => {
+                    self.read_ended = true;
+                    if !self.decoder.is_at_boundary() {
+                        return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                    }
                 }
-                continue;
             }
-            self.decode()?;
         }
         Poll::Ready(Ok(true))
     }
 
-    /// Receives the next DATA frame; false at the end of the stream.
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let Some(recv) = &mut self.recv else { return Poll::Ready(Ok(false)) };
-        if let Some(pace) = &self.pace {
-            ready!(pace.poll_ready(cx));
-        }
-        if self.owed > 0 {
-            // Only an error of ours could make this fail.
-            let _ = recv.flow_control().release_capacity(std::mem::take(&mut self.owed));
-        }
-        match ready!(recv.poll_data(cx)) {
-            Some(Ok(data)) => {
-                self.owed = data.len();
-                if let Some(pace) = &self.pace {
-                    pace.took(data.len());
-                }
-                self.input = data;
-                Poll::Ready(Ok(true))
-            }
-            Some(Err(error)) => Poll::Ready(Err(broken(error))),
-            None => Poll::Ready(Ok(false)),
-        }
-    }
-
-    /// Decodes input up to the next payload.
-    fn decode(&mut self) -> io::Result<()> {
-        while self.payload.is_empty() && !self.input.is_empty() {
-            let (taken, step) = match self.decoder.step(&self.input) {
-                Ok(step) => step,
-                Err(error) => {
-                    self.read_ended = true;
-                    // The peer may have gone by now; what it did wrong is what counts.
-                    let _ = self.close_writing(error.close_code());
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-                }
-            };
-            let piece = self.input.split_to(taken);
-            match step {
-                Step::Head | Step::Pong => {}
-                Step::Payload(None) => self.payload = piece,
-                Step::Payload(Some(mut mask)) => {
-                    let mut bytes = piece.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-                    mask.apply(&mut bytes);
-                    self.payload = bytes.freeze();
-                }
-                Step::Ping => self.answer_ping()?,
-                // Answered when this end stops writing: the peer still wants what is on its way (RFC 6455 §5.5.1).
-                Step::Close => {
-                    self.read_ended = true;
-                    self.input = Bytes::new();
+    /// Decodes what has come, in place; answers pings.
+    fn decode(&mut self, data: Bytes) {
+        let Self { decoder, send, role, read_ended, write_ended, .. } = self;
+        // Ours alone, unless it is a part of what a device's codec holds.
+        let mut data = data.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        let (length, decoded) = decoder.decode_in_place(&mut data, |step, payload| match step {
+            // A peer that takes nothing gets no pong either: they are sent with credit only, so that pings cannot pile them up.
+            Step::Ping => {
+                let pong = control_frame(*role, Opcode::Pong, payload);
+                if !*write_ended && send.has_credit(pong.len()) {
+                    // It fails if the stream is broken, which reading notices.
+                    let _ = send.send_data(Chunk::from(Bytes::from(pong)), false);
                 }
             }
+            // Answered when this end stops writing: the peer still wants what is on its way (RFC 6455 §5.5.1).
+            Step::Close => *read_ended = true,
+            Step::Head | Step::Payload(_) | Step::Pong => {}
+        });
+        data.truncate(length);
+        self.payload = data.freeze();
+        if let Err(error) = decoded {
+            self.read_ended = true;
+            // The peer may have gone by now; what it did wrong is what counts.
+            let _ = self.close_writing(error.close_code());
+            self.failed = Some(io::Error::new(io::ErrorKind::InvalidData, error));
         }
-        Ok(())
-    }
-
-    /// A peer that takes nothing gets no pong either: pongs are sent with credit only, so that pings cannot pile them up.
-    fn answer_ping(&mut self) -> io::Result<()> {
-        let pong = control_frame(self.role, Opcode::Pong, self.decoder.control());
-        self.send.reserve_capacity(pong.len());
-        if self.write_ended || self.send.capacity() < pong.len() {
-            return Ok(());
-        }
-        self.send.send_data(Chunk::from(Bytes::from(pong)), false).map_err(broken)
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>, length: usize) -> Poll<io::Result<()>> {
         if self.write_ended {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        poll_credit(&mut self.send, cx, length + HEAD_MAX).map_err(broken)
+        self.send.poll_credit(cx, length + HEAD_MAX).map_err(broken)
     }
 
     fn send_frame(&mut self, key: Option<[u8; 4]>, payload: Bytes) -> io::Result<()> {
@@ -293,7 +242,7 @@ impl Drop for WebSocketStream {
             // The peer ended in order, so do we; it fails if the uplink has gone, which ends the stream too.
             let _ = self.close_writing(1000);
         } else if !self.write_ended {
-            self.send.send_reset(h2::Reason::CANCEL);
+            self.send.cancel();
         }
     }
 }
@@ -304,6 +253,6 @@ impl std::fmt::Debug for WebSocketStream {
     }
 }
 
-fn broken(error: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, describe(&error))
+fn broken(Broken(why): Broken) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, why)
 }

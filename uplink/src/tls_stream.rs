@@ -117,7 +117,7 @@ impl TlsStream {
             failed: false,
         };
         // A client speaks first; a server has nothing to say yet.
-        let mut fed = this.process(&mut [], &mut ReadBuf::new(&mut [])).map(drop);
+        let mut fed = this.process(&mut [], &mut |_| {}).map(drop);
         loop {
             // The alert that says what was wrong goes out before the error is reported.
             let sent = std::future::poll_fn(|cx| this.poll_send_sealed(cx)).await;
@@ -126,7 +126,7 @@ impl TlsStream {
             if !this.session.state().is_handshaking() {
                 return Ok(this);
             }
-            fed = match std::future::poll_fn(|cx| this.poll_receive(cx, &mut ReadBuf::new(&mut []))).await {
+            fed = match std::future::poll_fn(|cx| this.poll_read_into(cx, &mut ReadBuf::new(&mut []))).await {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(_) => Ok(()),
                 Err(HandshakeError::Tls(error)) => Err(error),
@@ -156,15 +156,46 @@ impl TlsStream {
             if self.failed {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
             }
-            match ready!(self.poll_receive(cx, buf)) {
-                Ok(0) if !self.peer_closed => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                Ok(_) => {}
-                Err(HandshakeError::Io(error)) => return Poll::Ready(Err(error)),
-                Err(HandshakeError::Tls(error)) => {
-                    // The alert for the peer; the error at hand is the one that counts.
-                    let _ = self.poll_send_sealed(cx);
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
-                }
+            let received = ready!(self.poll_read_into(cx, buf));
+            self.check_received(cx, received)?;
+        }
+    }
+
+    /// Receives plaintext and passes it on where it was decrypted, record by record; nothing at the peer's orderly close,
+    /// an error at any other end.
+    pub fn poll_pass(&mut self, cx: &mut Context<'_>, pass: &mut dyn FnMut(&[u8])) -> Poll<io::Result<()>> {
+        if !self.plain.rest().is_empty() {
+            pass(self.plain.rest());
+            self.plain.consume(self.plain.rest().len());
+            return Poll::Ready(Ok(()));
+        }
+        let mut passed = false;
+        while !passed && !self.peer_closed {
+            if self.failed {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+            let received = ready!(self.poll_receive(cx, &mut |record| {
+                passed |= !record.is_empty();
+                pass(record);
+            }));
+            self.check_received(cx, received)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn check_received(
+        &mut self,
+        cx: &mut Context<'_>,
+        received: Result<usize, HandshakeError>,
+    ) -> io::Result<()> {
+        match received {
+            Ok(0) if !self.peer_closed => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Ok(()),
+            Err(HandshakeError::Io(error)) => Err(error),
+            Err(HandshakeError::Tls(error)) => {
+                // The alert for the peer; the error at hand is the one that counts.
+                let _ = self.poll_send_sealed(cx);
+                Err(io::Error::new(io::ErrorKind::InvalidData, error))
             }
         }
     }
@@ -178,6 +209,16 @@ impl TlsStream {
             ready!(self.poll_send(cx))?;
         }
         Poll::Ready(Ok(self.outgoing()))
+    }
+
+    /// A whole buffer of plaintext that is to be sent; none else may wait.
+    pub fn put_outgoing(&mut self, bytes: Vec<u8>) {
+        if self.outgoing.is_empty() {
+            give_spare(std::mem::replace(&mut self.outgoing, bytes));
+        } else {
+            self.outgoing.extend_from_slice(&bytes);
+            give_spare(bytes);
+        }
     }
 
     /// As [`poll_outgoing`](Self::poll_outgoing), for the little that must not wait.
@@ -224,12 +265,27 @@ impl TlsStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Receives once and processes it; plaintext goes to `buf` as far as there is room, else to `plain`.
-    /// How many bytes came from the socket.
-    fn poll_receive(
+    /// Receives once; plaintext goes to `buf` as far as there is room, else to `plain`. How many bytes came from the socket.
+    fn poll_read_into(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
+    ) -> Poll<Result<usize, HandshakeError>> {
+        let mut plain = std::mem::take(&mut self.plain);
+        let received = self.poll_receive(cx, &mut |record| {
+            let fits = if plain.rest().is_empty() { record.len().min(buf.remaining()) } else { 0 };
+            buf.put_slice(&record[..fits]);
+            plain.append(&record[fits..]);
+        });
+        self.plain = plain;
+        received
+    }
+
+    /// Receives once and processes it; plaintext goes to `received`. How many bytes came from the socket.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        received: &mut dyn FnMut(&[u8]),
     ) -> Poll<Result<usize, HandshakeError>> {
         SCRATCH_BUFFER.with_borrow_mut(|scratch| {
             let kept = self.incoming.len();
@@ -246,7 +302,7 @@ impl TlsStream {
             }
             scratch[..kept].copy_from_slice(&self.incoming);
             let input = &mut scratch[..kept + count];
-            let consumed = self.process(input, buf)?;
+            let consumed = self.process(input, received)?;
             let rest = &input[consumed..];
             if rest.is_empty() {
                 self.incoming = Vec::new();
@@ -259,13 +315,7 @@ impl TlsStream {
     }
 
     /// Processes input, of which it returns how much was consumed.
-    fn process(&mut self, input: &mut [u8], buf: &mut ReadBuf<'_>) -> Result<usize, rustls::Error> {
-        let plain = &mut self.plain;
-        let received = |record: &[u8]| {
-            let fits = if plain.rest().is_empty() { record.len().min(buf.remaining()) } else { 0 };
-            buf.put_slice(&record[..fits]);
-            plain.append(&record[fits..]);
-        };
+    fn process(&mut self, input: &mut [u8], received: &mut dyn FnMut(&[u8])) -> Result<usize, rustls::Error> {
         let processed = match &mut self.session {
             Session::Client(session) => {
                 process(session.as_mut(), input, &mut self.sealed, received, |_, _| Ok(()))
@@ -486,11 +536,14 @@ impl Queue {
     }
 }
 
-fn take_spare() -> Vec<u8> {
+/// An empty buffer, if the thread has one that was used before; it comes back by being sent.
+pub(crate) fn take_spare() -> Vec<u8> {
     SPARE.with_borrow_mut(|spare| spare.pop().unwrap_or_default())
 }
 
-fn give_spare(buffer: Vec<u8>) {
+/// Gives a buffer back to the thread. Whatever is in it is gone.
+pub(crate) fn give_spare(mut buffer: Vec<u8>) {
+    buffer.clear();
     // What a burst blew up is not kept.
     if (1..=2 * OUTGOING_MAX).contains(&buffer.capacity()) {
         SPARE.with_borrow_mut(|spare| {

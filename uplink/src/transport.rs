@@ -1,15 +1,17 @@
 //! The bytes under an uplink's HTTP/2: TLS over TCP, and for `wss:` binary WebSocket frames in it.
 //!
-//! A [`Transport`] is shared by the HTTP/2 codec, which reads and writes it, and by those who need it beside that: the
-//! TLS exporter, the byte counters, the orderly close. The lock is held only within a poll.
+//! A [`Transport`] is shared by the HTTP/2 codec, and by those who need it beside that: the TLS exporter, the byte counters,
+//! the orderly close. The lock is held only within a poll. Our own codec takes what comes where it was decrypted
+//! ([`Transport::poll_receive`]) and gives whole buffers ([`Transport::send`]); `h2` reads and writes it as a stream.
 //!
 //! Invariant: after [`Transport::close`] the socket is closed, whoever still holds a clone.
 
-use crate::flood::{Allowance, Flood};
+use crate::flood::{Allowance, Flood, Watched};
 use crate::tls::{INTERMEDIATES_MAX, PeerIdentity};
-use crate::tls_stream::TlsStream;
+use crate::tls_stream::{TlsStream, give_spare};
 use crate::websocket::{self, Decoder, Opcode, Role, Step};
 use bytes::{Buf as _, Bytes};
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,8 +60,8 @@ struct State {
     /// Received together with the head, not yet read.
     early: Bytes,
     websocket: Option<Box<Framing>>,
-    /// Of the HTTP/2 in it; none before that begins.
-    allowance: Option<Allowance>,
+    /// Of the HTTP/2 in it, where the codec does not count by itself.
+    watched: Option<Watched>,
     /// What the peer has used it up with; the connection is over.
     flood: Option<Flood>,
 }
@@ -68,8 +70,14 @@ struct State {
 struct Framing {
     role: Role,
     decoder: Decoder,
+    allowance: Allowance,
     /// The peer sent a close frame.
     ended: bool,
+}
+
+thread_local! {
+    /// Where WebSocket frames are unmasked on their way to our codec.
+    static UNMASKED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A TLS exporter (RFC 8446 §7.5) of one connection; cheap to clone, usable while the connection stands.
@@ -103,7 +111,7 @@ impl std::fmt::Debug for Exporter {
 impl Transport {
     pub fn new(tls: TlsStream) -> Self {
         let state =
-            State { tls: Some(tls), early: Bytes::new(), websocket: None, allowance: None, flood: None };
+            State { tls: Some(tls), early: Bytes::new(), websocket: None, watched: None, flood: None };
         Self(Arc::new(Shared {
             state: Mutex::new(state),
             began: Instant::now(),
@@ -120,9 +128,11 @@ impl Transport {
     pub fn begin(&self, early: Bytes, websocket: Option<Role>, we_are_client: bool) {
         let mut state = self.lock();
         state.early = early;
-        state.allowance = Some(Allowance::new(we_are_client));
-        state.websocket =
-            websocket.map(|role| Box::new(Framing { role, decoder: Decoder::new(role), ended: false }));
+        state.watched = (!we_are_client).then(Watched::server);
+        state.websocket = websocket.map(|role| {
+            let (decoder, allowance) = (Decoder::new(role), Allowance::new());
+            Box::new(Framing { role, decoder, allowance, ended: false })
+        });
         self.0.gathering.store(true, Ordering::Relaxed);
     }
 
@@ -131,6 +141,66 @@ impl Transport {
         match &mut self.lock().tls {
             Some(tls) => tls.poll_send(cx),
             None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Receives once, and hands HTTP/2's bytes to `take`, where they are. How many came; none at the peer's orderly end.
+    pub fn poll_receive(&self, cx: &mut Context<'_>, take: &mut dyn FnMut(&[u8])) -> Poll<io::Result<usize>> {
+        let state = &mut *self.lock();
+        let State { tls: Some(tls), early, websocket, flood, .. } = state else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        if websocket.as_ref().is_some_and(|framing| framing.ended) {
+            return Poll::Ready(Ok(0));
+        }
+        let (mut count, mut answers, mut unframed) = (0, Vec::new(), Ok(()));
+        let mut pass = |bytes: &[u8]| {
+            count += bytes.len();
+            match websocket {
+                None => take(bytes),
+                Some(framing) if unframed.is_ok() => unframed = framing.pass(bytes, &mut answers, take),
+                Some(_) => {}
+            }
+        };
+        if early.is_empty() {
+            ready!(tls.poll_pass(cx, &mut pass))?;
+        } else {
+            pass(&std::mem::take(early));
+        }
+        if !answers.is_empty() && tls.outgoing().len() < ANSWERS_MAX {
+            tls.outgoing().append(&mut answers);
+        }
+        self.0.received(count);
+        match unframed {
+            Err(Unframed::Flood(by)) => {
+                *flood = Some(by);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, by.0)));
+            }
+            Err(Unframed::Frame(error)) => {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+            }
+            Ok(()) => {}
+        }
+        let is_cut =
+            count == 0 && websocket.as_ref().is_some_and(|framing| !framing.decoder.is_at_boundary());
+        Poll::Ready(if is_cut { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(count) })
+    }
+
+    /// Takes over a buffer of HTTP/2 that is to be sent, once [`poll_send`](Self::poll_send) has sent what there was.
+    pub fn send(&self, bytes: Vec<u8>) {
+        self.0.bytes_out.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let state = &mut *self.lock();
+        let Some(tls) = &mut state.tls else { return };
+        match state.websocket.as_ref().map(|framing| framing.role) {
+            None => tls.put_outgoing(bytes),
+            Some(role) => {
+                let mut rest = bytes.as_slice();
+                while !rest.is_empty() {
+                    let taken = write_frame(role, &[io::IoSlice::new(rest)], tls.outgoing());
+                    rest = &rest[taken..];
+                }
+                give_spare(bytes);
+            }
         }
     }
 
@@ -209,8 +279,8 @@ impl State {
         self.tls()?.poll_read(cx, buf)
     }
 
-    fn count(&mut self, count: impl FnOnce(&mut Allowance) -> Result<(), Flood>) -> io::Result<()> {
-        let Some(Err(flood)) = self.allowance.as_mut().map(count) else { return Ok(()) };
+    fn count(&mut self, counted: Result<(), Flood>) -> io::Result<()> {
+        let Err(flood) = counted else { return Ok(()) };
         self.flood = Some(flood);
         Err(io::Error::new(io::ErrorKind::InvalidData, flood.0))
     }
@@ -242,10 +312,15 @@ impl State {
             }
             let length = fresh.len();
             raw += length;
-            let payload = framing.read_frames(fresh, tls);
-            let payload = payload.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let mut answers = Vec::new();
+            let (payload, decoded) = framing.read_frames(fresh, &mut answers);
+            if tls.outgoing().len() < ANSWERS_MAX {
+                tls.outgoing().append(&mut answers);
+            }
+            decoded.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let counted = framing.allowance.receive_framing(length - payload, payload);
             buf.set_filled(before + payload);
-            self.count(|allowance| allowance.receive_framing(length - payload, payload))?;
+            self.count(counted)?;
             if payload > 0 {
                 return Poll::Ready(Ok(raw));
             }
@@ -253,10 +328,20 @@ impl State {
     }
 }
 
+/// Why WebSocket frames were not passed on.
+enum Unframed {
+    Frame(websocket::FrameError),
+    Flood(Flood),
+}
+
 impl Framing {
-    /// Decodes in place; answers pings and the close, which go out with the next [`Transport::poll_send`].
-    fn read_frames(&mut self, fresh: &mut [u8], tls: &mut TlsStream) -> Result<usize, websocket::FrameError> {
-        let Self { role, decoder, ended } = self;
+    /// Decodes in place, and appends what is to be answered to pings and the close.
+    fn read_frames(
+        &mut self,
+        fresh: &mut [u8],
+        answers: &mut Vec<u8>,
+    ) -> (usize, Result<(), websocket::FrameError>) {
+        let Self { role, decoder, ended, .. } = self;
         decoder.decode_in_place(fresh, |step, body| {
             *ended |= step == Step::Close;
             let (opcode, body) = match step {
@@ -264,10 +349,26 @@ impl Framing {
                 Step::Close => (Opcode::Close, body.get(..2).unwrap_or_default()),
                 _ => return,
             };
-            let outgoing = tls.outgoing();
-            if outgoing.len() < ANSWERS_MAX {
-                outgoing.extend(websocket::control_frame(*role, opcode, body));
+            if answers.len() < ANSWERS_MAX {
+                answers.extend(websocket::control_frame(*role, opcode, body));
             }
+        })
+    }
+
+    /// Passes the payload of what came to `take`.
+    fn pass(
+        &mut self,
+        bytes: &[u8],
+        answers: &mut Vec<u8>,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Unframed> {
+        UNMASKED.with_borrow_mut(|unmasked| {
+            unmasked.clear();
+            unmasked.extend_from_slice(bytes);
+            let (length, decoded) = self.read_frames(unmasked, answers);
+            take(&unmasked[..length]);
+            decoded.map_err(Unframed::Frame)?;
+            self.allowance.receive_framing(bytes.len() - length, length).map_err(Unframed::Flood)
         })
     }
 }
@@ -301,8 +402,9 @@ impl AsyncRead for Transport {
             buf.filled().len() - before
         };
         self.0.received(count);
-        state.count(|allowance| allowance.receive(&buf.filled()[before..]))?;
-        Poll::Ready(Ok(()))
+        let counted =
+            state.watched.as_mut().map_or(Ok(()), |watched| watched.receive(&buf.filled()[before..]));
+        Poll::Ready(state.count(counted))
     }
 }
 
@@ -326,11 +428,11 @@ impl AsyncWrite for Transport {
                 bufs.iter().map(|buf| buf.len()).sum()
             }
         };
-        if let Some(allowance) = &mut state.allowance {
+        if let Some(watched) = &mut state.watched {
             let mut left = count;
             for buf in bufs {
                 let sent = buf.len().min(left);
-                allowance.send(&buf[..sent]);
+                watched.send(&buf[..sent]);
                 left -= sent;
             }
         }

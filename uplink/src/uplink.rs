@@ -7,8 +7,10 @@
 //! Invariant: when [`UplinkDriver::run`] has come back the socket is closed, every stream has failed, and no task is left.
 //! Flow steps 5 (dispatch) and 7 (tunnel) run through it.
 
-use crate::body::{Body, BodySender, Chunk, DATA_MAX, describe};
+use crate::body::{Body, BodySender, Chunk};
+use crate::engine::{self, Broken, Engine, Fault};
 use crate::gate::Gated;
+use crate::halves::{Receiver, Sender};
 use crate::liveness::{Command, Liveness};
 use crate::pace::Pace;
 use crate::stream::WebSocketStream;
@@ -17,21 +19,20 @@ use crate::websocket::Role;
 use crate::{EndReason, shown};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
-use std::pin::Pin;
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long to wait for GOAWAY to get out. h2 sends it only when no stream is left; TLS closes in order in any case.
+/// How long to wait for GOAWAY to get out; TLS closes in order in any case.
 const GOAWAY_DEADLINE: Duration = Duration::from_millis(100);
 
-/// Longest header list that a device may answer with, in bytes.
-const HEADER_LIST_MAX: u32 = 32 * 1024;
+/// Received in one go, in bytes; then others on the worker have their turn.
+const RECEIVED_MAX: usize = 128 * 1024;
 
 /// What a server allows one uplink, and when it gives the device up.
 #[derive(Clone, Debug)]
@@ -40,7 +41,7 @@ pub struct UplinkSettings {
     pub stream_window: u32,
     /// Streams at once; more wait, see [`stream_deadline`](Self::stream_deadline). 64.
     pub max_streams: u32,
-    /// Bytes queued for sending per stream before its writer waits. 128 kB.
+    /// Bytes that wait to be sent before writers wait too. 64 kB.
     pub send_buffer: usize,
     /// Time between pings. 10 s; a device closes after 30 s without any.
     pub ping_interval: Duration,
@@ -59,7 +60,7 @@ impl Default for UplinkSettings {
         Self {
             stream_window: 1 << 20,
             max_streams: 64,
-            send_buffer: 128 << 10,
+            send_buffer: 64 << 10,
             ping_interval: Duration::from_secs(10),
             dead_after: Duration::from_secs(25),
             stream_deadline: Duration::from_secs(10),
@@ -155,20 +156,12 @@ pub struct Uplink {
 }
 
 struct Shared {
-    /// None once the driver ends, so that nobody opens a stream on a dead connection.
-    sender: Mutex<Option<h2::client::SendRequest<Chunk>>>,
+    engine: Engine,
     settings: UplinkSettings,
     transport: Transport,
     connected_since: SystemTime,
     /// Microseconds; 0 until the first pong.
     rtt_us: AtomicU64,
-    streams: Arc<Semaphore>,
-    /// The first pong came, hence the device's SETTINGS.
-    settled: CancellationToken,
-    closing: CancellationToken,
-    close_reason: OnceLock<EndReason>,
-    ended: CancellationToken,
-    end_reason: OnceLock<EndReason>,
     /// Request bodies on their way.
     uploads: TaskTracker,
 }
@@ -180,20 +173,13 @@ impl Uplink {
     /// connection (RFC 9113 §8.2.2) are left out. Dropping the future or the body cancels the stream.
     pub async fn request(&self, request: Request<Bytes>) -> Result<Response<Body>, RequestError> {
         let (parts, body) = request.into_parts();
-        let (response, mut sender, permit) = self.send_head(parts, body.is_empty()).await?;
+        let (receiver, mut sender) = self.send_head(parts, None, body.is_empty()).await?;
         if !body.is_empty() {
-            let mut rest = body;
-            // Without waiting for credit: the bytes are the caller's and already in memory.
-            while !rest.is_empty() {
-                let piece = rest.split_to(rest.len().min(DATA_MAX));
-                let end = rest.is_empty();
-                if sender.send_data(Chunk::from(piece), end).is_err() {
-                    // The device may have answered without wanting the body: what it said decides.
-                    break;
-                }
-            }
+            // Without waiting for credit: the bytes are the caller's and already in memory. It fails if the device has
+            // answered without wanting the body: what it said decides.
+            let _ = sender.send_data(Chunk::from(body), true);
         }
-        self.receive_head(response, permit).await
+        self.receive_head(receiver).await
     }
 
     /// As [`request`](Self::request), with a body that is sent as it comes, with back-pressure. It goes on after the head
@@ -205,18 +191,21 @@ impl Uplink {
     {
         let (parts, body) = request.into_parts();
         let at_end = body.is_end_stream();
-        let (response, sender, permit) = self.send_head(parts, at_end).await?;
+        let (receiver, sender) = self.send_head(parts, None, at_end).await?;
         if !at_end {
-            let ended = self.shared.ended.clone();
+            let engine = self.shared.engine.clone();
             self.shared.uploads.spawn(async move {
-                let sending = BodySender::new(sender).send_all(body);
-                // The receiver of the answer sees what went wrong; here it is only worth a trace.
-                if let Some(Err(error)) = ended.run_until_cancelled(sending).await {
-                    tracing::debug!(%error, "request body not sent to its end");
+                let sending = BodySender::new(Sender::Opened(sender)).send_all(body);
+                tokio::select! {
+                    // The receiver of the answer sees what went wrong; here it is only worth a trace.
+                    sent = sending => if let Err(error) = sent {
+                        tracing::debug!(%error, "request body not sent to its end");
+                    },
+                    _ = engine.until_ended() => {}
                 }
             });
         }
-        self.receive_head(response, permit).await
+        self.receive_head(receiver).await
     }
 
     /// Opens a WebSocket by extended CONNECT (RFC 8441 §5), `path` with query. A device that does not offer it is told by
@@ -228,28 +217,24 @@ impl Uplink {
         headers: HeaderMap,
     ) -> Result<WebSocketStream, OpenError> {
         let deadline = self.shared.settings.response_deadline;
-        let settled = self.shared.ended.run_until_cancelled(self.shared.settled.cancelled());
-        match timeout(deadline, settled).await {
-            Ok(Some(())) => {}
-            Ok(None) => return Err(RequestError::Ended(self.end_reason()).into()),
+        match timeout(deadline, self.shared.engine.offers_websocket()).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => return Err(OpenError::NotSupported),
+            Ok(Err(reason)) => return Err(RequestError::Ended(reason).into()),
             Err(_) => return Err(RequestError::Timeout { waited: deadline }.into()),
-        }
-        if !self.sender()?.is_extended_connect_protocol_enabled() {
-            return Err(OpenError::NotSupported);
         }
         let mut request = Request::new(());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() =
             path.parse().map_err(|_| RequestError::Invalid(format!("{:?} is not a path", shown(path))))?;
         *request.headers_mut() = headers;
-        request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
         request.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         let asked = HeaderValue::from_str(subprotocol)
             .map_err(|_| RequestError::Invalid("the subprotocol is not a token".to_owned()))?;
         request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, asked);
 
-        let (response, sender, permit) = self.send_head(request.into_parts().0, false).await?;
-        let (parts, body) = self.receive_head(response, permit).await?.into_parts();
+        let (receiver, sender) = self.send_head(request.into_parts().0, Some("websocket"), false).await?;
+        let (parts, body) = self.receive_head(receiver).await?.into_parts();
         if parts.status != StatusCode::OK {
             let challenges = parts.headers.get_all(header::WWW_AUTHENTICATE).iter();
             let challenges = challenges.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect();
@@ -264,25 +249,23 @@ impl Uplink {
         if let Some(chosen) = chosen.filter(|chosen| !chosen.eq_ignore_ascii_case(subprotocol)) {
             return Err(OpenError::Subprotocol { asked: subprotocol.to_owned(), chosen: shown(chosen) });
         }
+        let sender = Sender::Opened(sender);
         Ok(WebSocketStream::new(body, sender, Role::Client, Some(subprotocol.to_owned())))
     }
 
     /// Ends the uplink; `reason` is what the driver comes back with. Only the first call counts.
     pub fn close(&self, reason: EndReason) {
-        // A second reason is dropped on purpose.
-        let _ = self.shared.close_reason.set(reason);
-        self.shared.closing.cancel();
+        self.shared.engine.close(reason);
     }
 
     /// Waits until the uplink has ended, and says why.
     pub async fn closed(&self) -> EndReason {
-        self.shared.ended.cancelled().await;
-        self.end_reason()
+        self.shared.engine.until_ended().await
     }
 
     /// Whether it has ended.
     pub fn is_closed(&self) -> bool {
-        self.shared.ended.is_cancelled()
+        self.shared.engine.ended().is_some()
     }
 
     /// Whether both are handles of the same uplink.
@@ -298,7 +281,7 @@ impl Uplink {
             bytes_in: self.shared.transport.bytes_in(),
             bytes_out: self.shared.transport.bytes_out(),
             rtt: (rtt > 0).then(|| Duration::from_micros(rtt)),
-            streams: self.shared.settings.max_streams as usize - self.shared.streams.available_permits(),
+            streams: self.shared.engine.streams(),
         }
     }
 
@@ -306,66 +289,27 @@ impl Uplink {
     async fn send_head(
         &self,
         parts: http::request::Parts,
+        protocol: Option<&str>,
         end: bool,
-    ) -> Result<(h2::client::ResponseFuture, h2::SendStream<Chunk>, OwnedSemaphorePermit), RequestError> {
+    ) -> Result<(engine::Receiver, engine::Sender), RequestError> {
         let head = request_head(parts)?;
         let waited = self.shared.settings.stream_deadline;
-        let taking = async {
-            let permit = Arc::clone(&self.shared.streams).acquire_owned().await;
-            let permit = permit.map_err(|_| RequestError::Ended(self.end_reason()))?;
-            // The device may allow fewer streams than we do.
-            let sender = self.sender()?.ready().await.map_err(|error| self.failed(&error))?;
-            Ok((permit, sender))
-        };
-        let Ok(taken) = timeout(waited, taking).await else {
-            let limit =
-                self.sender()?.current_max_send_streams().min(self.shared.settings.max_streams as usize);
-            return Err(RequestError::NoFreeStream { limit, waited });
-        };
-        let (permit, mut sender) = taken?;
-        let (response, stream) =
-            sender.send_request(head, end).map_err(|error| match error.is_io() || error.is_go_away() {
-                true => self.failed(&error),
-                false => RequestError::Invalid(error.to_string()),
-            })?;
-        Ok((response, stream, permit))
+        match timeout(waited, self.shared.engine.open(&head, protocol, end)).await {
+            Ok(opened) => opened.map_err(failed),
+            Err(_) => Err(RequestError::NoFreeStream { limit: self.shared.engine.streams_max(), waited }),
+        }
     }
 
-    async fn receive_head(
-        &self,
-        response: h2::client::ResponseFuture,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<Response<Body>, RequestError> {
+    async fn receive_head(&self, mut receiver: engine::Receiver) -> Result<Response<Body>, RequestError> {
         let waited = self.shared.settings.response_deadline;
-        match timeout(waited, response).await {
+        match timeout(waited, receiver.head()).await {
             Ok(Ok(response)) => {
                 let pace = self.shared.settings.pace.clone();
-                Ok(response.map(|stream| Body::received(stream, Some(permit)).paced(pace)))
+                Ok(response.map(|()| Body::received(Receiver::Opened(receiver, pace))))
             }
-            Ok(Err(error)) => Err(self.failed(&error)),
+            Ok(Err(broken)) => Err(failed(broken)),
             Err(_) => Err(RequestError::Timeout { waited }),
         }
-    }
-
-    fn sender(&self) -> Result<h2::client::SendRequest<Chunk>, RequestError> {
-        let sender = self.shared.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        sender.clone().ok_or_else(|| RequestError::Ended(self.end_reason()))
-    }
-
-    fn failed(&self, error: &h2::Error) -> RequestError {
-        match self.shared.end_reason.get() {
-            Some(reason) => RequestError::Ended(reason.clone()),
-            None => broken(error),
-        }
-    }
-
-    fn end_reason(&self) -> EndReason {
-        self.shared
-            .end_reason
-            .get()
-            .or(self.shared.close_reason.get())
-            .cloned()
-            .unwrap_or(EndReason::PeerClosed)
     }
 }
 
@@ -373,7 +317,7 @@ impl std::fmt::Debug for Uplink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Uplink")
             .field("stats", &self.stats())
-            .field("end", &self.shared.end_reason.get())
+            .field("end", &self.shared.engine.ended())
             .finish()
     }
 }
@@ -381,139 +325,148 @@ impl std::fmt::Debug for Uplink {
 /// Runs one uplink: moves its bytes, pings, notices its end.
 ///
 /// 1. [`run`](Self::run) it in a task of its own.
-/// 2. It pings at once and then at the interval; the first answer means that the device's settings are known.
+/// 2. It pings at once and then at the interval.
 /// 3. It ends when the device closes, falls silent or breaks the protocol, when a handle closes it, or when told to stop.
 /// 4. It closes the connection in order and comes back with the reason.
 #[must_use = "an uplink does nothing until its driver runs"]
 pub struct UplinkDriver {
     shared: Arc<Shared>,
-    /// On the heap, so that the driver's task does not hold it twice, while it runs and while it ends.
-    connection: Box<h2::client::Connection<Transport, Chunk>>,
     end: EndOnDrop,
 }
 
 /// Should the driver be dropped instead of run to its end, the handles must know and the socket must close.
-struct EndOnDrop(Arc<Shared>, #[expect(dead_code, reason = "for its Drop")] CloseOnDrop);
+struct EndOnDrop(Engine, #[expect(dead_code, reason = "for its Drop")] CloseOnDrop);
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        self.0.handle_end(EndReason::Stopped);
+        self.0.end(EndReason::Stopped);
+    }
+}
+
+/// Why the driver ends, and what HTTP/2 has to say of it.
+type End = (EndReason, Option<Fault>);
+
+impl UplinkDriver {
+    /// Begins HTTP/2 on a connection whose upgrade is done.
+    pub(crate) fn begin(closing: CloseOnDrop, settings: UplinkSettings) -> (Uplink, Self) {
+        let window = connection_window(settings.max_streams, settings.stream_window);
+        let streams = settings.max_streams as usize;
+        let engine = Engine::new(settings.stream_window, window, streams, settings.send_buffer);
+        let shared = Arc::new(Shared {
+            engine: engine.clone(),
+            settings,
+            transport: closing.0.clone(),
+            connected_since: SystemTime::now(),
+            rtt_us: AtomicU64::new(0),
+            uploads: TaskTracker::new(),
+        });
+        let driver = Self { shared: Arc::clone(&shared), end: EndOnDrop(engine, closing) };
+        (Uplink { shared }, driver)
+    }
+
+    /// Runs the uplink to its end, and says why it ended.
+    pub async fn run(self, stop: CancellationToken) -> EndReason {
+        let Self { shared, end: _end } = self;
+        let (reason, fault) = shared.drive(stop).await;
+        shared.engine.end(reason.clone());
+        // On the heap, for its short time: the task is as small as its long life needs.
+        Box::pin(shared.close(&reason, fault)).await;
+        tracing::debug!(%reason, "uplink ended");
+        reason
     }
 }
 
 impl Shared {
-    /// From here every request fails with this reason; the first counts.
-    fn handle_end(&self, reason: EndReason) {
-        // A second reason is dropped on purpose.
-        let _ = self.end_reason.set(reason);
-        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.streams.close();
-        self.ended.cancel();
-    }
-}
-
-impl UplinkDriver {
-    /// Begins HTTP/2 on a connection whose upgrade is done.
-    pub(crate) async fn begin(
-        closing: CloseOnDrop,
-        settings: UplinkSettings,
-    ) -> Result<(Uplink, Self), h2::Error> {
-        let transport = closing.0.clone();
-        let window = connection_window(settings.max_streams, settings.stream_window);
-        let (sender, connection) = h2::client::Builder::new()
-            .initial_window_size(settings.stream_window)
-            .initial_connection_window_size(window)
-            .max_send_buffer_size(settings.send_buffer)
-            .max_header_list_size(HEADER_LIST_MAX)
-            .enable_push(false)
-            // Audio and RTCP come in small frames; h2's default budget would end the tunnel when one viewer stalls.
-            .data_frame_budget(window as usize)
-            .handshake(transport.clone())
-            .await?;
-        let shared = Arc::new(Shared {
-            sender: Mutex::new(Some(sender)),
-            streams: Arc::new(Semaphore::new(settings.max_streams as usize)),
-            settings,
-            transport,
-            connected_since: SystemTime::now(),
-            rtt_us: AtomicU64::new(0),
-            settled: CancellationToken::new(),
-            closing: CancellationToken::new(),
-            close_reason: OnceLock::new(),
-            ended: CancellationToken::new(),
-            end_reason: OnceLock::new(),
-            uploads: TaskTracker::new(),
-        });
-        let driver = Self {
-            connection: Box::new(connection),
-            end: EndOnDrop(Arc::clone(&shared), closing),
-            shared: Arc::clone(&shared),
-        };
-        Ok((Uplink { shared }, driver))
+    /// Runs until there is a reason to end.
+    async fn drive(self: &Arc<Self>, stop: CancellationToken) -> End {
+        let mut control = Gated::new(control(Arc::clone(self), stop));
+        std::future::poll_fn(|cx| {
+            self.engine.register(cx.waker());
+            if let Some(end) = self.poll_receive(cx) {
+                return Poll::Ready(end);
+            }
+            if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+                return Poll::Ready((end_of_io(&error), None));
+            }
+            if let Some(reason) = self.engine.wants_end() {
+                return Poll::Ready((reason, None));
+            }
+            control.poll(cx).map(|reason| (reason, None))
+        })
+        .await
     }
 
-    /// Runs the uplink to its end, and says why it ended.
-    pub async fn run(mut self, stop: CancellationToken) -> EndReason {
-        let reason = self.drive(&stop).await;
-        let Self { shared, connection, end: _end } = self;
-        shared.handle_end(reason.clone());
-        // On the heap, for its short time: the task is as small as its long life needs.
-        Box::pin(Self::end(&shared, connection, &reason)).await;
-        tracing::debug!(%reason, "uplink ended");
-        reason
+    /// Receives what there is.
+    fn poll_receive(&self, cx: &mut Context<'_>) -> Option<End> {
+        let mut received = 0;
+        while received < RECEIVED_MAX {
+            let mut taken = Ok(());
+            let polled = self.transport.poll_receive(cx, &mut |bytes| {
+                if taken.is_ok() {
+                    taken = self.engine.receive(bytes);
+                }
+            });
+            if let Err(fault) = taken {
+                return Some((fault.reason.clone(), Some(fault)));
+            }
+            match polled {
+                Poll::Pending => return None,
+                Poll::Ready(Ok(0)) => return Some((EndReason::PeerClosed, None)),
+                Poll::Ready(Ok(count)) => received += count,
+                Poll::Ready(Err(error)) => {
+                    let reason = match self.transport.flood() {
+                        Some(flood) => EndReason::Flooded { frames: flood.0 },
+                        None => end_of_io(&error),
+                    };
+                    return Some((reason, None));
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        None
+    }
+
+    /// Sends what there is. Ready when everything is on its way.
+    fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.transport.poll_send(cx))?;
+            let out = self.engine.take_out();
+            if out.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.transport.send(out);
+        }
     }
 
     /// Closes the connection, in order if there is somebody to notice.
-    async fn end(
-        shared: &Shared,
-        connection: Box<h2::client::Connection<Transport, Chunk>>,
-        reason: &EndReason,
-    ) {
+    async fn close(&self, reason: &EndReason, fault: Option<Fault>) {
         // Who floods is not waited for either.
         let peer_is_gone =
             matches!(reason, EndReason::Silent { .. } | EndReason::Io(_) | EndReason::Flooded { .. });
-        if peer_is_gone || *reason == EndReason::PeerClosed {
-            drop(connection);
-        } else {
-            let _ = timeout(GOAWAY_DEADLINE, connection).await;
+        if !peer_is_gone && *reason != EndReason::PeerClosed {
+            self.engine.say_goodbye(fault.as_ref());
+            // If it does not get out the peer does not read, and needs no goodbye.
+            let _ = timeout(GOAWAY_DEADLINE, std::future::poll_fn(|cx| self.poll_send(cx))).await;
         }
-        shared.uploads.close();
-        shared.uploads.wait().await;
+        self.uploads.close();
+        self.uploads.wait().await;
         if peer_is_gone {
-            shared.transport.abort();
+            self.transport.abort();
         } else {
-            shared.transport.close().await;
+            self.transport.close().await;
         }
-    }
-
-    /// Runs until there is a reason to end.
-    async fn drive(&mut self, stop: &CancellationToken) -> EndReason {
-        let pings = self.connection.ping_pong().expect("taken once, here");
-        let mut control = Gated::new(control(Arc::clone(&self.shared), pings, stop.clone()));
-        let Self { shared, connection, .. } = self;
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(ended) = Pin::new(&mut **connection).poll(cx) {
-                return Poll::Ready(end_of_transport(&shared.transport, ended));
-            }
-            if let Poll::Ready(Err(error)) = shared.transport.poll_send(cx) {
-                return Poll::Ready(EndReason::Io(error.to_string()));
-            }
-            control.poll(cx)
-        })
-        .await
     }
 }
 
 /// What is rare beside the bytes of an uplink: stops, pings, silence.
-async fn control(shared: Arc<Shared>, mut pings: h2::PingPong, stop: CancellationToken) -> EndReason {
+async fn control(shared: Arc<Shared>, stop: CancellationToken) -> EndReason {
     let settings = &shared.settings;
     let mut liveness = Liveness::pinging(Instant::now(), settings.ping_interval, settings.dead_after);
     let mut wake = std::pin::pin!(tokio::time::sleep_until(Instant::now()));
     loop {
         match liveness.next(Instant::now(), shared.transport.last_received()) {
             Command::Ping => {
-                // It fails only if one is out already, or if the connection is closed, which its own poll notices.
-                let _ = pings.send_ping(h2::Ping::opaque());
+                shared.engine.ping();
                 continue;
             }
             Command::WaitUntil(time) => wake.as_mut().reset(time),
@@ -521,13 +474,9 @@ async fn control(shared: Arc<Shared>, mut pings: h2::PingPong, stop: Cancellatio
         }
         tokio::select! {
             () = stop.cancelled() => return EndReason::Stopped,
-            () = shared.closing.cancelled() => {
-                return shared.close_reason.get().cloned().unwrap_or(EndReason::Stopped);
-            }
-            pong = std::future::poll_fn(|cx| pings.poll_pong(cx)), if liveness.is_waiting() => {
-                if let (Ok(_), Some(rtt)) = (pong, liveness.handle_pong(Instant::now())) {
+            () = shared.engine.ponged(), if liveness.is_waiting() => {
+                if let Some(rtt) = liveness.handle_pong(Instant::now()) {
                     shared.rtt_us.store((rtt.as_micros() as u64).max(1), Ordering::Relaxed);
-                    shared.settled.cancel();
                 }
             }
             () = wake.as_mut() => {}
@@ -535,32 +484,19 @@ async fn control(shared: Arc<Shared>, mut pings: h2::PingPong, stop: Cancellatio
     }
 }
 
-/// What the end of HTTP/2 on this transport means.
-pub(crate) fn end_of_transport(transport: &Transport, ended: Result<(), h2::Error>) -> EndReason {
-    match transport.flood() {
-        Some(flood) => EndReason::Flooded { frames: flood.0 },
-        None => end_of_connection(ended),
+/// What the end of the connection under HTTP/2 means.
+pub(crate) fn end_of_io(error: &io::Error) -> EndReason {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => EndReason::PeerClosed,
+        _ => EndReason::Io(error.to_string()),
     }
 }
 
-/// What the end of an HTTP/2 connection means.
-pub(crate) fn end_of_connection(ended: Result<(), h2::Error>) -> EndReason {
-    match ended {
-        Ok(()) => EndReason::PeerClosed,
-        Err(error) if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => {
-            EndReason::PeerClosed
-        }
-        Err(error) if error.is_io() => match error.get_io() {
-            Some(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => EndReason::PeerClosed,
-            Some(error) => EndReason::Io(error.to_string()),
-            None => EndReason::Io(error.to_string()),
-        },
-        Err(error) => EndReason::Protocol(describe(&error)),
+fn failed(broken: Broken) -> RequestError {
+    match broken {
+        Broken::Ended(reason) => RequestError::Ended(reason),
+        broken => RequestError::Broken(broken.to_string()),
     }
-}
-
-fn broken(error: &h2::Error) -> RequestError {
-    RequestError::Broken(describe(error))
 }
 
 /// The head as HTTP/2 has it: an absolute URI, no headers that concern a connection.

@@ -289,15 +289,19 @@ impl Decoder {
     }
 
     /// Unmasks and moves all payload in `buffer` to its front, and returns its length. Calls `control` for each
-    /// complete control frame; stops after a close frame, dropping what follows.
+    /// complete control frame; stops after a close frame, dropping what follows, and at an error, before which payload
+    /// may have come.
     pub fn decode_in_place(
         &mut self,
         buffer: &mut [u8],
         mut control: impl FnMut(Step, &[u8]),
-    ) -> Result<usize, FrameError> {
+    ) -> (usize, Result<(), FrameError>) {
         let (mut from, mut to) = (0, 0);
         while from < buffer.len() {
-            let (taken, step) = self.step(&buffer[from..])?;
+            let (taken, step) = match self.step(&buffer[from..]) {
+                Ok(step) => step,
+                Err(error) => return (to, Err(error)),
+            };
             match step {
                 Step::Head => {}
                 Step::Payload(mask) => {
@@ -312,13 +316,13 @@ impl Decoder {
                 Step::Ping | Step::Pong | Step::Close => {
                     control(step, &self.control);
                     if step == Step::Close {
-                        return Ok(to);
+                        break;
                     }
                 }
             }
             from += taken;
         }
-        Ok(to)
+        (to, Ok(()))
     }
 
     fn step_head(&mut self, input: &[u8]) -> Result<(usize, Step), FrameError> {
@@ -440,8 +444,9 @@ mod tests {
         let (mut payload, mut controls) = (Vec::new(), Vec::new());
         for piece in pieces {
             let mut piece = piece.to_vec();
-            let length =
-                decoder.decode_in_place(&mut piece, |step, body| controls.push((step, body.to_vec())))?;
+            let (length, decoded) =
+                decoder.decode_in_place(&mut piece, |step, body| controls.push((step, body.to_vec())));
+            decoded?;
             payload.extend_from_slice(&piece[..length]);
         }
         Ok((payload, controls, decoder.is_at_boundary()))

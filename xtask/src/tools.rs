@@ -58,6 +58,8 @@ const NEEDED: &[(&str, Sign, &str)] = &[
     ("gstreamer1.0-plugins-ugly", Sign::Element("x264enc"), "the lab's camera"),
     ("gstreamer1.0-libav", Sign::Element("avenc_aac"), "the lab's camera: sound"),
     ("nodejs", Sign::Program("node"), "an HTTP/2 stack that is not ours; types of the page"),
+    ("nghttp2-server", Sign::Program("nghttpd"), "another HTTP/2 stack that is not ours"),
+    ("python3-h2", Sign::Python("h2"), "a third one"),
     ("npm", Sign::Program("npm"), "types of the page"),
 ];
 

@@ -83,7 +83,7 @@ async fn a_device_that_floods_ends_its_own_uplink_and_no_other() {
         ("PRIORITY", NATIVE, &[], frame(2, 0, 3, &[0, 0, 0, 0, 16])),
         ("WINDOW_UPDATE", NATIVE, &[], frame(8, 0, 0, &[0, 0, 0, 1])),
         ("RST_STREAM", NATIVE, &head, frame(3, 0, 1, &[0, 0, 0, 8])),
-        ("HTTP/2 failed", NATIVE, &head, frame(0, 0, 1, &[])),
+        ("tiny DATA", NATIVE, &head, frame(0, 0, 1, &[])),
         ("tiny DATA", NATIVE, &head, frame(0, 0, 1, &[7])),
         ("HTTP/2 failed", NATIVE, &open_head, frame(9, 0, 1, &[])),
         ("WebSocket", WEBSOCKET, &[], [0x82, 0x80, 0, 0, 0, 0].to_vec()),

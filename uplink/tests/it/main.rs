@@ -1,4 +1,5 @@
-//! Both ends of an uplink against each other over real sockets, against Node's HTTP/2, and against hostile peers.
+//! Both ends of an uplink against each other over real sockets, against three other HTTP/2 stacks, and against
+//! hostile peers.
 //!
 //! `world` has the server and the device of every test; the other modules are one subject each.
 
@@ -11,5 +12,6 @@ mod node;
 mod policy;
 mod pressure;
 mod proxy;
+mod stacks;
 mod wire;
 mod world;
