@@ -170,7 +170,7 @@ impl DigestGuard {
         let password = password.unwrap_or_default();
         let expected = answer.expected_response(method, &self.realm, password.expose());
         let matches = bool::from(expected.as_bytes().ct_eq(answer.response.as_bytes()));
-        if !(matches && known && same_resource(&answer.uri, uri)) {
+        if !(matches && known && self.is_for(&answer.uri, uri)) {
             return Err(Refusal::Wrong);
         }
         // Only now: whoever cannot compute the response learns nothing about the nonce.
@@ -179,6 +179,18 @@ impl DigestGuard {
         } else {
             Err(Refusal::Stale)
         }
+    }
+
+    /// Whether an answer's `uri` is good for what stands in the request line. live555 answers for the presentation
+    /// whatever it asks for, also for one of its tracks.
+    fn is_for(&self, answered: &str, requested: &str) -> bool {
+        let above = |requested: &str| {
+            let (path, query) = requested.split_at(requested.find('?').unwrap_or(requested.len()));
+            path.trim_end_matches('/').rsplit_once('/').map(|(above, _track)| format!("{above}{query}"))
+        };
+        same_resource(answered, requested)
+            || self.rfc2069 == Rfc2069Policy::Accept
+                && above(requested).is_some_and(|above| same_resource(answered, &above))
     }
 
     pub(super) fn nonce(&self, made_s: u64) -> String {

@@ -100,6 +100,13 @@ fn basic_and_rfc_2069_only_where_the_policy_says_so() {
     let check = |guard: &DigestGuard| guard.check("DESCRIBE", "rtsp://cam/1", Some(&old), root, NOW_S);
     assert!(matches!(check(&strict), Err(Refusal::Malformed(_))));
     assert!(check(&open).is_ok());
+    // live555 answers SETUP of a track for the presentation; for another one it is not good.
+    let query =
+        answer(&challenges[2..3], "SETUP", "rtsp://cam/1/live?a=b/", &Credentials::new("root", "sesame"));
+    let set_up = |guard: &DigestGuard, uri: &str| guard.check("SETUP", uri, Some(&query), root, NOW_S);
+    assert!(set_up(&open, "rtsp://cam/1/live/trackID=0?a=b").is_ok());
+    assert!(set_up(&open, "rtsp://cam/2/live/trackID=0?a=b").is_err());
+    assert!(set_up(&open, "rtsp://cam/1/trackID=0?a=b").is_err());
 }
 
 #[test]
