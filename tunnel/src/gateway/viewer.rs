@@ -20,7 +20,7 @@ use super::{
     hub::{Cursor, Unit},
     url::Target,
 };
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use bytes::{Buf as _, Bytes, BytesMut};
 use homing_media::rtsp::{Decoder, DecoderLimits, Message, Method, Request, Response};
 use homing_protocol::{SerialNumber, Step};
@@ -42,8 +42,11 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-/// How often time is looked at; a timer for each packet would cost more than the packet.
+/// How often time is looked at before PLAY; a timer for each packet would cost more than the packet.
 const TICK: Duration = Duration::from_secs(1);
+
+/// The same from PLAY on, when hundreds may share a worker.
+const PLAYING_TICK: Duration = Duration::from_secs(4);
 
 /// Until a key picture is there, from PLAY on; then it begins with whatever comes.
 const FIRST_KEY: Duration = Duration::from_secs(5);
@@ -197,7 +200,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
                 Err(error) => {
                     let serial = self.dialogue.target.as_ref().map(|target| target.serial.to_string());
                     let error = format!("{error:#}");
-                    tracing::info!(peer = %self.peer, serial, error, "RTSP client lost");
+                    tracing::info!(peer = %self.peer, serial, error, "RTSP client dropped");
                     return Outcome::Ended;
                 }
             }
@@ -353,7 +356,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
     fn poll_happened(&mut self, cx: &mut Context<'_>) -> Poll<anyhow::Result<Happened>> {
         // Out: until the socket takes no more, or there is no more.
         while let Poll::Ready(written) = self.wire.poll_write(cx, &mut self.io) {
-            written.context("cannot write")?;
+            if let Err(error) = written {
+                return Poll::Ready(Ok(self.lost(&error)));
+            }
             let Some(playing) = &mut self.playing else { break };
             let mut units = std::mem::take(&mut self.wire.units);
             let taken = playing.cursor.poll_next(cx, GATHERED_BYTES, &mut units);
@@ -378,9 +383,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
                 Some(message) => return Poll::Ready(Ok(Happened::Message(message))),
                 None => match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.wire.input) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Happened::Closed)),
-                    Poll::Ready(read) => {
-                        read.context("cannot read")?;
-                    }
+                    Poll::Ready(Ok(_)) => (),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Ok(self.lost(&error))),
                     Poll::Pending => break,
                 },
             }
@@ -394,11 +398,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
         }
         while self.wire.tick.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            self.wire.tick.as_mut().reset(now + TICK);
+            self.wire.tick.as_mut().reset(now + if self.playing.is_some() { PLAYING_TICK } else { TICK });
             self.wire.requests = 0;
             self.check_time(now)?;
         }
         Poll::Pending
+    }
+
+    /// Most players end so: without TEARDOWN, in the middle of what they are sent.
+    fn lost(&self, error: &io::Error) -> Happened {
+        tracing::debug!(peer = %self.peer, %error, "RTSP connection broke");
+        Happened::Closed
     }
 
     fn check_time(&self, now: Instant) -> anyhow::Result<()> {
