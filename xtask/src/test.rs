@@ -50,12 +50,14 @@ const STEPS: &[(&str, &str, Work)] = &[
     ("secrets", "that nothing shows one", |tally| whole("secrets::", tally)),
     ("scan", "what scanners of others find", |_| scan::run()),
     ("frames", "accounting for every frame", |tally| whole("frames::", tally)),
+    ("players", "the RTSP gateway, with players of others", |tally| whole("players::", tally)),
     ("lab", "the whole, in networks of its own", |tally| whole("lab::", tally)),
     ("browser", "the page, in Chromium", |tally| whole("browser::", tally)),
 ];
 
 /// Modules of the tests of the whole, `app/tests/it/`, each a step of its own.
-const WHOLE: [&str; 7] = ["tidy::", "system::", "model::", "secrets::", "frames::", "lab::", "browser::"];
+const WHOLE: [&str; 8] =
+    ["tidy::", "system::", "model::", "secrets::", "frames::", "players::", "lab::", "browser::"];
 
 /// The steps, for the help.
 pub fn list() -> String {

@@ -37,6 +37,7 @@ const NEEDED: &[(&str, Sign, &str)] = &[
     ("chromium", Sign::Program("chromium"), "browser tests"),
     ("chromium-driver", Sign::Program("chromedriver"), "browser tests"),
     ("systemd", Sign::Program("systemd-analyze"), "that the units are well formed"),
+    ("curl", Sign::Program("curl"), "what the RTSP gateway says to a client that only asks"),
     ("openssl", Sign::Program("openssl"), "another TLS than ours"),
     ("python3", Sign::File("/usr/bin/python3"), "peers in the lab"),
     ("python3-venv", Sign::Python("ensurepip"), "a camera that is not ours: the environment of its own"),

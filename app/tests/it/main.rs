@@ -9,6 +9,7 @@
 //! | [`lab`] | the whole in networks of its own |
 //! | [`model`] | whatever happens, in whatever order: against a small model |
 //! | [`setup`] | `homing tunnel setup` |
+//! | [`players`] | the RTSP gateway, watched by ffmpeg, GStreamer and curl |
 //! | [`secrets`] | that no log, answer, file or argument shows one |
 //! | [`seen`] | metrics and their dashboard, the live view in the terminal, a device's story in the log |
 //! | [`system`] | the whole on loopback: mistakes, hostile peers, secrets, the end |
@@ -27,6 +28,7 @@ mod frames;
 mod harness;
 mod lab;
 mod model;
+mod players;
 mod secrets;
 mod seen;
 mod setup;
