@@ -349,8 +349,10 @@ impl Gateway {
         }
         for user in &self.users {
             ensure!(
-                !user.name.is_empty() && !user.password.is_empty(),
-                "[[tunnel.gateway.users]] name and password must not be empty"
+                !user.name.is_empty() && user.password.expose().chars().count() >= PASSWORD_MIN,
+                "[[tunnel.gateway.users]] {:?}: the name must not be empty, and the password has at least \
+                 {PASSWORD_MIN} characters",
+                user.name
             );
             let twice = self.users.iter().filter(|other| other.name == user.name).count();
             ensure!(twice == 1, "[[tunnel.gateway.users]] {:?} is there twice", user.name);
@@ -518,7 +520,7 @@ mod tests {
         let gateway = |gateway: Gateway| message(Config { gateway, ..good() });
         assert!(gateway(Gateway { rtsp: "8554".into(), ..Gateway::default() }).contains("127.0.0.1:8554"));
         assert!(gateway(Gateway { udp_ports: [9, 8], ..Gateway::default() }).contains("udp_ports"));
-        let user = GatewayUser { name: "wall".into(), password: "w".into() };
+        let user = GatewayUser { name: "wall".into(), password: "of monitors, sixteen".into() };
         let users = vec![user.clone(), user];
         assert!(gateway(Gateway { users, ..Gateway::default() }).contains("twice"));
     }

@@ -3,7 +3,10 @@
 //! Digest with SHA-256 and MD5, with and without `qop`: players know no better. Basic never, not even in TLS: who offers
 //! it is asked for the password in clear by whoever stands in between.
 
-use crate::{config::GatewayUser, guard::Attempts};
+use crate::{
+    config::GatewayUser,
+    guard::{self, Attempts},
+};
 use homing_media::rtsp::Request;
 use homing_protocol::{
     Secret,
@@ -63,8 +66,8 @@ impl Door {
             }
             Err(refusal) => {
                 let is_wrong = matches!(refusal, Refusal::Wrong | Refusal::Malformed(_));
-                if is_wrong {
-                    self.attempts.handle_wrong(peer, now);
+                if is_wrong && let guard::Denied::TooMany(wait) = self.attempts.handle_wrong(peer, now) {
+                    return Err(Denied::TooMany(wait));
                 }
                 let challenges = self.guard.challenges(seconds, refusal == Refusal::Stale);
                 Err(Denied::Challenged { challenges, is_wrong })

@@ -246,7 +246,8 @@ async fn refusals_are_statuses_with_words() {
 async fn nobody_watches_without_a_password() {
     fn with_users(config: &mut Config) {
         gateway(config);
-        config.gateway.users = vec![GatewayUser { name: "wall".into(), password: "of monitors".into() }];
+        config.gateway.users =
+            vec![GatewayUser { name: "wall".into(), password: "of monitors, sixteen".into() }];
     }
     let (world, device, camera) = world(with_users).await;
     let mut player = Player::new(&world, &device).await;
@@ -262,7 +263,7 @@ async fn nobody_watches_without_a_password() {
     assert_eq!(player.ask(Method::Describe, &[]).await.status, 401, "the internal address's user");
     assert_eq!(camera.connections(), 0);
     let mut player = Player::new(&world, &device).await;
-    player.credentials = homing_protocol::secret::Credentials::new("wall", "of monitors");
+    player.credentials = homing_protocol::secret::Credentials::new("wall", "of monitors, sixteen");
     player.describe().await;
     // One that was right is not slowed by others; so it guesses from elsewhere.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
