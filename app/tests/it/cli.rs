@@ -38,6 +38,40 @@ fn write(file: &Path, text: &str) {
     fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
+/// The goal: what `homing plan` prints is what the page is told, by default and for a wish; and both refuse the same.
+#[test]
+fn the_plan_is_the_same_by_command_and_by_api() {
+    let folder = Folder::new();
+    let demo = Demo::start(&folder.join("data"), &["--cameras", "1"]);
+    for (flags, query) in [
+        (&["plan", "--json"][..], ""),
+        (
+            &[
+                "plan",
+                "--json",
+                "--sites",
+                "3",
+                "--resolution",
+                "1920x1080",
+                "--scene",
+                "busy",
+                "--audio-kbit",
+                "64",
+            ],
+            "?sites=3&width=1920&height=1080&scene=busy&audio_kbit=64",
+        ),
+    ] {
+        let (code, printed, said) = run(folder.path(), flags, "");
+        assert_eq!(code, 0, "{said}");
+        let printed: Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(printed, demo.api.json(&format!("/api/v1/plan{query}")).unwrap());
+    }
+    let (code, _, said) = run(folder.path(), &["plan", "--sites", "0"], "");
+    assert!(code == 1 && said.contains("sites is 0"), "{code} {said}");
+    let refused = demo.api.json("/api/v1/plan?sites=0").unwrap_err().to_string();
+    assert!(refused.contains("sites is 0"), "{refused}");
+}
+
 /// The goal: an administrator registers hundreds from a spreadsheet, sees what came of each line, mends and repeats;
 /// looks, shows a password for a reason, and releases; and a script can tell by the exit code how it went.
 #[test]

@@ -108,7 +108,7 @@ fn an_installer_answers_questions_and_the_server_runs() {
         printed.contains(&format!("forward TCP localhost:{external} to 127.0.0.1:{external}")),
         "{printed}"
     );
-    assert!(printed.contains(&format!("url = \"http://127.0.0.1:{internal}\"")), "{printed}");
+    assert!(printed.contains(&format!("internal address http://127.0.0.1:{internal}")), "{printed}");
 
     let file = home.join("etc/homing.toml");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);

@@ -487,8 +487,8 @@ fn told(file: &Path, config: &Config, made: bool, runs: bool) -> String {
         _ => format!("http://{}", config.internal),
     };
     text.push_str(&format!(
-        "In the management server's configuration:\n  [[management.tunnel_servers]]\n  name = {:?}\n  url = {inside:?}\n  \
-         user = {:?}\n  password = \"…\"\n",
+        "On the management server's page, Remote connect services, add a tunnel server:\n  name {:?}, internal address \
+         {inside}, user {:?} and its password\n",
         config.name, config.user
     ));
     if config.certificate.as_os_str().is_empty() {

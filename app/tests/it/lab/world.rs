@@ -3,7 +3,9 @@
 use super::{
     Host,
     camera::{self, Camera, Encoding},
-    layout::{DISPATCHER, DISPATCHER_API_PORT, DISPATCHER_PORT, EXTERNAL_PORT, INTERNAL_PORT, PUBLIC},
+    layout::{
+        DISPATCHER, DISPATCHER_API_PORT, DISPATCHER_PORT, EXTERNAL_PORT, INTERNAL_PORT, Layout, PUBLIC,
+    },
     topology::Lab,
 };
 use crate::harness::{self, Folder, Http, Process, homing, homing_agent, seconds, wait_for};
@@ -66,20 +68,40 @@ impl World {
         assert!(anchor.is_file(), "{}: the dispatcher's own CA", anchor.display());
 
         let [_, internal_password, admin_password] = SECRETS;
-        let tunnel_config = write(
-            &folder,
-            "tunnel.toml",
-            &format!(
-                "[tunnel]\nname = 'sts'\nexternal = '{external}'\n\
-                 internal = '{internal}'\npublic = ['{PUBLIC}:{EXTERNAL_PORT}']\n\
-                 user = 'vms'\npassword = '{internal_password}'\ndata = '{}'\n\
-                 [tunnel.dispatcher]\naddress = 'https://{dispatcher_api}'\ntrust_anchor = '{}'\n\
-                 account = 'lab'\npassword = '{}'\n",
-                folder.join("tunnel").display(),
-                anchor.display(),
-                account.trim(),
-            ),
-        );
+        // As an administrator's script would.
+        let tunnel_config = folder.join("tunnel.toml").display().to_string();
+        let data = folder.join("tunnel").display().to_string();
+        let public = format!("{PUBLIC}:{EXTERNAL_PORT}");
+        let account = write(&folder, "account", account.trim());
+        let password = write(&folder, "password", internal_password);
+        let turned_around = lab.layout == Layout::OneAdaptor;
+        if turned_around {
+            lab.load("firewall1", "# Leads back");
+        }
+        let set_up =
+            tunnel_host.run(
+                program,
+                &[
+                    &[
+                        "tunnel",
+                        "setup",
+                        "--yes",
+                        "--config",
+                        &tunnel_config,
+                        "--name",
+                        "sts",
+                        "--data",
+                        &data,
+                    ][..],
+                    &["--external", &external, "--internal", &internal, "--public", &public],
+                    &["--dispatcher", &dispatcher_api, "--dispatcher-ca", &anchor.display().to_string()],
+                    &["--account", "lab", "--account-password-file", &account, "--password-file", &password],
+                ]
+                .concat(),
+            );
+        // No firewall of the others turns connections from inside around.
+        assert_eq!(set_up.contains("Warning"), !turned_around, "{set_up}");
+        assert_eq!(set_up.contains("hairpin NAT"), !turned_around, "{set_up}");
         let tunnel = tunnel_host.spawn(&homing, &["tunnel", "--config", &tunnel_config]);
         wait_until_listening(&tunnel_host, &internal);
 
