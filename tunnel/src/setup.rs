@@ -4,16 +4,17 @@
 
 use crate::{
     config::{Config, refuse_one_address_for_both},
+    guard::PASSWORD_MIN,
     public,
     server::certificate,
 };
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use homing_base::{
     Stop,
     client::{ApiClient, Auth, CallError},
     listen, tls, vault,
 };
-use homing_protocol::{api::dispatcher::Changes, secret::Credentials};
+use homing_protocol::{Secret, api::dispatcher::Changes, secret::Credentials};
 use http::StatusCode;
 use std::{io, net::SocketAddr, time::Duration};
 use tokio::{
@@ -64,6 +65,18 @@ pub fn try_address(address: SocketAddr) -> Result<(), Unusable> {
 /// When they are the same IP address and port, with what to do.
 pub fn try_both(external: SocketAddr, internal: SocketAddr) -> anyhow::Result<()> {
     refuse_one_address_for_both(external, internal)
+}
+
+/// Whether the internal address could be kept by this password.
+///
+/// # Errors
+/// When it is too short.
+pub fn check_password(password: &Secret) -> anyhow::Result<()> {
+    ensure!(
+        password.expose().chars().count() >= PASSWORD_MIN,
+        "whoever knows it reaches every device, so it has at least {PASSWORD_MIN} characters"
+    );
+    Ok(())
 }
 
 /// Whether devices could be told the public addresses.

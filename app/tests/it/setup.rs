@@ -76,7 +76,8 @@ fn an_installer_answers_questions_and_the_server_runs() {
         "http://127.0.0.1",               // public: no address of a device
         &format!("localhost:{external}"), // good, and leads back
         "",                               // user: as suggested
-        "",                               // password: a new one
+        "too short",                      // password
+        "",                               // a new one
         &api,                             // dispatcher
         "gone.pem",                       // its CA: no such file
         ca.to_str().unwrap(),             // good
@@ -94,6 +95,7 @@ fn an_installer_answers_questions_and_the_server_runs() {
         "192.0.2.77 is not an address of this machine, which has",
         &format!("port {} of 127.0.0.1 is taken by another program", taken.port()),
         "same IP address and port",
+        "at least 16 characters",
         "always uses TLS",
         "cannot read gone.pem",
         "it does not know this account and password",
@@ -174,6 +176,7 @@ fn a_script_sets_up_by_flags_and_nothing_is_overwritten_unasked() {
         (with("--external", "192.0.2.77:8443"), "not an address of this machine"),
         (with("--public", "a:1,b:2,c:3,d:4,e:5"), "at most 4"),
         (with("--password-file", "no-such-file"), "no-such-file"),
+        (with("--password-file", &account), "at least 16 characters"),
     ] {
         let (code, _, said) = call(&flags);
         assert!(code == 1 && said.contains(expected), "{code} {said}");
@@ -195,7 +198,7 @@ fn a_script_sets_up_by_flags_and_nothing_is_overwritten_unasked() {
     // Again: nothing to do. Otherwise: refused with what would change, unless told.
     let (code, printed, _) = call(&all(&[]));
     assert!(code == 0 && printed.contains("says all this already"), "{code} {printed}");
-    let another = secret(home, "another", "tr0ub4dor-3\n");
+    let another = secret(home, "another", "tr0ub4dor-and-3-more\n");
     let mut changed = with("--password-file", &another);
     changed.extend(["--user".to_owned(), "nvr".to_owned()]);
     let (code, _, said) = call(&changed);

@@ -312,8 +312,21 @@ fn ask_credentials(asker: &Asker, options: &mut Options, config: &mut Config) ->
         default: Some(if keep { "as it is" } else { "a new one, shown at the end" }.to_owned()),
     };
     let given = match &options.password_file {
-        Some(file) => Some(secret(file, "the password")?),
-        None => asker.ask_secret(&question)?,
+        Some(file) => {
+            let given = secret(file, "the password")?;
+            setup::check_password(&given)
+                .map_err(|error| Refused::Refused(format!("--password-file: {error:#}")))?;
+            Some(given)
+        }
+        None => loop {
+            match asker.ask_secret(&question)? {
+                None => break None,
+                Some(given) => match setup::check_password(&given) {
+                    Ok(()) => break Some(given),
+                    Err(error) => say(&format!("  No: {error:#}.")),
+                },
+            }
+        },
     };
     let made = given.is_none() && !keep;
     take(&mut config.password, given.or_else(|| made.then(|| password::generate(PASSWORD_LENGTH))));
