@@ -15,6 +15,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
 use std::{
     convert::Infallible,
     future::Future,
@@ -31,12 +32,23 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-/// Connections at once on one listener; more wait in the kernel.
-pub const CONNECTION_LIMIT: usize = 2048;
+/// Connections of a listener.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// At once; more wait in the kernel. 2048.
+    pub connections: usize,
+    /// Those of one network; more are closed at once. Half of all: as much as a whole control room behind one address
+    /// needs, and never so much that the others find no room.
+    pub by_network: usize,
+    /// Counts those.
+    pub turned_away: Counter,
+}
 
-/// Those of one network; more are closed at once. Half of all: as much as a whole control room behind one address
-/// needs, and never so much that the others find no room.
-const NETWORK_LIMIT: usize = CONNECTION_LIMIT / 2;
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { connections: 2048, by_network: 1024, turned_away: Counter::default() }
+    }
+}
 
 /// For a TLS handshake, and for a request's head to arrive whole.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -112,11 +124,28 @@ pub async fn serve_with<A, F>(
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
+    serve_within(listener, answer, tls, Limits::default(), stop).await;
+}
+
+/// As [`serve_with`], within limits of the role's own.
+pub async fn serve_within<A, F>(
+    listener: TcpListener,
+    answer: A,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    limits: Limits,
+    stop: Stop,
+) where
+    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
     let acceptor = tls.map(tokio_rustls::TlsAcceptor::from);
-    let (loop_stop, crowd) = (stop.clone(), Crowd::new(NETWORK_LIMIT));
-    listen::accept_loop(listener, CONNECTION_LIMIT, loop_stop, move |tcp: TcpStream, peer| {
+    let (loop_stop, crowd) = (stop.clone(), Crowd::new(limits.by_network));
+    listen::accept_loop(listener, limits.connections, loop_stop, move |tcp: TcpStream, peer| {
         let (acceptor, answer, stop) = (acceptor.clone(), answer.clone(), stop.clone());
         let admission = crowd.admit(peer.ip());
+        if admission.is_none() {
+            limits.turned_away.inc();
+        }
         async move {
             let Some(_admission) = admission else {
                 tracing::debug!(%peer, "too many connections from this network");

@@ -1,11 +1,17 @@
 //! How a role ends: one token that says so, one tracker that knows what is still running.
 //!
+//! Before it ends there may be time to leave in order: [`Stop::leave`] tells everybody, and waits for whoever holds a
+//! [`Hold`]. What has nobody to wait for ends with the first word ([`Stop::first`]).
+//!
 //! Invariant: a task spawned through [`Stop::spawn`] is either finished or still counted; when
 //! [`Stop::drain`] returns `true`, nothing of the role is left.
 
 use std::{future::Future, time::Duration};
 use tokio::task::JoinHandle;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 /// How long a role may take to end after it was asked to; then its tasks are abandoned with the
 /// process.
@@ -14,9 +20,15 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_millis(1000);
 /// Cheap to clone; all clones are the same role.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
+    leaving: CancellationToken,
     token: CancellationToken,
     tasks: TaskTracker,
+    holds: TaskTracker,
 }
+
+/// Somebody is still to be served; [`Stop::leave`] waits until it is dropped. Its holder sets its own deadline.
+#[derive(Debug)]
+pub struct Hold(#[expect(dead_code, reason = "for its Drop")] TaskTrackerToken);
 
 impl Stop {
     /// A role that runs.
@@ -27,7 +39,35 @@ impl Stop {
     /// A part of this role that can end by itself; it ends at the latest with the whole. Its tasks
     /// are counted by the whole.
     pub fn child(&self) -> Stop {
-        Stop { token: self.token.child_token(), tasks: self.tasks.clone() }
+        Stop { leaving: self.leaving.child_token(), token: self.token.child_token(), ..self.clone() }
+    }
+
+    /// This role, for a part that nobody has to be waited for in: it ends as soon as the role is asked to leave.
+    pub fn first(&self) -> Stop {
+        let token = self.leaving.child_token();
+        Stop { leaving: token.clone(), token, ..self.clone() }
+    }
+
+    /// Asks the role to leave, and waits until nobody holds it. It still runs then: drain it.
+    pub async fn leave(&self) {
+        self.leaving.cancel();
+        self.holds.close();
+        self.holds.wait().await;
+    }
+
+    /// Returns once the role was asked to leave, or to end.
+    pub async fn leaving(&self) {
+        self.leaving.cancelled().await;
+    }
+
+    /// Whether the role was asked to leave, or to end.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
+    /// Keeps [`Stop::leave`] waiting.
+    pub fn hold(&self) -> Hold {
+        Hold(self.holds.token())
     }
 
     /// Spawns a task that the role waits for when it ends. The task must itself watch
@@ -49,6 +89,7 @@ impl Stop {
 
     /// Asks the role to end.
     pub fn stop(&self) {
+        self.leaving.cancel();
         self.token.cancel();
     }
 
@@ -95,6 +136,14 @@ pub async fn signal() -> std::io::Result<()> {
     Ok(())
 }
 
+/// SIGHUP as it comes: read the configuration again.
+///
+/// # Errors
+/// When the handler cannot be installed.
+pub fn hangups() -> std::io::Result<tokio::signal::unix::Signal> {
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +161,16 @@ mod tests {
         assert!(role.drain(Duration::from_secs(1)).await);
         assert!(part.is_stopped());
         assert_eq!(role.running(), 0);
+
+        let leaving = Stop::new();
+        let (first, part, hold) = (leaving.first(), leaving.child(), leaving.hold());
+        let left = tokio::time::timeout(Duration::from_secs(5), leaving.leave()).await;
+        assert!(left.is_err(), "it waits for who holds it");
+        assert!(first.is_stopped() && part.is_leaving() && !part.is_stopped() && !leaving.is_stopped());
+        drop(hold);
+        tokio::time::timeout(Duration::from_secs(5), leaving.leave()).await.expect("nobody holds it");
+        first.stop();
+        assert!(!leaving.is_stopped(), "a part ends itself alone");
 
         let stuck = Stop::new();
         stuck.spawn(std::future::pending::<()>());
