@@ -46,6 +46,9 @@ use tokio_util::task::TaskTracker;
 /// loop never waits for any of them.
 const EVENTS: usize = 64;
 
+/// An uplink that is down for so long is tried at once when another one goes down, too.
+const DOWN_LONG: Duration = Duration::from_secs(10);
+
 /// Where the page's address is written for `homing-agent press` and `status`.
 pub const PAGE_FILE: &str = "page";
 
@@ -191,7 +194,6 @@ impl Bound {
             window_missed: false,
             kept: BTreeMap::new(),
             lives: 0,
-            wake: Arc::default(),
             news: mpsc::channel(EVENTS),
             services,
             status,
@@ -225,6 +227,10 @@ struct Kept {
     life: u64,
     stop: CancellationToken,
     state: UplinkState,
+    /// When it began to be tried, or went down last.
+    since: Instant,
+    /// Makes it try at once.
+    wake: Arc<Notify>,
 }
 
 struct Runner {
@@ -246,8 +252,6 @@ struct Runner {
     kept: BTreeMap<String, Kept>,
     /// Counts what was ever kept.
     lives: u64,
-    /// Makes uplinks try at once.
-    wake: Arc<Notify>,
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
 }
 
@@ -298,7 +302,13 @@ impl Runner {
                 kept.state = state;
                 match (was, is) {
                     (false, true) => Event::UplinkUp { address },
-                    (true, false) => Event::UplinkDown { address },
+                    (true, false) => {
+                        kept.since = Instant::now();
+                        // Now another one is needed. What went down together comes back by its own intervals: a server
+                        // that has crashed is not to see all its devices in the same moment.
+                        self.wake_those_down_for(DOWN_LONG);
+                        Event::UplinkDown { address }
+                    }
                     _ => return,
                 }
             }
@@ -320,7 +330,12 @@ impl Runner {
         tracing::info!(serial = %self.services.identity.serial, step = %Step::Press, window_s = self.settings.press_window.as_secs(), "button pressed");
         (self.dispatcher_error, self.window_missed) = (None, false);
         self.services.cameras.look_now();
-        self.wake.notify_waiters();
+        self.wake_those_down_for(Duration::ZERO);
+    }
+
+    fn wake_those_down_for(&self, long: Duration) {
+        let is_down = |kept: &&Kept| !kept.state.is_connected() && kept.since.elapsed() >= long;
+        self.kept.values().filter(is_down).for_each(|kept| kept.wake.notify_one());
     }
 
     async fn carry_out(&mut self, commands: Vec<Command>) {
@@ -388,6 +403,7 @@ impl Runner {
         let life = self.lives;
         let kept = self.services.store.kept().await;
         let stop = self.stop.child_token();
+        let wake = Arc::new(Notify::new());
         let mut state = UplinkState::Offline { error: None, retry_in: None };
         let dialer = address
             .parse::<UplinkAddress>()
@@ -400,13 +416,13 @@ impl Runner {
                 tracing::info!(serial = %self.services.identity.serial, step = %Step::Connect, address, "dialling the tunnel server");
                 let (mut keep, states) = Keep::new(dialer, self.answers(Peer::TunnelServer(address.clone())));
                 keep.backoff = self.settings.backoff;
-                keep.wake = Arc::clone(&self.wake);
+                keep.wake = Arc::clone(&wake);
                 self.tasks.spawn(keep.run(stop.clone()));
                 let (news, address) = (self.news.0.clone(), address.clone());
                 self.tasks.spawn(tell_states(news, address, life, states));
             }
         }
-        self.kept.insert(address, Kept { life, stop, state });
+        self.kept.insert(address, Kept { life, stop, state, since: Instant::now(), wake });
     }
 
     fn drop_uplink(&mut self, address: &str) {

@@ -40,6 +40,16 @@ impl Default for AcceptLimits {
     }
 }
 
+/// When, and where else, a device may try again that cannot be served now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Later {
+    /// In whole seconds; at least one is said.
+    pub retry_after: Duration,
+    /// Other addresses of the server, `host:port`. A device dials only what it was told by who may tell it, so this is no
+    /// more than a hint which of these to try first.
+    pub elsewhere: Vec<String>,
+}
+
 /// Why a connection did not become an arrival. The peer has been told what HTTP or TLS can tell.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
@@ -218,6 +228,16 @@ impl Arrival {
         refuse(self.transport.0.clone(), status, reason).await;
     }
 
+    /// Answers `503` with the reason, when to come again (`Retry-After`) and where else to dial (`Homing-Uplinks`): for a
+    /// server that is about to stop, or full.
+    pub async fn refuse_for_now(self, reason: &str, later: &Later) {
+        let mut headers = format!("Retry-After: {}\r\n", later.retry_after.as_secs().max(1));
+        if !later.elsewhere.is_empty() {
+            headers.push_str(&format!("{}: {}\r\n", upgrade::UPLINKS_HEADER, later.elsewhere.join(", ")));
+        }
+        refuse_with(self.transport.0.clone(), 503, &headers, reason).await;
+    }
+
     /// Answers `101` and begins HTTP/2. Nothing happens until the driver runs.
     pub async fn accept(self, settings: UplinkSettings) -> Result<(Uplink, UplinkDriver), EndReason> {
         let Self { request, transport: connection, early, .. } = self;
@@ -253,10 +273,15 @@ pub(crate) async fn read_head<H>(
     }
 }
 
-async fn refuse(mut transport: Transport, status: u16, reason: &str) {
+async fn refuse(transport: Transport, status: u16, reason: &str) {
+    refuse_with(transport, status, "", reason).await;
+}
+
+/// `headers`: whole lines, each with its end.
+async fn refuse_with(mut transport: Transport, status: u16, headers: &str, reason: &str) {
     let reason = &reason[..reason.floor_char_boundary(REASON_MAX)];
     // It is gathered now and sent by closing; if the device has gone there is nobody to tell.
-    let _ = transport.write_all(upgrade::refusal(status, &shown(reason)).as_bytes()).await;
+    let _ = transport.write_all(upgrade::refusal(status, headers, &shown(reason)).as_bytes()).await;
     transport.close().await;
 }
 

@@ -24,12 +24,13 @@ pub struct BackoffSettings {
 }
 
 impl Default for BackoffSettings {
-    /// 3, 6, 12, 24, 30, 30 … seconds, each shortened by up to a third; reset after a minute.
+    /// 3, 6, 12, 24, 30, 30 … seconds, each shortened by up to a half: those who were cut off together spread as far as
+    /// they can while intervals still ascend, as the standard wants it. Reset after a minute.
     fn default() -> Self {
         Self {
             first: Duration::from_secs(3),
             max: Duration::from_secs(30),
-            jitter: 1.0 / 3.0,
+            jitter: 0.5,
             stable_after: Duration::from_secs(60),
         }
     }
@@ -122,7 +123,7 @@ mod tests {
             for random in randoms {
                 let interval = backoff.next_interval_with(random);
                 prop_assert!(interval <= settings.max);
-                prop_assert!(interval >= settings.first.mul_f64(0.66));
+                prop_assert!(interval >= settings.first.mul_f64(0.49));
             }
         }
     }

@@ -110,6 +110,8 @@ pub enum DialError {
         status: u16,
         /// What it says, bounded and printable.
         reason: String,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
     },
     /// Something listens there, but no uplink server.
     #[error("{server} is not an uplink server: {error}")]
@@ -269,6 +271,7 @@ impl Dialer {
                     server: self.address.authority(),
                     status: head.status,
                     reason,
+                    retry_after: head.retry_after.map(Duration::from_secs),
                 });
             }
             _ => {}

@@ -4,8 +4,9 @@
 //! losing one server loses nothing (ONVIF Uplink 26.06 §5.3). Flow steps 4 (phone home), 6 (connect), 7 (tunnel).
 
 use crate::backoff::{Backoff, BackoffSettings};
-use crate::dial::Dialer;
+use crate::dial::{DialError, Dialer};
 use crate::serve::{ServeSettings, Service};
+use rand::Rng as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
@@ -83,8 +84,10 @@ impl<S: Service> Keep<S> {
         let mut error = None;
         loop {
             self.state.send_replace(UplinkState::Connecting { error });
-            let Some(ended) = self.attempt(&stop, &mut backoff).await else { break };
-            let interval = backoff.next_interval();
+            let Some((ended, retry_after)) = self.attempt(&stop, &mut backoff).await else { break };
+            // Who asks for time gets it, up to the longest interval, and from each of its devices another one.
+            let asked = retry_after.unwrap_or_default().min(self.backoff.max / 2);
+            let interval = backoff.next_interval().max(asked.mul_f64(1.0 + rand::rng().random::<f64>()));
             tracing::info!(address = %self.dialer.address, error = %ended, retry_in_ms = interval.as_millis() as u64, "no uplink");
             error = Some(ended);
             self.state.send_replace(UplinkState::Offline { error: error.clone(), retry_in: Some(interval) });
@@ -97,17 +100,27 @@ impl<S: Service> Keep<S> {
         self.state.send_replace(UplinkState::Offline { error: None, retry_in: None });
     }
 
-    /// Dials and serves once; why it ended, or none when told to stop.
-    async fn attempt(&self, stop: &CancellationToken, backoff: &mut Backoff) -> Option<String> {
+    /// Dials and serves once; why it ended, and when the server wants to be asked again; none when told to stop.
+    async fn attempt(
+        &self,
+        stop: &CancellationToken,
+        backoff: &mut Backoff,
+    ) -> Option<(String, Option<Duration>)> {
         let dialed = match stop.run_until_cancelled(self.dialer.dial()).await? {
             Ok(dialed) => dialed,
-            Err(error) => return Some(error.to_string()),
+            Err(error) => {
+                let retry_after = match &error {
+                    DialError::Refused { retry_after, .. } => *retry_after,
+                    _ => None,
+                };
+                return Some((error.to_string(), retry_after));
+            }
         };
         let began = Instant::now();
         tracing::info!(address = %self.dialer.address, peer = %dialed.peer_addr(), "uplink connected");
         self.state.send_replace(UplinkState::Connected { since: SystemTime::now() });
         let reason = dialed.serve(Arc::clone(&self.service), self.serve.clone(), stop.clone()).await;
         backoff.handle_connection_end(began.elapsed());
-        (!stop.is_cancelled()).then(|| reason.to_string())
+        (!stop.is_cancelled()).then(|| (reason.to_string(), None))
     }
 }

@@ -44,7 +44,7 @@ mod upgrade;
 mod uplink;
 pub mod websocket;
 
-pub use accept::{AcceptError, AcceptLimits, Acceptor, Arrival};
+pub use accept::{AcceptError, AcceptLimits, Acceptor, Arrival, Later};
 pub use address::{AddressError, Carrier, HttpProxy, UplinkAddress};
 pub use backoff::{Backoff, BackoffSettings};
 pub use body::{Body, BodyError, BodySender};

@@ -22,6 +22,9 @@ pub const HEADERS_MAX: usize = 64;
 /// What an uplink is called in `Upgrade` and `Sec-WebSocket-Protocol`.
 pub const PROTOCOL: &str = "h2c-reverse";
 
+/// In a refusal for now: other addresses of the server, `host:port`, separated by commas.
+pub const UPLINKS_HEADER: &str = "Homing-Uplinks";
+
 /// RFC 6455 §1.3.
 const WEBSOCKET_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -197,6 +200,8 @@ pub(crate) struct ResponseHead {
     /// The reason phrase, made printable.
     pub phrase: String,
     pub content_length: Option<usize>,
+    /// In seconds; a date is not understood.
+    pub retry_after: Option<u64>,
     upgrade: bool,
     websocket: bool,
     websocket_accept: Option<String>,
@@ -216,6 +221,7 @@ impl ResponseHead {
             status: response.code.unwrap_or_default(),
             phrase: shown(response.reason.unwrap_or_default()),
             content_length: headers.get("content-length").and_then(|value| value.parse().ok()),
+            retry_after: headers.get("retry-after").and_then(|value| value.trim().parse().ok()),
             upgrade: headers.has_token("upgrade", PROTOCOL),
             websocket: headers.has_token("upgrade", "websocket")
                 && headers.has_token("sec-websocket-protocol", PROTOCOL),
@@ -243,11 +249,11 @@ impl ResponseHead {
 }
 
 /// A whole answer that refuses, with the reason as text for the device to show.
-pub(crate) fn refusal(status: u16, reason: &str) -> String {
+pub(crate) fn refusal(status: u16, headers: &str, reason: &str) -> String {
     let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let upgrade = if status == 426 { format!("Upgrade: {PROTOCOL}\r\n") } else { String::new() };
     format!(
-        "HTTP/1.1 {status} {}\r\n{upgrade}Connection: close\r\nContent-Type: text/plain; charset=utf-8\r\n\
+        "HTTP/1.1 {status} {}\r\n{upgrade}{headers}Connection: close\r\nContent-Type: text/plain; charset=utf-8\r\n\
          Content-Length: {}\r\n\r\n{reason}",
         phrase.unwrap_or("Refused"),
         reason.len(),
@@ -401,7 +407,7 @@ mod tests {
 
     #[test]
     fn a_refusal_carries_its_reason_and_nothing_else() {
-        let text = refusal(403, "Unbekanntes Gerät");
+        let text = refusal(403, "", "Unbekanntes Gerät");
         let (head, length) = ResponseHead::parse(text.as_bytes()).expect("an answer").expect("complete");
         assert_eq!((head.status, head.content_length), (403, Some(text.len() - length)));
         assert_eq!(&text[length..], "Unbekanntes Gerät");

@@ -169,6 +169,34 @@ async fn a_waiting_keep_can_be_woken_and_stopped() {
     server.end().await;
 }
 
+/// Goal: a server that asks for time gets it, and not more than the longest interval whatever it asks for.
+#[tokio::test]
+async fn keep_comes_back_when_the_server_wants_it_to() {
+    let mut server = Server::start().await;
+    let device = Identity::device("00408C702009");
+    let (mut keep, mut states) = Keep::new(server.dialer(Carrier::Native, &device), Arc::new(answer));
+    let (millisecond, longest) = (Duration::from_millis(1), Duration::from_secs(30));
+    keep.backoff = BackoffSettings { first: millisecond, max: longest, ..Default::default() };
+    let (wake, stop) = (Arc::clone(&keep.wake), CancellationToken::new());
+    let running = server.tasks.spawn(keep.run(stop.clone()));
+    for (asked, least, most) in [(4, 4, 8), (100_000, 15, 30)] {
+        let later = Later { retry_after: Duration::from_secs(asked), elsewhere: vec!["b:1".to_owned()] };
+        server.next().await.refuse_for_now("about to stop", &later).await;
+        let waits = |state: &UplinkState| matches!(state, UplinkState::Offline { retry_in: Some(_), .. });
+        let UplinkState::Offline { retry_in: Some(waits), error } =
+            reach(&mut states, "the wait", waits).await
+        else {
+            unreachable!("it waits")
+        };
+        assert!((least..=most).contains(&waits.as_secs()), "{waits:?} where {asked} s were asked for");
+        assert!(error.is_some_and(|error| error.contains("503") && error.contains("about to stop")));
+        wake.notify_one();
+    }
+    stop.cancel();
+    within("the end", running).await.expect("no panic");
+    server.end().await;
+}
+
 /// Goal: two uplinks in parallel; losing one server loses nothing of the other.
 #[tokio::test]
 async fn parallel_uplinks_do_not_know_of_each_other() {
