@@ -1,6 +1,7 @@
 //! The `[dispatcher]` table of the configuration file; `dispatcher.toml` is its reference.
 
 use anyhow::ensure;
+use homing_base::crowd::Networks;
 use homing_protocol::Secret;
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::PathBuf};
@@ -37,6 +38,10 @@ pub struct Config {
     pub connections: usize,
     /// Devices connected at once from one IP address.
     pub connections_per_address: usize,
+    /// Connections a second from one IP address; 0: no limit.
+    pub handshakes_per_second_per_address: u32,
+    /// Networks whose connections a second are not counted.
+    pub exempt: Networks,
     /// Registrations that one account may have.
     pub registrations_per_account: u32,
     /// Registrations that one account may send in a minute.
@@ -76,6 +81,8 @@ impl Default for Config {
             tls_1_2: false,
             connections: 10_000,
             connections_per_address: 256,
+            handshakes_per_second_per_address: 100,
+            exempt: Networks::local(),
             registrations_per_account: 10_000,
             registrations_per_minute: 600,
             listed_only: false,
@@ -84,6 +91,19 @@ impl Default for Config {
         }
     }
 }
+
+/// Keys of `[dispatcher]` that a reload changes; the others need a restart.
+pub const MAY_CHANGE: &[&str] = &[
+    "metrics_token",
+    "operator_token",
+    "connections_per_address",
+    "handshakes_per_second_per_address",
+    "exempt",
+    "registrations_per_account",
+    "registrations_per_minute",
+    "listed_only",
+    "device_keys",
+];
 
 impl Config {
     /// What the types cannot say.
@@ -126,7 +146,7 @@ mod tests {
     fn the_reference_file_is_the_default() {
         let mut reference = homing_base::config::reference_value(REFERENCE).unwrap();
         let table = reference.remove("dispatcher").unwrap();
-        assert_eq!(table.as_table().unwrap().len(), 16, "every key is documented");
+        assert_eq!(table.as_table().unwrap().len(), 18, "every key is documented");
         assert_eq!(table.try_into::<Config>().unwrap(), Config::default());
         assert!(reference.is_empty());
         Config::default().check().unwrap();

@@ -11,15 +11,16 @@
 
 use crate::{
     attempts::{Counted, What},
-    config::DeviceKeys,
+    config::Config,
     dispatch::{self, Answer, Attempt, DispatchError},
     metrics::Metrics,
     store::{Entered, Generation, Job, Store},
     vouch::Manufacturers,
 };
 use homing_base::{
-    Stop, Workers,
+    Live, Stop, Workers,
     crowd::{Crowd, network},
+    rate::{Pace, Rate},
     throttle::{Throttle, Tolerance},
 };
 use homing_protocol::{
@@ -107,12 +108,13 @@ pub(crate) struct Devices {
     pub counted: Arc<Counted>,
     pub workers: Workers,
     pub crowd: Arc<Crowd>,
+    pub rate: Rate<IpAddr>,
+    pub config: Live<Config>,
     pub stop: Stop,
     pub room: Room,
     /// Networks of whose failures the log has told lately.
     pub told: Throttle<IpAddr>,
     pub manufacturers: Manufacturers,
-    pub keys: DeviceKeys,
 }
 
 /// Who is here.
@@ -212,6 +214,14 @@ impl Devices {
     }
 
     async fn connection(&self, tcp: TcpStream, peer: SocketAddr) {
+        let config = self.config.get();
+        let is_counted = !config.exempt.contain(peer.ip());
+        let pace = Pace::per_second(config.handshakes_per_second_per_address);
+        if is_counted && self.rate.admit(&network(peer.ip()), pace, Instant::now()).is_err() {
+            self.metrics.refused("too-fast-from-address");
+            tracing::debug!(%peer, "more connections a second than an address may make");
+            return;
+        }
         let Some(_admission) = self.crowd.admit(peer.ip()) else {
             self.metrics.refused("too-many-from-address");
             tracing::debug!(%peer, "too many connections from this address");
@@ -368,7 +378,7 @@ impl Devices {
         }
         let proven = async {
             let answer = seat.answer.get_or_try_init(|| dispatch::ask(seat)).await?;
-            dispatch::find_proven(&self.store, self.keys, seat, answer, jobs).await
+            dispatch::find_proven(&self.store, self.config.get().device_keys, seat, answer, jobs).await
         };
         let (error, concerned) = match Box::pin(proven).await {
             Ok(proven) => {

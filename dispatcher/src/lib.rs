@@ -33,16 +33,21 @@ mod store;
 mod vouch;
 
 pub use claims::release;
-pub use config::{Config, DeviceKeys, REFERENCE};
+pub use config::{Config, DeviceKeys, MAY_CHANGE, REFERENCE};
 
 use anyhow::Context;
 use attempts::Counted;
-use axum::http::{HeaderMap, header};
+use axum::{
+    extract::Request,
+    http::{HeaderMap, header},
+};
 use devices::{Devices, Room};
 use homing_base::{
-    Ops, Stop, Workers,
+    Live, Ops, Stop, Workers,
     crowd::Crowd,
     http, listen,
+    live::Reloaded,
+    rate::Rate,
     throttle::{Throttle, Tolerance},
     tls::{LEAF_LIFE, Leaf, PrivateCa, expiry, server_config},
     vault,
@@ -58,7 +63,8 @@ const SWEPT_EVERY: Duration = Duration::from_secs(3600);
 
 /// A dispatcher whose sockets and files are open; [`run`](Self::run) it.
 pub struct Bound {
-    config: Config,
+    config: Live<Config>,
+    crowd: Arc<Crowd>,
     external: TcpListener,
     api: TcpListener,
     external_addr: SocketAddr,
@@ -88,7 +94,8 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     Ok(Bound {
         external_addr: external.local_addr()?,
         api_addr: api.local_addr()?,
-        config,
+        crowd: Crowd::new(config.connections_per_address),
+        config: Live::new(config),
         external,
         api,
         ca,
@@ -135,12 +142,18 @@ impl Bound {
         self.ca.as_ref().map(|ca| ca.trust_anchor())
     }
 
+    /// What changes its configuration while it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader { config: self.config.clone(), crowd: Arc::clone(&self.crowd), leaf: Arc::clone(&self.leaf) }
+    }
+
     /// Serves until told to stop; connections then end within the role's drain deadline.
     ///
     /// # Errors
     /// When TLS cannot be set up.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
-        let policy = if self.config.tls_1_2 { TlsPolicy::Tls12AndUp } else { TlsPolicy::Tls13 };
+        let config = self.config.get();
+        let policy = if config.tls_1_2 { TlsPolicy::Tls12AndUp } else { TlsPolicy::Tls13 };
         let device_tls = server_tls_config(self.leaf.clone(), policy).context("TLS for devices")?;
         let api_tls = server_config(self.leaf.clone())?;
         let counted = Counted::open(self.store.pool().clone(), self.metrics.clone()).await?;
@@ -151,19 +164,21 @@ impl Bound {
             metrics: self.metrics.clone(),
             counted: counted.clone(),
             workers: self.workers,
-            crowd: Crowd::new(self.config.connections_per_address),
+            crowd: self.crowd,
+            rate: Rate::default(),
+            config: self.config.clone(),
             stop: stop.clone(),
             room: Room::new(),
             told: Throttle::new(Tolerance::LOG),
             manufacturers: self.manufacturers,
-            keys: self.config.device_keys,
         });
         let vault = self.store.vault().clone();
         stop.spawn(housekeeping(self.store.clone(), counted.clone(), stop.clone()));
-        let api = Arc::new(api::Api::new(&self.config, self.store, devices.clone(), counted, self.metrics));
-        let token = self.config.metrics_token;
-        let router =
-            api.router().merge(self.ops.router("Bearer", move |request| is_sent(&token, request.headers())));
+        let api =
+            Arc::new(api::Api::new(self.config.clone(), self.store, devices.clone(), counted, self.metrics));
+        let live = self.config;
+        let knows = move |request: &Request| is_sent(&live.get().metrics_token, request.headers());
+        let router = api.router().merge(self.ops.router("Bearer", knows));
         tracing::info!(external = %self.external_addr, api = %self.api_addr, "dispatcher is ready");
         self.ops.report("dispatcher", Ok(()));
         stop.spawn(self.leaf.clone().keep_fresh(stop.clone()));
@@ -176,9 +191,33 @@ impl Bound {
         let handle = move |tcp, peer| devices.clone().handle(tcp, peer);
         tokio::join!(
             http::serve(self.api, router, Some(api_tls), stop.clone()),
-            listen::accept_loop(self.external, self.config.connections, stop, handle),
+            listen::accept_loop(self.external, config.connections, stop, handle),
         );
         Ok(())
+    }
+}
+
+/// Changes a dispatcher's configuration while it runs; cheap to clone.
+#[derive(Clone)]
+pub struct Reloader {
+    config: Live<Config>,
+    crowd: Arc<Crowd>,
+    leaf: Arc<Leaf>,
+}
+
+impl Reloader {
+    /// Takes over what differs between two readings of the file and may change ([`MAY_CHANGE`]); certificates in PEM files
+    /// are read again, too. Which keys did, and which need a restart, is in the answer.
+    ///
+    /// # Errors
+    /// What is wrong with the new configuration; then the one before goes on.
+    pub fn reload(&self, before: &Config, now: &Config) -> anyhow::Result<Reloaded<Config>> {
+        let reloaded = Reloaded::of(&*self.config.get(), before, now, MAY_CHANGE)?;
+        reloaded.config.check()?;
+        self.leaf.refresh().context("[dispatcher] certificate")?;
+        self.crowd.set_limit(reloaded.config.connections_per_address);
+        self.config.set(reloaded.config.clone());
+        Ok(reloaded)
     }
 }
 

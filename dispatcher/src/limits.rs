@@ -1,36 +1,6 @@
-//! What an account may do: registrations a minute, and where it may send devices (step 2).
+//! Where an account may send devices (step 2).
 
-use crate::store::AccountId;
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
-use tokio::time::Instant;
-
-/// Registrations by account, as a token bucket that holds a minute's worth: a table of hundreds of devices passes at
-/// once, and a flood does not. One entry an account.
-#[derive(Default)]
-pub(crate) struct Rate {
-    buckets: Mutex<HashMap<AccountId, (f64, Instant)>>,
-}
-
-impl Rate {
-    /// Takes one; the time to wait where there is none.
-    pub fn admit(&self, account: AccountId, per_minute: u32, now: Instant) -> Result<(), Duration> {
-        let full = f64::from(per_minute.max(1));
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let (tokens, filled) = buckets.entry(account).or_insert((full, now));
-        let come = now.saturating_duration_since(*filled).as_secs_f64() * full / 60.0;
-        (*tokens, *filled) = ((*tokens + come).min(full), now);
-        if *tokens < 1.0 {
-            return Err(Duration::from_secs_f64((1.0 - *tokens) * 60.0 / full));
-        }
-        *tokens -= 1.0;
-        Ok(())
-    }
-}
+use std::net::IpAddr;
 
 /// Where devices may be sent at all. A dispatcher makes devices dial and trust what an account says: nothing of it
 /// may mean the device itself, or whatever is on the same wire.
@@ -72,6 +42,10 @@ fn check_name(host: &str, may_be_loopback: bool) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::AccountId;
+    use homing_base::rate::{Pace, Rate};
+    use std::time::Duration;
+    use tokio::time::Instant;
 
     #[test]
     fn step_2_devices_are_not_sent_to_themselves_nor_onto_their_own_wire() {
@@ -109,12 +83,13 @@ mod tests {
     #[test]
     fn step_2_a_table_of_hundreds_passes_and_a_flood_does_not() {
         let (rate, account, begin) = (Rate::default(), AccountId(1), Instant::now());
+        let pace = Pace::per_minute(600);
         let admitted = |account, after_s| {
             let now = begin + Duration::from_secs(after_s);
-            (0..1000).map_while(|_| rate.admit(account, 600, now).ok()).count()
+            (0..1000).map_while(|_| rate.admit(&account, pace, now).ok()).count()
         };
         assert_eq!(admitted(account, 0), 600);
-        let wait = rate.admit(account, 600, begin).unwrap_err();
+        let wait = rate.admit(&account, pace, begin).unwrap_err();
         assert!(wait <= Duration::from_millis(100), "{wait:?}");
         assert_eq!(admitted(AccountId(2), 0), 600, "another account is not touched");
         assert_eq!(admitted(account, 1), 10);

@@ -16,7 +16,6 @@ use crate::{
     config::Config,
     devices::Devices,
     gate::{Gate, Refused},
-    limits::Rate,
     metrics::Metrics,
     store::{AccountId, Store},
 };
@@ -29,12 +28,14 @@ use axum::{
     routing::get,
 };
 use homing_base::{
+    Live,
     client::parse_basic,
     crowd::network,
     http::{Failure, unreadable},
+    rate::{Pace, Rate},
 };
 use homing_protocol::{
-    Secret, SerialNumber, Step,
+    SerialNumber, Step,
     api::{self, Problem},
     serial::ParseHexError,
 };
@@ -62,13 +63,9 @@ pub(crate) struct Api {
     gate: Gate,
     metrics: Metrics,
     counted: Arc<Counted>,
-    rate: Rate,
+    rate: Rate<AccountId>,
     last_oaks: LastOaks,
-    rules: Rules,
-    per_minute: u32,
-    /// Devices may be sent to this machine: it listens for them there alone.
-    may_be_loopback: bool,
-    operator_token: Secret,
+    config: Live<Config>,
 }
 
 #[derive(OpenApi)]
@@ -89,7 +86,7 @@ struct Document;
 
 impl Api {
     pub fn new(
-        config: &Config,
+        config: Live<Config>,
         store: Arc<Store>,
         devices: Arc<Devices>,
         counted: Arc<Counted>,
@@ -103,11 +100,13 @@ impl Api {
             counted,
             rate: Rate::default(),
             last_oaks: LastOaks::new(),
-            rules: Rules { limit: config.registrations_per_account, listed_only: config.listed_only },
-            per_minute: config.registrations_per_minute,
-            may_be_loopback: config.external.ip().is_loopback(),
-            operator_token: config.operator_token.clone(),
+            config,
         }
+    }
+
+    /// Devices may be sent to this machine: it listens for them there alone.
+    fn may_be_loopback(&self) -> bool {
+        self.config.get().external.ip().is_loopback()
     }
 
     pub fn router(self: Arc<Self>) -> Router {
@@ -121,13 +120,14 @@ impl Api {
     /// Takes one of the registrations that an account may send in a minute: its name, and what it may do.
     async fn admit(&self, account: AccountId) -> Result<(String, accounts::Limits, Rules), Response> {
         let (name, limits) = accounts::limits(self.store.pool(), account).await.map_err(internal)?;
-        let per_minute = limits.per_minute.unwrap_or(self.per_minute);
-        self.rate.admit(account, per_minute, Instant::now()).map_err(|wait| {
+        let config = self.config.get();
+        let per_minute = limits.per_minute.unwrap_or(config.registrations_per_minute);
+        self.rate.admit(&account, Pace::per_minute(per_minute.max(1)), Instant::now()).map_err(|wait| {
             self.metrics.request("slowed");
             later(wait, &format!("the account may send {per_minute} registrations a minute"))
         })?;
-        let limit = limits.devices.unwrap_or(self.rules.limit);
-        Ok((name, limits, Rules { limit, ..self.rules }))
+        let limit = limits.devices.unwrap_or(config.registrations_per_account);
+        Ok((name, limits, Rules { limit, listed_only: config.listed_only }))
     }
 }
 
@@ -208,7 +208,7 @@ impl FromRequestParts<Arc<Api>> for Operator {
         if !wait.is_zero() {
             return Err(later(wait, "too many wrong tokens from this address"));
         }
-        if crate::is_sent(&api.operator_token, &parts.headers) {
+        if crate::is_sent(&api.config.get().operator_token, &parts.headers) {
             return Ok(Operator);
         }
         if parts.headers.contains_key(header::AUTHORIZATION) {

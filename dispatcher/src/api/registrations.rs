@@ -61,7 +61,7 @@ pub(super) async fn register(
     Serial(serial): Serial,
     Body(new): Body<NewRegistration>,
 ) -> Result<Json<Registration>, Response> {
-    check_registration(&new, api.may_be_loopback).map_err(bad_request)?;
+    check_registration(&new, api.may_be_loopback()).map_err(bad_request)?;
     let (name, limits, rules) = api.admit(account.id).await?;
     if let Some(server) = new.servers.iter().find(|server| !limits.allow(server)) {
         return Err(not_allowed(server));
