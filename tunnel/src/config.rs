@@ -4,8 +4,10 @@
 
 use crate::guard::PASSWORD_MIN;
 use anyhow::{Context, bail, ensure};
+use homing_base::{crowd::Networks, door::DoorLimits, http, rate::Pace};
 use homing_protocol::{Secret, secret::Credentials};
 use homing_uplink::{BackoffSettings, TlsPolicy, UplinkAddress, UplinkSettings};
+use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -161,6 +163,12 @@ pub struct Limits {
     pub uplinks: usize,
     /// Connections at once that are not admitted yet.
     pub arriving: usize,
+    /// TLS handshakes a second with all devices together; 0: no limit.
+    pub handshakes_per_second: u32,
+    /// Connections a second from one network on the external address; 0: no limit.
+    pub handshakes_per_second_per_address: u32,
+    /// Networks that are not counted on the external address.
+    pub exempt: Networks,
     /// Streams at once through one uplink.
     pub streams_per_uplink: u32,
     /// Bytes that a stream may hold for a reader that stops.
@@ -173,6 +181,16 @@ pub struct Limits {
     pub response_ms: u64,
     /// A reader on the internal address that takes nothing for so long is dropped.
     pub stalled_ms: u64,
+    /// Connections at once on the internal address.
+    pub internal_connections: usize,
+    /// Connections at once on the internal address from one network.
+    pub internal_connections_per_address: usize,
+    /// Requests a second from one network on the internal address; 0: no limit.
+    pub requests_per_second_per_address: u32,
+    /// Requests a second to one device through the proxy; 0: no limit.
+    pub requests_per_second_per_device: u32,
+    /// How long streams have to end when the server is told to stop.
+    pub drain_s: u64,
     /// First interval between attempts to reach the dispatcher.
     pub retry_first_ms: u64,
     /// Longest interval between attempts to reach the dispatcher.
@@ -238,17 +256,50 @@ impl Default for Limits {
         Limits {
             uplinks: 10_000,
             arriving: 1024,
+            handshakes_per_second: 2000,
+            handshakes_per_second_per_address: 100,
+            exempt: Networks::local(),
             streams_per_uplink: 64,
             stream_window_bytes: 1 << 20,
             ping_interval_ms: 10_000,
             dead_after_ms: 25_000,
             response_ms: 90_000,
             stalled_ms: 30_000,
+            internal_connections: 2048,
+            internal_connections_per_address: 1024,
+            requests_per_second_per_address: 2000,
+            requests_per_second_per_device: 100,
+            drain_s: 20,
             retry_first_ms: 1000,
             retry_longest_ms: 60_000,
         }
     }
 }
+
+/// Keys of `[tunnel]` that a reload changes; what settles an uplink counts for those that come from then on. The others
+/// need a restart.
+pub const MAY_CHANGE: &[&str] = &[
+    "user",
+    "password",
+    "replace_default_passwords",
+    "default_passwords",
+    "dispatcher",
+    "limits.uplinks",
+    "limits.arriving",
+    "limits.handshakes_per_second",
+    "limits.handshakes_per_second_per_address",
+    "limits.exempt",
+    "limits.streams_per_uplink",
+    "limits.stream_window_bytes",
+    "limits.ping_interval_ms",
+    "limits.dead_after_ms",
+    "limits.response_ms",
+    "limits.requests_per_second_per_address",
+    "limits.requests_per_second_per_device",
+    "limits.drain_s",
+    "limits.retry_first_ms",
+    "limits.retry_longest_ms",
+];
 
 impl Config {
     /// What the types cannot say.
@@ -294,6 +345,10 @@ impl Config {
         ensure!(
             limits.uplinks > 0 && limits.arriving > 0 && limits.streams_per_uplink > 0,
             "[tunnel.limits] uplinks, arriving and streams_per_uplink must be at least 1"
+        );
+        ensure!(
+            limits.internal_connections > 0 && limits.internal_connections_per_address > 0,
+            "[tunnel.limits] internal_connections and internal_connections_per_address must be at least 1"
         );
         ensure!(
             limits.ping_interval_ms > 0 && limits.ping_interval_ms < limits.dead_after_ms,
@@ -407,6 +462,36 @@ impl Limits {
             response_deadline: Duration::from_millis(self.response_ms),
             ..UplinkSettings::default()
         }
+    }
+
+    pub(crate) fn door(&self) -> DoorLimits {
+        DoorLimits {
+            places: self.arriving,
+            by_network: Pace::per_second(self.handshakes_per_second_per_address),
+            handshakes_per_second: self.handshakes_per_second,
+            exempt: self.exempt.clone(),
+        }
+    }
+
+    /// Of the internal address; connections beyond are counted.
+    pub(crate) fn internal(&self, turned_away: Counter) -> http::Limits {
+        http::Limits {
+            connections: self.internal_connections,
+            by_network: self.internal_connections_per_address,
+            turned_away,
+        }
+    }
+
+    pub(crate) fn requests_of_network(&self) -> Pace {
+        Pace::per_second(self.requests_per_second_per_address)
+    }
+
+    pub(crate) fn requests_to_device(&self) -> Pace {
+        Pace::per_second(self.requests_per_second_per_device)
+    }
+
+    pub(crate) fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_s)
     }
 
     pub(crate) fn backoff(&self) -> BackoffSettings {

@@ -32,7 +32,10 @@ use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 use tokio::{
@@ -54,7 +57,7 @@ pub(crate) struct Devices {
     /// There is something for the dispatcher.
     pub for_dispatcher: Notify,
     /// Factory default passwords are replaced.
-    replaces_passwords: bool,
+    replaces_passwords: AtomicBool,
 }
 
 #[derive(Default)]
@@ -140,8 +143,13 @@ impl Devices {
             writing: tokio::sync::Mutex::new(()),
             locks: Locks::default(),
             for_dispatcher: Notify::new(),
-            replaces_passwords,
+            replaces_passwords: AtomicBool::new(replaces_passwords),
         })
+    }
+
+    /// From now on factory default passwords are replaced, or left.
+    pub fn set_replaces_passwords(&self, replaces: bool) {
+        self.replaces_passwords.store(replaces, Ordering::Relaxed);
     }
 
     /// The store, for what needs no memory: secrets, claims to release.
@@ -509,8 +517,9 @@ impl Devices {
         let inner = self.lock();
         let entry = inner.entries.get(&serial)?;
         let standing = &entry.record.standing;
-        let looks =
-            self.replaces_passwords && standing.password == Password::Unknown && entry.warning.is_none();
+        let looks = self.replaces_passwords.load(Ordering::Relaxed)
+            && standing.password == Password::Unknown
+            && entry.warning.is_none();
         if standing.errand.is_done() && (!looks || standing.errand.is_moved()) {
             return None;
         }

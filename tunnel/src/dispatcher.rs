@@ -6,6 +6,7 @@
 use crate::{config, metrics::Metrics, registrations::Secrets};
 use anyhow::ensure;
 use homing_base::{
+    Live,
     client::{ApiClient, Auth, CallError},
     tls::{Leaf, expiry},
 };
@@ -31,19 +32,38 @@ const CHANGES_WAIT: Duration = Duration::from_secs(25);
 
 /// The dispatcher of this tunnel server.
 pub(crate) struct Dispatcher {
-    client: ApiClient,
-    address: String,
-    account: String,
+    there: Live<There>,
     /// What devices are told to dial, and to trust there.
     servers: Vec<String>,
     leaf: Arc<Leaf>,
     /// What it signs its word about our devices' keys with.
     voucher_key: Secret,
-    /// PEM of what we trust at the dispatcher; none: the public web's.
-    trust: Option<String>,
     problem: Mutex<Option<ProblemDetail>>,
     recovered: Notify,
     metrics: Arc<Metrics>,
+}
+
+/// As the configuration says.
+struct There {
+    client: ApiClient,
+    address: String,
+    account: String,
+    /// PEM of what we trust there; none: the public web's.
+    trust: Option<String>,
+}
+
+impl There {
+    fn new(config: &config::Dispatcher) -> anyhow::Result<Self> {
+        ensure!(
+            config.address.starts_with("https://"),
+            "[tunnel.dispatcher] address is {:?}: passwords and OAKs go there, so it must begin with https://",
+            config.address
+        );
+        let account = Credentials::new(config.account.clone(), config.password.clone());
+        let trust = config.trust_anchor_pem()?;
+        let client = ApiClient::new("dispatcher", &config.address, &Auth::Basic(account), trust.as_deref())?;
+        Ok(There { client, address: config.address.clone(), account: config.account.clone(), trust })
+    }
 }
 
 /// Why a call did not succeed.
@@ -65,37 +85,36 @@ impl Dispatcher {
         voucher_key: Secret,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        ensure!(
-            config.address.starts_with("https://"),
-            "[tunnel.dispatcher] address is {:?}: passwords and OAKs go there, so it must begin with https://",
-            config.address
-        );
-        let account = Credentials::new(config.account.clone(), config.password.clone());
-        let trust = config.trust_anchor_pem()?;
-        let client = ApiClient::new("dispatcher", &config.address, &Auth::Basic(account), trust.as_deref())?;
-        let address = config.address.clone();
         Ok(Dispatcher {
-            client,
-            address,
-            account: config.account.clone(),
+            there: Live::new(There::new(config)?),
             servers,
             leaf,
             voucher_key,
-            trust,
             problem: Mutex::default(),
             recovered: Notify::new(),
             metrics,
         })
     }
 
+    /// Another address, account or trust anchor from the next call on.
+    ///
+    /// # Errors
+    /// As [`Dispatcher::new`]; then nothing has changed.
+    pub fn reload(&self, config: &config::Dispatcher) -> anyhow::Result<()> {
+        self.there.set(There::new(config)?);
+        // What was wrong may be mended.
+        self.recovered.notify_one();
+        Ok(())
+    }
+
     /// Its address, as configured.
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn address(&self) -> String {
+        self.there.get().address.clone()
     }
 
     /// Our account there.
-    pub fn account(&self) -> &str {
-        &self.account
+    pub fn account(&self) -> String {
+        self.there.get().account.clone()
     }
 
     /// What devices are told to dial.
@@ -111,8 +130,9 @@ impl Dispatcher {
     /// Certificates of the external address, and of what we rely on.
     pub fn certificates(&self) -> Vec<Expiry> {
         let mut all = self.leaf.expiries("the external address");
-        all.extend(self.client.certificate("certificate of the dispatcher"));
-        let trust = self.trust.as_deref().unwrap_or_default();
+        let there = self.there.get();
+        all.extend(there.client.certificate("certificate of the dispatcher"));
+        let trust = there.trust.as_deref().unwrap_or_default();
         all.extend(expiry::of_pem("[tunnel.dispatcher] trust_anchor", trust, false));
         all
     }
@@ -138,12 +158,12 @@ impl Dispatcher {
             voucher_key: self.voucher_key.clone(),
         };
         let path = format!("/api/v1/registrations/{serial}");
-        let answer = self.client.send::<_, Registration>(Method::PUT, &path, &registration).await;
+        let answer = self.there.get().client.send::<_, Registration>(Method::PUT, &path, &registration).await;
         let told = answer.map_err(|error| self.failed(error))?;
         self.reached();
         if told.serial != serial {
             let cause = format!("an answer about {} to a registration of {serial}", told.serial);
-            return Err(self.later("unexpected", format!("{} gave {cause}.", self.client.peer())));
+            return Err(self.later("unexpected", format!("{} gave {cause}.", self.there.get().client.peer())));
         }
         Ok(self.checked(told))
     }
@@ -159,7 +179,7 @@ impl Dispatcher {
     /// Releases a claim. One that the dispatcher does not know is as good as released.
     pub async fn release(&self, serial: SerialNumber) -> Result<(), Failed> {
         let path = format!("/api/v1/registrations/{serial}");
-        match self.client.send::<_, serde_json::Value>(Method::DELETE, &path, &()).await {
+        match self.there.get().client.send::<_, serde_json::Value>(Method::DELETE, &path, &()).await {
             Ok(_) => {
                 self.reached();
                 Ok(())
@@ -172,14 +192,14 @@ impl Dispatcher {
     /// Another account may take a device over.
     pub async fn offer(&self, serial: SerialNumber, to: &str) -> Result<(), Failed> {
         let (path, offer) = (format!("/api/v1/registrations/{serial}/offer"), Offer { to: to.to_owned() });
-        let told = self.client.send::<_, serde_json::Value>(Method::PUT, &path, &offer).await;
+        let told = self.there.get().client.send::<_, serde_json::Value>(Method::PUT, &path, &offer).await;
         told.map(|_| self.reached()).map_err(|error| self.failed(error))
     }
 
     /// It may no longer.
     pub async fn withdraw(&self, serial: SerialNumber) -> Result<(), Failed> {
         let path = format!("/api/v1/registrations/{serial}/offer");
-        let told = self.client.send::<_, serde_json::Value>(Method::DELETE, &path, &()).await;
+        let told = self.there.get().client.send::<_, serde_json::Value>(Method::DELETE, &path, &()).await;
         told.map(|_| self.reached()).map_err(|error| self.failed(error))
     }
 
@@ -187,7 +207,7 @@ impl Dispatcher {
     pub async fn arrived(&self, serial: SerialNumber, key: Fingerprint) -> Result<Registration, Failed> {
         let path = format!("/api/v1/registrations/{serial}/arrived");
         let arrived = Arrived { fingerprint: key.to_string() };
-        let told = self.client.send(Method::POST, &path, &arrived).await;
+        let told = self.there.get().client.send(Method::POST, &path, &arrived).await;
         let told: Registration = told.inspect(|_| self.reached()).map_err(|error| self.failed(error))?;
         Ok(self.checked(told))
     }
@@ -196,7 +216,7 @@ impl Dispatcher {
     /// something.
     pub async fn changes(&self, after: u64) -> Result<Changes, Failed> {
         let path = format!("/api/v1/changes?after={after}&wait_s={}", CHANGES_WAIT.as_secs());
-        match self.client.wait::<Changes>(&path, CHANGES_WAIT).await.map_err(|error| self.failed(error)) {
+        match self.there.get().client.wait::<Changes>(&path, CHANGES_WAIT).await.map_err(|error| self.failed(error)) {
             Ok(told) => {
                 self.reached();
                 let changes = told.changes.into_iter().map(|told| self.checked(told)).collect();
@@ -204,7 +224,11 @@ impl Dispatcher {
             }
             // No dispatcher refuses this to an account that it knows.
             Err(Failed::Refused(status, problem)) => {
-                let message = format!("{} answered {status}: {}", self.client.peer(), problem.error.message);
+                let message = format!(
+                    "{} answered {status}: {}",
+                    self.there.get().client.peer(),
+                    problem.error.message
+                );
                 Err(self.later("unexpected", message))
             }
             Err(later) => Err(later),
@@ -254,7 +278,7 @@ impl Dispatcher {
     fn reached(&self) {
         let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         if problem.take().is_some() {
-            tracing::info!(step = %Step::Relay, dispatcher = self.address, "dispatcher reached again");
+            tracing::info!(step = %Step::Relay, dispatcher = self.address(), "dispatcher reached again");
             self.recovered.notify_one();
         }
         self.metrics.dispatcher_reachable.set(1);

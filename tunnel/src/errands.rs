@@ -9,6 +9,7 @@
 //! reached is on disk before the device is told the next thing, so that a restart at any instant goes on from there.
 
 use crate::{
+    config::Config,
     devices::{Connected, Devices},
     events::Event,
     moves::{Errand, Move},
@@ -17,7 +18,7 @@ use crate::{
 };
 use anyhow::Context;
 use homing_base::{
-    Stop,
+    Live, Stop,
     onvif::{
         Device,
         uplinks::{TellError, Uplinks},
@@ -59,8 +60,7 @@ pub(crate) struct Errands {
     devices: Arc<Devices>,
     /// Our public addresses.
     public: Vec<String>,
-    /// `user:password`
-    default_passwords: Vec<String>,
+    config: Live<Config>,
     /// Devices with an errand under way, and what tells it that something has changed.
     under_way: Mutex<HashMap<SerialNumber, Arc<Notify>>>,
 }
@@ -84,8 +84,8 @@ impl From<anyhow::Error> for Hitch {
 }
 
 impl Errands {
-    pub fn new(devices: Arc<Devices>, public: Vec<String>, default_passwords: Vec<String>) -> Self {
-        Errands { devices, public, default_passwords, under_way: Mutex::default() }
+    pub fn new(devices: Arc<Devices>, public: Vec<String>, config: Live<Config>) -> Self {
+        Errands { devices, public, config, under_way: Mutex::default() }
     }
 
     /// Runs errands until the role stops. Whatever makes one due is an event of its device.
@@ -172,7 +172,8 @@ impl Errands {
 
     /// Only of one that stays: the other server has been handed the password that it has now.
     async fn replace_password(&self, serial: SerialNumber, connected: &Connected) -> Result<(), Hitch> {
-        match passwords::replace(&self.devices, serial, &connected.uplink, &self.default_passwords).await? {
+        let known = &self.config.get().default_passwords;
+        match passwords::replace(&self.devices, serial, &connected.uplink, known).await? {
             Outcome::Done => Ok(()),
             Outcome::Left(problem) => {
                 tracing::warn!(%serial, problem = problem.message, "factory default password");

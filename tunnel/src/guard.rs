@@ -6,6 +6,7 @@
 //! way, counted and logged. There the length of the password is what holds (`config.rs` wants [`PASSWORD_MIN`]).
 
 use homing_base::{
+    Live,
     client::parse_basic,
     crowd::network,
     throttle::{Throttle, Tolerance},
@@ -42,7 +43,7 @@ pub(crate) enum Denied {
 
 /// Checks Basic credentials.
 pub(crate) struct Guard {
-    credentials: Credentials,
+    credentials: Live<Credentials>,
     attempts: Attempts,
 }
 
@@ -107,12 +108,17 @@ impl Attempts {
 
 impl Guard {
     pub fn new(credentials: Credentials) -> Self {
-        Guard { credentials, attempts: Attempts::default() }
+        Guard { credentials: Live::new(credentials), attempts: Attempts::default() }
+    }
+
+    /// Lets in who has these from now on.
+    pub fn set(&self, credentials: Credentials) {
+        self.credentials.set(credentials);
     }
 
     /// The user that there is.
-    pub fn user(&self) -> &str {
-        &self.credentials.user
+    pub fn user(&self) -> String {
+        self.credentials.get().user.clone()
     }
 
     /// Whether the header's user and password are the right ones.
@@ -125,8 +131,9 @@ impl Guard {
             return Err(Denied::TooMany(wait));
         }
         // Both are compared, whatever the first says.
-        let user = Secret::new(self.credentials.user.clone()).matches(&offered.user);
-        if user & self.credentials.password.matches(offered.password.expose()) {
+        let right = self.credentials.get();
+        let user = Secret::new(right.user.clone()).matches(&offered.user);
+        if user & right.password.matches(offered.password.expose()) {
             self.attempts.handle_right(peer);
             return Ok(());
         }

@@ -34,6 +34,13 @@ pub(crate) struct Refused {
     pub reason: &'static str,
 }
 
+/// What was too much on the internal address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Limited {
+    /// `requests-per-device`, …
+    pub limit: &'static str,
+}
+
 /// What a request through the proxy came to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Answered {
@@ -67,6 +74,8 @@ pub(crate) struct Metrics {
     pub round_trip: Histogram,
     /// Connections refused, by reason.
     pub refused: Family<Refused, Counter>,
+    /// Connections and requests beyond a limit on the internal address.
+    pub limited: Family<Limited, Counter>,
     /// Requests through the proxy, by class of status.
     pub proxied: Family<Answered, Counter>,
     /// 1 while the dispatcher answers.
@@ -96,6 +105,7 @@ impl Default for Metrics {
             stood: Histogram::new(DURATIONS),
             round_trip: Histogram::new(ROUND_TRIPS),
             refused: Family::default(),
+            limited: Family::default(),
             proxied: Family::default(),
             dispatcher_reachable: Gauge::default(),
             gateway_connections: Gauge::default(),
@@ -138,6 +148,7 @@ impl Metrics {
                 self.round_trip.clone(),
             );
             registry.register("refused", "Connections refused", self.refused.clone());
+            registry.register("limited", "Beyond a limit on the internal address", self.limited.clone());
             registry.register("proxy_requests", "Requests through the proxy", self.proxied.clone());
             registry.register(
                 "dispatcher_reachable",
@@ -173,6 +184,11 @@ impl Metrics {
     /// A connection was refused.
     pub fn refuse(&self, reason: &'static str) {
         self.refused.get_or_create(&Refused { reason }).inc();
+    }
+
+    /// Counts what is beyond a limit on the internal address.
+    pub fn limited(&self, limit: &'static str) -> Counter {
+        self.limited.get_or_create_owned(&Limited { limit })
     }
 
     /// A request through the proxy was answered.

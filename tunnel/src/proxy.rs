@@ -9,13 +9,14 @@
 //! reached. An answer of the proxy itself is a [`Problem`] that names the device, its state and its step.
 
 use crate::{
+    config::Config,
     guard::{Denied, Guard},
     metrics::Metrics,
     reach::TunnelHandle,
     splice::Splice,
 };
 use axum::{body::Body, response::IntoResponse};
-use homing_base::{Stop, http::Failure};
+use homing_base::{Live, Stop, crowd::network, http::Failure, rate::Rate};
 use homing_protocol::{SerialNumber, Step, api::Problem};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, uri::Authority,
@@ -23,7 +24,7 @@ use http::{
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use std::{net::IpAddr, sync::Arc, time::Duration};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 
 /// RTSP's port: what CONNECT reaches. (HTTP goes by absolute form.)
 const RTSP_PORT: u16 = 554;
@@ -34,6 +35,9 @@ const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// An idle RTSP connection whose client has silently gone is noticed by this.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// Told to who asks while we stop.
+const BACK_AFTER: Duration = Duration::from_secs(4);
 
 /// How both doors ask for user and password (RFC 7617).
 pub(crate) const CHALLENGE_TEXT: &str = "Basic realm=\"homing tunnel\", charset=\"UTF-8\"";
@@ -58,13 +62,64 @@ pub(crate) struct Proxy {
     pub tunnel: TunnelHandle,
     pub guard: Arc<Guard>,
     pub metrics: Arc<Metrics>,
+    pub rates: Arc<Rates>,
     pub stop: Stop,
+}
+
+/// How often somebody asks, and a device is asked.
+pub(crate) struct Rates {
+    config: Live<Config>,
+    by_network: Rate<IpAddr>,
+    by_device: Rate<SerialNumber>,
+}
+
+impl Rates {
+    pub fn new(config: Live<Config>) -> Self {
+        Rates { config, by_network: Rate::default(), by_device: Rate::default() }
+    }
 }
 
 impl Proxy {
     /// Whether a request is for the proxy, not for the API.
     pub fn is_for(request: &Request<Incoming>) -> bool {
         request.method() == Method::CONNECT || request.uri().authority().is_some()
+    }
+
+    /// Takes a request of an address, the API's as well as the proxy's.
+    ///
+    /// # Errors
+    /// The answer to one too many.
+    pub fn admit(&self, peer: IpAddr) -> Result<(), Response<Body>> {
+        let pace = self.rates.config.get().limits.requests_of_network();
+        let admitted = self.rates.by_network.admit(&network(peer), pace, Instant::now());
+        admitted.map_err(|wait| {
+            self.metrics.limited("requests-per-address").inc();
+            let message =
+                "Too many requests from this address: [tunnel.limits] requests_per_second_per_address.";
+            later(StatusCode::TOO_MANY_REQUESTS, Problem::new("too-many-requests", message), wait)
+        })
+    }
+
+    /// Takes a request to a device.
+    fn admit_to(&self, serial: SerialNumber) -> Result<(), Response<Body>> {
+        if self.stop.is_leaving() {
+            let message = "This tunnel server is about to stop, and takes no new requests.";
+            let problem = Problem::at(Step::Tunnel, "stopping", message);
+            return Err(later(StatusCode::SERVICE_UNAVAILABLE, problem, BACK_AFTER));
+        }
+        let pace = self.rates.config.get().limits.requests_to_device();
+        let admitted = self.rates.by_device.admit(&serial, pace, Instant::now());
+        admitted.map_err(|wait| {
+            self.metrics.limited("requests-per-device").inc();
+            let message = format!(
+                "Too many requests to the device {serial}: [tunnel.limits] requests_per_second_per_device."
+            );
+            later(
+                StatusCode::TOO_MANY_REQUESTS,
+                Problem::at(Step::Tunnel, "too-many-requests", message),
+                wait,
+            )
+        })
     }
 
     /// Answers one request.
@@ -85,6 +140,9 @@ impl Proxy {
         let authority = request.uri().authority().ok_or_else(|| Failure::bad_request("Which device?"))?;
         let serial = device(authority)?;
         let port = authority.port_u16();
+        if let Err(response) = self.admit_to(serial) {
+            return Ok(response);
+        }
         match (request.method(), port) {
             (&Method::CONNECT, Some(RTSP_PORT)) => self.connect(serial, peer, request).await,
             (&Method::CONNECT, _) => Err(forbidden(format!(
@@ -208,8 +266,12 @@ fn refuse(denied: Denied) -> Response<Body> {
 /// What an address is told that guesses passwords.
 pub(crate) fn too_many(wait: Duration) -> Response<Body> {
     let message = "Too many wrong passwords from this address; try again in a while.";
-    let problem = Problem::new("too-many-attempts", message);
-    let mut response = Failure::new(StatusCode::TOO_MANY_REQUESTS, problem).into_response();
+    later(StatusCode::TOO_MANY_REQUESTS, Problem::new("too-many-attempts", message), wait)
+}
+
+/// A refusal for now.
+fn later(status: StatusCode, problem: Problem, wait: Duration) -> Response<Body> {
+    let mut response = Failure::new(status, problem).into_response();
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
     response
 }

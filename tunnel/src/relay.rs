@@ -12,7 +12,7 @@
 //! under way: the dispatcher waits for its acknowledgement before it answers.
 
 use crate::{
-    config::Limits,
+    config::Config,
     devices::Devices,
     dispatcher::{Dispatcher, Failed},
     passwords::Password,
@@ -20,7 +20,7 @@ use crate::{
     registrations::Secrets,
 };
 use futures_util::StreamExt;
-use homing_base::{Stop, http::Failure};
+use homing_base::{Live, Stop, http::Failure};
 use homing_protocol::{
     SerialNumber, Step,
     api::{
@@ -30,7 +30,7 @@ use homing_protocol::{
     },
     secret::Credentials,
 };
-use homing_uplink::{Backoff, BackoffSettings, Fingerprint};
+use homing_uplink::{Backoff, Fingerprint};
 use http::StatusCode;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::OwnedMutexGuard, time::Instant};
@@ -50,13 +50,12 @@ const CREDENTIAL_MAX: usize = 256;
 pub(crate) struct Relay {
     devices: Arc<Devices>,
     dispatcher: Dispatcher,
-    backoff: BackoffSettings,
+    config: Live<Config>,
 }
 
 impl Relay {
-    pub fn new(devices: Arc<Devices>, dispatcher: Dispatcher, limits: &Limits) -> Self {
-        let backoff = limits.backoff();
-        Relay { devices, dispatcher, backoff }
+    pub fn new(devices: Arc<Devices>, dispatcher: Dispatcher, config: Live<Config>) -> Self {
+        Relay { devices, dispatcher, config }
     }
 
     /// The devices.
@@ -199,7 +198,7 @@ impl Relay {
 
     /// Relays what is pending and releases what is to be, until the role stops.
     pub async fn run(&self, stop: &Stop) {
-        let mut backoff = Backoff::new(self.backoff);
+        let mut backoff = Backoff::new(self.config.get().limits.backoff());
         while !stop.is_stopped() {
             let outcome = self.relay_all(stop).await;
             let pause = match outcome {
@@ -230,7 +229,7 @@ impl Relay {
 
     /// Follows the dispatcher's changes until the role stops (step 5, seen from here).
     pub async fn follow_changes(&self, stop: &Stop) {
-        let mut backoff = Backoff::new(self.backoff);
+        let mut backoff = Backoff::new(self.config.get().limits.backoff());
         while !stop.is_stopped() {
             let began = Instant::now();
             let pause = tokio::select! {

@@ -2,7 +2,8 @@
 //!
 //! 1. [`bind`] checks the configuration, opens data, private CA and both sockets. Nothing is answered yet.
 //! 2. [`Bound::run`] serves until the role stops: devices outside, the VMS inside, the dispatcher's changes.
-//! 3. When it stops, both addresses close and each device is told in order. What was answered is on disk already.
+//! 3. When it is asked to leave, it refuses what is new and gives the rest time (`leave.rs`).
+//! 4. When it stops, both addresses close and each device is told in order. What was answered is on disk already.
 
 use crate::{
     api::{self, Api, ServerFacts},
@@ -13,18 +14,20 @@ use crate::{
     figures, gateway,
     guard::Guard,
     history::History,
+    leave::leave,
     metrics::Metrics,
-    proxy::Proxy,
+    proxy::{Proxy, Rates},
     public,
     reach::TunnelHandle,
     registrations::Registrations,
     relay::Relay,
+    reload::Reloader,
     sites::Sites,
     uplinks::Uplinks,
 };
 use anyhow::Context;
 use homing_base::{
-    Ops, Stop, Workers,
+    Live, Ops, Stop, Workers, http,
     tls::{LEAF_LIFE, Leaf, PrivateCa, expiry},
     vault,
 };
@@ -34,7 +37,7 @@ use tokio::net::TcpListener;
 
 /// A tunnel server whose files and sockets are open.
 pub struct Bound {
-    config: Config,
+    config: Live<Config>,
     ops: Ops,
     workers: Workers,
     external: TcpListener,
@@ -46,6 +49,7 @@ pub struct Bound {
     relay: Arc<Relay>,
     errands: Arc<Errands>,
     metrics: Arc<Metrics>,
+    guard: Arc<Guard>,
     handle: TunnelHandle,
     _lock: std::fs::File,
 }
@@ -84,12 +88,13 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
         voucher_key,
         Arc::clone(&metrics),
     )?;
-    let relay = Arc::new(Relay::new(Arc::clone(&devices), dispatcher, &config.limits));
-    let errands =
-        Arc::new(Errands::new(Arc::clone(&devices), authorities.clone(), config.default_passwords.clone()));
-    let handle = TunnelHandle::new(&config.name, Arc::clone(&devices));
-    let facts =
-        Arc::new(ServerFacts { name: config.name.clone(), external: external_addr, public: authorities });
+    let guard = Arc::new(Guard::new(config.credentials()));
+    let config = Live::new(config);
+    let relay = Arc::new(Relay::new(Arc::clone(&devices), dispatcher, config.clone()));
+    let errands = Arc::new(Errands::new(Arc::clone(&devices), authorities.clone(), config.clone()));
+    let name = config.get().name.clone();
+    let handle = TunnelHandle::new(&name, Arc::clone(&devices));
+    let facts = Arc::new(ServerFacts { name, external: external_addr, public: authorities });
     let (ops, workers) = (ops.clone(), workers.clone());
     Ok(Bound {
         config,
@@ -104,6 +109,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
         relay,
         errands,
         metrics,
+        guard,
         handle,
         _lock: lock,
     })
@@ -159,6 +165,17 @@ impl Bound {
         self.handle.clone()
     }
 
+    /// What changes its configuration while it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            config: self.config.clone(),
+            devices: Arc::clone(&self.devices),
+            relay: Arc::clone(&self.relay),
+            guard: Arc::clone(&self.guard),
+            leaf: Arc::clone(&self.leaf),
+        }
+    }
+
     /// Serves until the role stops. What it has spawned is in `stop`: drain it to wait for the last connection.
     ///
     /// # Errors
@@ -166,7 +183,7 @@ impl Bound {
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
         let tls = homing_uplink::server_tls_config(
             Arc::clone(&self.leaf) as Arc<dyn rustls::server::ResolvesServerCert>,
-            self.config.tls_policy(),
+            self.config.get().tls_policy(),
         )
         .context("external certificate")?;
         let uplinks = Arc::new(Uplinks::new(
@@ -174,10 +191,10 @@ impl Bound {
             Arc::clone(&self.devices),
             Arc::clone(&self.metrics),
             self.workers.clone(),
-            &self.config.limits,
+            self.config.clone(),
             self.facts.public.clone(),
         ));
-        let guard = Arc::new(Guard::new(self.config.credentials()));
+        let guard = self.guard;
         let api = Api {
             devices: Arc::clone(&self.devices),
             relay: Arc::clone(&self.relay),
@@ -188,15 +205,17 @@ impl Bound {
             server: Arc::clone(&self.facts),
         };
         let gateway = self.gateway.run(
-            &self.config,
+            &self.config.get(),
             self.handle.clone(),
             Arc::clone(&self.metrics),
             Arc::clone(&self.leaf),
             &stop,
         )?;
+        let rates = Arc::new(Rates::new(self.config.clone()));
+        let limits = self.config.get().limits.internal(self.metrics.limited("connections-per-address"));
         let metrics = Arc::clone(&self.metrics);
-        let proxy = Proxy { tunnel: self.handle, guard, metrics, stop: stop.clone() };
-        let period = figures::period(self.config.limits.uplink_settings().ping_interval);
+        let proxy = Proxy { tunnel: self.handle, guard, metrics, rates, stop: stop.clone() };
+        let period = figures::period(self.config.get().limits.uplink_settings().ping_interval);
         let service = api::service(api, proxy, &self.ops);
         self.ops.report("tunnel", Ok(()));
         let certificates = {
@@ -205,18 +224,19 @@ impl Bound {
         };
         stop.spawn(expiry::watch("tunnel", self.ops.clone(), certificates, stop.clone()));
         tracing::info!(
-            name = self.config.name,
+            name = self.facts.name,
             external = %self.facts.external,
             public = ?self.facts.public,
             internal = ?self.internal.local_addr().ok(),
             "tunnel server runs"
         );
-        let public = self.config.public_addresses(self.facts.external)?;
+        let public = self.config.get().public_addresses(self.facts.external)?;
         tokio::join!(
-            public::watch(public, self.facts.external, Arc::clone(&self.leaf), self.ops, stop.clone()),
+            public::watch(public, self.facts.external, Arc::clone(&self.leaf), self.ops.clone(), stop.clone()),
             uplinks.run(self.external, &stop),
             gateway,
-            homing_base::http::serve_with(self.internal, service, None, stop.clone()),
+            http::serve_within(self.internal, service, None, limits, stop.clone()),
+            leave(Arc::clone(&self.devices), self.config, self.ops, stop.clone()),
             self.relay.run(&stop),
             self.relay.follow_changes(&stop),
             self.errands.run(&stop),

@@ -1,44 +1,55 @@
 //! The external address: devices dial in (step 6), prove their key and get their tunnel (step 7).
 //!
-//! A connection's life: a permit, accept, a task on the worker that it will stay on, TLS and the upgrade's head under
-//! one deadline, then the look-up of its key; only then is it an uplink, and the permit is free for the next arrival.
+//! A connection's life: accept, a place at the door, a task on the worker that it will stay on, its first byte, its turn,
+//! TLS and the upgrade's head under one deadline, then the look-up of its key; only then is it an uplink, and the place is
+//! free for the next arrival. Accepting never waits.
 //!
-//! Invariant: a stranger's connection costs a permit, one handshake and one head, for ten seconds at most, and strangers
-//! of one network have half of the permits; nothing that they say is used but to word the refusal (docs/decisions, 001).
+//! Invariant: a stranger's connection costs a place, one handshake and one head, for ten seconds at most, and strangers
+//! of one network have half of the places; nothing that they say is used but to word the refusal (docs/decisions, 001).
 
 use crate::{
-    config::Limits,
+    config::Config,
     devices::{Connected, Devices, Stranger},
     figures::Meter,
     history::Session,
     metrics::Metrics,
 };
 use homing_base::{
-    Stop, Workers,
-    crowd::{Crowd, network},
+    Live, Stop, Workers,
+    crowd::network,
+    door::{Door, Place, Turned},
     throttle::{Throttle, Tolerance},
 };
 use homing_protocol::{SerialNumber, Step};
 use homing_uplink::{
-    AcceptLimits, Acceptor, Arrival, Fingerprint, PeerIdentity, Uplink, UplinkAddress, UplinkDriver,
+    AcceptLimits, Acceptor, Arrival, Fingerprint, Later, PeerIdentity, Uplink, UplinkAddress, UplinkDriver,
     UplinkSettings,
 };
 use jiff::Timestamp;
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Handle,
-    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
-    time::Instant,
+    sync::OnceCell,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 /// Pause after `accept` failed for want of descriptors or memory, so that the loop does not spin.
 const ACCEPT_FAILED_PAUSE: Duration = Duration::from_millis(200);
+
+/// For a connection to say anything at all.
+const FIRST_BYTE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Told to devices that come while we stop, or have no room. Those of ours spread theirs over twice as long.
+const COME_BACK_AFTER: Duration = Duration::from_secs(5);
 
 /// An uplink that was admitted and is to be run.
 struct Standing {
@@ -47,7 +58,16 @@ struct Standing {
     uplink: Uplink,
     driver: UplinkDriver,
     session: Session,
-    _permit: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+/// One of the uplinks that stand.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The door for devices.
@@ -56,13 +76,11 @@ pub(crate) struct Uplinks {
     metrics: Arc<Metrics>,
     workers: Workers,
     acceptor: Acceptor,
-    settings: UplinkSettings,
+    config: Live<Config>,
     /// Connections that are not admitted yet.
-    arriving: Arc<Semaphore>,
-    /// The same by network: half of the door for each.
-    crowd: Arc<Crowd>,
+    door: Arc<Door>,
     /// Uplinks that stand.
-    standing: Arc<Semaphore>,
+    standing: Arc<AtomicUsize>,
     /// Our public addresses, `host:port`, best first.
     public: Vec<String>,
     /// Networks of whose failures the log has told lately.
@@ -75,7 +93,7 @@ impl Uplinks {
         devices: Arc<Devices>,
         metrics: Arc<Metrics>,
         workers: Workers,
-        limits: &Limits,
+        config: Live<Config>,
         public: Vec<String>,
     ) -> Self {
         Uplinks {
@@ -83,10 +101,9 @@ impl Uplinks {
             metrics,
             workers,
             acceptor: Acceptor::new(tls, AcceptLimits::default()),
-            settings: limits.uplink_settings(),
-            arriving: Arc::new(Semaphore::new(limits.arriving)),
-            crowd: Crowd::new(limits.arriving.div_ceil(2)),
-            standing: Arc::new(Semaphore::new(limits.uplinks)),
+            config,
+            door: Arc::default(),
+            standing: Arc::default(),
             public,
             told: Throttle::new(Tolerance::LOG),
         }
@@ -95,10 +112,6 @@ impl Uplinks {
     /// Takes devices until the role stops.
     pub async fn run(self: Arc<Self>, listener: TcpListener, stop: &Stop) {
         loop {
-            let permit = tokio::select! {
-                permit = Arc::clone(&self.arriving).acquire_owned() => permit.expect("never closed"),
-                () = stop.cancelled() => return,
-            };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted.and_then(|(tcp, peer)| Ok((tcp.into_std()?, peer))),
                 () = stop.cancelled() => return,
@@ -113,19 +126,22 @@ impl Uplinks {
                     }
                 }
             };
-            let Some(admission) = self.crowd.admit(peer.ip()) else {
-                self.metrics.refuse("too-many-from-network");
-                tracing::debug!(%peer, "too many arrivals from this network");
-                continue;
+            let place = match self.door.enter(peer.ip(), &self.config.get().limits.door(), Instant::now()) {
+                Ok(place) => place,
+                Err(turned) => {
+                    self.turn_away(peer, turned);
+                    continue;
+                }
             };
             let (this, worker, stop_it) = (Arc::clone(&self), self.workers.next(), stop.clone());
             let on = worker.clone();
             let arriving = async move {
                 let admitted = tokio::select! {
-                    admitted = this.admit(tcp, peer, worker) => admitted,
+                    admitted = this.admit(tcp, peer, worker, &stop_it) => admitted,
+                    () = place.pushed_out() => return this.turn_away(peer, Turned::PushedOut),
                     () = stop_it.cancelled() => return,
                 };
-                drop((permit, admission));
+                drop::<Place>(place);
                 if let Some(standing) = admitted {
                     // A task of its own: arriving needs ten times the memory of standing, for a moment.
                     let token = stop_it.token().clone();
@@ -136,8 +152,32 @@ impl Uplinks {
         }
     }
 
+    /// Without a byte: whoever floods shall cost as little as possible.
+    fn turn_away(&self, peer: SocketAddr, turned: Turned) {
+        self.metrics.refuse(turned.reason());
+        if self.is_news(peer.ip()) {
+            tracing::info!(step = %Step::Connect, %peer, "turned away: {turned}; see [tunnel.limits]");
+        }
+    }
+
+    /// Whether the log has not told of this network lately.
+    fn is_news(&self, peer: IpAddr) -> bool {
+        let (network, now) = (network(peer), Instant::now());
+        let is_news = self.told.wait(&network, now).is_zero();
+        if is_news {
+            self.told.handle_wrong(&network, now);
+        }
+        is_news
+    }
+
     /// Steps 6 and 7: TLS and the upgrade's head; then the key decides.
-    async fn admit(&self, tcp: std::net::TcpStream, peer: SocketAddr, worker: Handle) -> Option<Standing> {
+    async fn admit(
+        &self,
+        tcp: std::net::TcpStream,
+        peer: SocketAddr,
+        worker: Handle,
+        stop: &Stop,
+    ) -> Option<Standing> {
         let arrival = self.arrive(tcp, peer).await?;
         let (fingerprint, serial) = match self.look_up(&arrival) {
             Ok(found) => found,
@@ -147,16 +187,29 @@ impl Uplinks {
                 return None;
             }
         };
-        let Ok(permit) = Arc::clone(&self.standing).try_acquire_owned() else {
-            self.metrics.refuse("full");
-            tracing::error!(step = %Step::Tunnel, %serial, %peer, "limit of uplinks reached: [tunnel.limits] uplinks");
-            let reason = "This tunnel server has as many devices as it may have; its administrator was told.";
-            arrival.refuse(503, reason).await;
-            return None;
-        };
+        let limits = &self.config.get().limits;
         let dialled = dialled(&arrival);
+        if stop.is_leaving() {
+            self.metrics.refuse("stopping");
+            let elsewhere = self.public.iter().filter(|ours| Some(*ours) != dialled.as_ref()).cloned();
+            let reason = "This tunnel server is about to stop. Come back in a while, or dial another.";
+            let later = Later { retry_after: COME_BACK_AFTER, elsewhere: elsewhere.collect() };
+            arrival.refuse_for_now(reason, &later).await;
+            return None;
+        }
+        let counted = Counted(Arc::clone(&self.standing));
+        if counted.0.fetch_add(1, Ordering::Relaxed) >= limits.uplinks {
+            self.metrics.refuse("full");
+            if self.is_news(peer.ip()) {
+                tracing::error!(step = %Step::Tunnel, %serial, %peer, "limit of uplinks reached: [tunnel.limits] uplinks");
+            }
+            let reason = "This tunnel server has as many devices as it may have; its administrator was told.";
+            let later = Later { retry_after: COME_BACK_AFTER, elsewhere: Vec::new() };
+            arrival.refuse_for_now(reason, &later).await;
+            return None;
+        }
         let via = self.public.iter().position(|ours| Some(ours) == dialled.as_ref());
-        let settings = UplinkSettings { pace: Some(self.devices.pace(serial)), ..self.settings.clone() };
+        let settings = UplinkSettings { pace: Some(self.devices.pace(serial)), ..limits.uplink_settings() };
         let (uplink, driver) = match arrival.accept(settings).await {
             Ok(accepted) => accepted,
             Err(reason) => {
@@ -181,12 +234,12 @@ impl Uplinks {
         };
         self.metrics.uplinks_admitted.inc();
         tracing::info!(step = %Step::Tunnel, %serial, %peer, "uplink stands");
-        Some(Standing { serial, peer, uplink, driver, session, _permit: permit })
+        Some(Standing { serial, peer, uplink, driver, session, _counted: counted })
     }
 
     /// Step 7, for as long as it lasts.
     async fn stand(&self, standing: Standing, stop: CancellationToken) {
-        let Standing { serial, peer, uplink, driver, session, _permit } = standing;
+        let Standing { serial, peer, uplink, driver, session, _counted } = standing;
         let noting = async {
             let now = Timestamp::now();
             if let Err(error) = self.devices.change(serial, |standing| standing.tunnelled(now)).await {
@@ -208,6 +261,13 @@ impl Uplinks {
         let tcp = TcpStream::from_std(tcp)
             .inspect_err(|error| tracing::warn!(%peer, %error, "connection lost at once"))
             .ok()?;
+        // Who is silent takes nobody's turn.
+        if !matches!(timeout(FIRST_BYTE_DEADLINE, tcp.readable()).await, Ok(Ok(()))) {
+            self.metrics.refuse("silent");
+            return None;
+        }
+        let turn = self.door.turn(&self.config.get().limits.door()).await;
+        turn.inspect_err(|turned| self.turn_away(peer, *turned)).ok()?;
         match self.acceptor.accept(tcp, peer).await {
             Ok(arrival) => {
                 tracing::debug!(step = %Step::Connect, %peer, carrier = ?arrival.carrier(), "a device dialled");
@@ -216,9 +276,8 @@ impl Uplinks {
             Err(error) => {
                 self.metrics.refuse(error.reason());
                 if let Some(advice) = error.advice()
-                    && self.told.wait(&network(peer.ip()), Instant::now()).is_zero()
+                    && self.is_news(peer.ip())
                 {
-                    self.told.handle_wrong(&network(peer.ip()), Instant::now());
                     tracing::info!(%peer, step = %Step::Connect, %error, "refused: {advice}");
                 }
                 // Scanners do this all day.

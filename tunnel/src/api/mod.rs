@@ -164,9 +164,12 @@ pub(crate) fn service(
     move |request| {
         let (router, proxy) = (router.clone(), proxy.clone());
         Box::pin(async move {
+            let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+            let Some(peer) = peer else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+            if let Err(response) = proxy.admit(peer) {
+                return response;
+            }
             if Proxy::is_for(&request) {
-                let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-                let Some(peer) = peer else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
                 return proxy.answer(peer, request).await;
             }
             by_router(router, request).await

@@ -108,13 +108,23 @@ impl Device {
         self.line.lock().unwrap().cancel();
     }
 
-    /// Step 6: dials.
-    pub async fn dial(&self, address: SocketAddr, trust_anchor: &str) -> Result<DialedUplink, DialError> {
+    /// What it trusts, and shows; it remembers sessions, as a device does that stays up.
+    pub fn tls(&self, trust_anchor: &str) -> Arc<rustls::ClientConfig> {
         let roots = roots_from_pem(trust_anchor.as_bytes()).unwrap();
         let key = PrivateKeyDer::try_from(self.key.to_vec()).unwrap();
         let tls = client_tls_config(roots, vec![self.certificate.clone()], key, TlsPolicy::Tls13).unwrap();
+        Arc::new(tls)
+    }
+
+    /// How it dials.
+    pub fn dialer(&self, address: SocketAddr, trust_anchor: &str) -> Dialer {
         let address = UplinkAddress::new(&address.ip().to_string(), address.port()).unwrap();
-        Dialer::new(address, Arc::new(tls)).dial().await
+        Dialer::new(address, self.tls(trust_anchor))
+    }
+
+    /// Step 6: dials.
+    pub async fn dial(&self, address: SocketAddr, trust_anchor: &str) -> Result<DialedUplink, DialError> {
+        self.dialer(address, trust_anchor).dial().await
     }
 
     /// Step 7, its end: serves until the uplink ends.
@@ -204,6 +214,13 @@ async fn answer(mut incoming: Incoming, guard: &Door, ended: &watch::Sender<usiz
             let Ok(mut sender) = incoming.respond_streaming(Response::new(())) else { return };
             let piece = Bytes::from(vec![7; 32 * 1024]);
             while sender.send(piece.clone()).await.is_ok() {}
+        }
+        // A byte now and then, without end.
+        (Method::GET, "/trickle") => {
+            let Ok(mut sender) = incoming.respond_streaming(Response::new(())) else { return };
+            while sender.send(Bytes::from_static(b".")).await.is_ok() {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
         }
         (Method::GET, "/silent") => std::future::pending().await,
         _ => {

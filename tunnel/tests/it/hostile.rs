@@ -4,6 +4,7 @@ use crate::{
     device::Device,
     world::{World, code, form, within},
 };
+use homing_base::crowd::Networks;
 use http::{Method, StatusCode};
 use std::net::SocketAddr;
 use tokio::{
@@ -32,7 +33,11 @@ async fn a_hundred_silent_connections_do_not_delay_the_next_good_one() {
 
 #[tokio::test]
 async fn one_network_cannot_keep_devices_of_another_out() {
-    let world = World::with(true, |config| config.limits.arriving = 8).await;
+    let world = World::with(true, |config| {
+        config.limits.arriving = 8;
+        config.limits.exempt = Networks::default();
+    })
+    .await;
     let device = Device::new("00408C702009");
     world.register(&device).await;
     world.dispatcher.vouch(device.serial, device.fingerprint).await;

@@ -11,7 +11,7 @@ use homing_protocol::{
     api::tunnel::{self, NewDevice},
     secret::Credentials,
 };
-use homing_tunnel::{Config, Event, TunnelHandle};
+use homing_tunnel::{Config, Event, Reloader, TunnelHandle};
 use homing_uplink::EndReason;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -40,6 +40,9 @@ pub struct World {
     /// The RTSP gateway, where the configuration has one.
     pub rtsp: Option<SocketAddr>,
     pub rtsps: Option<SocketAddr>,
+    /// As it was started, and how that is changed.
+    pub config: Config,
+    pub reloader: Reloader,
     running: Option<JoinHandle<anyhow::Result<()>>>,
     /// The devices' tasks.
     pub site: Stop,
@@ -62,7 +65,7 @@ impl World {
         }
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let (role, ops) = (Stop::new(), Ops::new());
-        let Started { handle, external, internal, rtsp, rtsps, running } =
+        let Started { handle, external, internal, config, reloader, rtsp, rtsps, running } =
             start(folder.path(), &dispatcher, nowhere, nowhere, &ops, &role, adjust).await;
         World {
             folder,
@@ -75,6 +78,8 @@ impl World {
             handle,
             rtsp,
             rtsps,
+            config,
+            reloader,
             running: Some(running),
             site: Stop::new(),
             adjust,
@@ -98,6 +103,7 @@ impl World {
         .await;
         (self.rtsp, self.rtsps) = (started.rtsp, started.rtsps);
         (self.handle, self.running) = (started.handle, Some(started.running));
+        (self.config, self.reloader) = (started.config, started.reloader);
     }
 
     /// Ends the tunnel server, and checks that nothing of it is left.
@@ -233,6 +239,8 @@ struct Started {
     internal: SocketAddr,
     rtsp: Option<SocketAddr>,
     rtsps: Option<SocketAddr>,
+    config: Config,
+    reloader: Reloader,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -263,11 +271,13 @@ async fn start(
     config.limits.retry_first_ms = 50;
     config.limits.retry_longest_ms = 400;
     adjust(&mut config);
-    let bound = homing_tunnel::bind(config, ops, &Workers::current()).await.unwrap();
+    let bound = homing_tunnel::bind(config.clone(), ops, &Workers::current()).await.unwrap();
     Started {
         handle: bound.handle(),
         external: bound.external_addr(),
         internal: bound.internal_addr(),
+        config,
+        reloader: bound.reloader(),
         rtsp: bound.rtsp_addr(),
         rtsps: bound.rtsps_addr(),
         running: role.spawn(bound.run(role.clone())),
