@@ -177,6 +177,8 @@ async fn demo(options: &Options, folder: &Path, stop: &Stop) -> anyhow::Result<(
             password: internal.password.clone(),
             data: folder.join("tunnel"),
             dispatcher: server::account_of_our_own(&dispatcher, &folder.join("dispatcher")).await?,
+            // Nobody waits for a demo to end.
+            limits: homing_tunnel::Limits { drain_s: 0, ..homing_tunnel::Limits::default() },
             ..homing_tunnel::Config::default()
         };
         homing_tunnel::bind(config, &ops, &workers).await?

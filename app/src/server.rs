@@ -6,7 +6,7 @@
 //! certificate has the names under which devices know this machine. Where one is elsewhere, the configuration says
 //! how to reach it.
 
-use crate::{cli, config, config::Config};
+use crate::{cli, config, config::Config, reload::Reload};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use homing_base::{Ops, Stop, Workers, logging, onvif::ANSWER_LIMIT_BYTES, password, stop};
@@ -35,8 +35,11 @@ pub(crate) fn run(file: &Path, choose: fn(&mut Config)) -> anyhow::Result<()> {
     let mut config = config::load(file)?;
     choose(&mut config);
     logging::init(config.log.format, &config.log.filter)?;
+    let files = raise_open_files();
+    tracing::debug!(files, "open files that this process may have");
     cli::runtime()?.block_on(async {
-        let server = Server::bind(config).await?;
+        let server = Server::bind(config.clone()).await?;
+        let reload = Reload::new(file.to_owned(), choose, config, &server);
         if let Some(admin) = server.first_start() {
             cli::print(&format!(
                 "The page is {}; sign in as {} with the password {}\n",
@@ -45,7 +48,7 @@ pub(crate) fn run(file: &Path, choose: fn(&mut Config)) -> anyhow::Result<()> {
                 admin.password.expose()
             ));
         }
-        server.run_until_signal().await
+        server.run_until_signal(reload).await
     })
 }
 
@@ -146,26 +149,29 @@ impl Server {
         self.management.as_ref().and_then(homing_management::Bound::first_start)
     }
 
-    /// Runs every role as a task of `stop`'s; one that fails ends all.
+    /// Runs every role as a task of `stop`'s; one that fails ends all. When they are asked to leave, the tunnel server's
+    /// users elsewhere are given time; the other roles end first, and with them the streams in this process.
     pub fn start(self, stop: &Stop) {
         let Server { dispatcher, tunnel, recording, management, ops } = self;
+        let first = stop.first();
         if let Some(role) = dispatcher {
-            start("dispatcher", role.run(stop.clone()), stop);
+            start("dispatcher", role.run(first.clone()), stop);
         }
         if let Some(role) = tunnel {
             start("tunnel", role.run(stop.clone()), stop);
         }
         if let Some(role) = recording {
-            start("recording", role.run(stop.clone()), stop);
+            start("recording", role.run(first.clone()), stop);
         }
         if let Some(role) = management {
-            start("management", role.run(stop.clone(), ops), stop);
+            start("management", role.run(first, ops), stop);
         }
     }
 
-    async fn run_until_signal(self) -> anyhow::Result<()> {
+    async fn run_until_signal(self, reload: Reload) -> anyhow::Result<()> {
         let stop = Stop::new();
         self.start(&stop);
+        stop.spawn(reload.at_hangups(stop.clone()));
         end_at_signal(stop).await
     }
 }
@@ -225,12 +231,19 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Waits for SIGINT or SIGTERM (or for a role that failed), then drains. A second signal ends at once.
+/// Waits for SIGINT or SIGTERM (or for a role that failed), then leaves in order and drains. A second signal waits for
+/// nobody, and another ends at once.
 pub(crate) async fn end_at_signal(stop: Stop) -> anyhow::Result<()> {
     let failed = tokio::select! {
         signal = stop::signal() => { signal?; false }
         () = stop.cancelled() => true,
     };
+    if !failed {
+        tokio::select! {
+            () = stop.leave() => (),
+            signal = stop::signal() => signal?,
+        }
+    }
     tokio::select! {
         drained = stop.drain(stop::DRAIN_DEADLINE) => if !drained {
             tracing::warn!(tasks = stop.running(), "ended with tasks that did not finish in time");
@@ -241,6 +254,17 @@ pub(crate) async fn end_at_signal(stop: Stop) -> anyhow::Result<()> {
         bail!("a role failed; the log says which and why");
     }
     Ok(())
+}
+
+/// Lets the process have as many files open as the system lets it: every uplink is one. How many that is.
+fn raise_open_files() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        // A limit that cannot be raised is met, and named, when it is reached.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
+    getrlimit(Resource::Nofile).current
 }
 
 fn start(name: &'static str, role: impl Future<Output = anyhow::Result<()>> + Send + 'static, stop: &Stop) {

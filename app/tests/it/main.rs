@@ -8,6 +8,7 @@
 //! | [`frames`] | accounting for every frame, also after a crash |
 //! | [`lab`] | the whole in networks of its own |
 //! | [`model`] | whatever happens, in whatever order: against a small model |
+//! | [`reload`] | SIGHUP and SIGTERM at a real process with a real file |
 //! | [`setup`] | `homing tunnel setup` |
 //! | [`players`] | the RTSP gateway, watched by ffmpeg, GStreamer and curl |
 //! | [`secrets`] | that no log, answer, file or argument shows one |
@@ -29,6 +30,7 @@ mod harness;
 mod lab;
 mod model;
 mod players;
+mod reload;
 mod secrets;
 mod seen;
 mod setup;
