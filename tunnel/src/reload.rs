@@ -35,7 +35,7 @@ impl Reloader {
         let running = self.config.get();
         // The gateway read user and password at its start, if it has no users of its own.
         let gateway = &running.gateway;
-        let is_gateways = gateway.is_on() && gateway.users.is_empty();
+        let is_gateways = !(gateway.rtsp.is_empty() && gateway.rtsps.is_empty()) && gateway.users.is_empty();
         let stays = |key: &str| kept.contains(&key) || (is_gateways && ["user", "password"].contains(&key));
         let may_change: Vec<&str> = MAY_CHANGE.iter().copied().filter(|key| !stays(key)).collect();
         let reloaded = Reloaded::of(&*running, before, now, &may_change)?;
