@@ -232,7 +232,13 @@ impl Bound {
         );
         let public = self.config.get().public_addresses(self.facts.external)?;
         tokio::join!(
-            public::watch(public, self.facts.external, Arc::clone(&self.leaf), self.ops.clone(), stop.clone()),
+            public::watch(
+                public,
+                self.facts.external,
+                Arc::clone(&self.leaf),
+                self.ops.clone(),
+                stop.clone()
+            ),
             uplinks.run(self.external, &stop),
             gateway,
             http::serve_within(self.internal, service, None, limits, stop.clone()),
