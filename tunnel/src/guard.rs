@@ -113,7 +113,11 @@ impl Guard {
 
     /// Lets in who has these from now on.
     pub fn set(&self, credentials: Credentials) {
-        self.credentials.set(credentials);
+        if *self.credentials.get() != credentials {
+            self.credentials.set(credentials);
+            // Who was right was so with another password.
+            self.attempts.trusted().clear();
+        }
     }
 
     /// The user that there is.

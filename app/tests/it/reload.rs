@@ -5,6 +5,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::{fs, io::Read, net::TcpStream, process::Command};
 
 const PASSWORD: &str = "of-the-internal-address";
+const ANOTHER: &str = "another-internal-password";
 
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -43,20 +44,20 @@ fn a_reload_changes_what_may_change_and_says_what_may_not() {
     // A device that is about to speak.
     let mut standing = TcpStream::connect(("127.0.0.1", external)).unwrap();
 
-    write("another", "name = \"renamed\"");
+    write(ANOTHER, "name = \"renamed\"");
     hang_up(&tunnel);
     let line = tunnel.wait_for_line("the configuration was read again", seconds(20));
     assert!(line.contains("tunnel.password"), "{line}");
     let line = tunnel.wait_for_line("needs a restart", seconds(20));
     assert!(line.contains("tunnel.name"), "{line}");
-    assert_eq!((status("another"), status(PASSWORD)), (200, 401));
+    assert_eq!((status(ANOTHER), status(PASSWORD)), (200, 401));
 
     tunnel.announce_error("the configuration is not taken over");
-    write("a third", "externl = \"x\"");
+    write("a-third-internal-password", "externl = \"x\"");
     hang_up(&tunnel);
     let line = tunnel.wait_for_line("the configuration is not taken over", seconds(20));
-    assert!(line.contains("did you mean") && !line.contains("a third"), "{line}");
-    assert_eq!(status("another"), 200);
+    assert!(line.contains("did you mean") && !line.contains("a-third"), "{line}");
+    assert_eq!(status(ANOTHER), 200);
 
     standing.set_read_timeout(Some(seconds(1))).unwrap();
     let held = standing.read(&mut [0]).unwrap_err().kind();
