@@ -216,7 +216,14 @@ impl Dispatcher {
     /// something.
     pub async fn changes(&self, after: u64) -> Result<Changes, Failed> {
         let path = format!("/api/v1/changes?after={after}&wait_s={}", CHANGES_WAIT.as_secs());
-        match self.there.get().client.wait::<Changes>(&path, CHANGES_WAIT).await.map_err(|error| self.failed(error)) {
+        match self
+            .there
+            .get()
+            .client
+            .wait::<Changes>(&path, CHANGES_WAIT)
+            .await
+            .map_err(|error| self.failed(error))
+        {
             Ok(told) => {
                 self.reached();
                 let changes = told.changes.into_iter().map(|told| self.checked(told)).collect();
