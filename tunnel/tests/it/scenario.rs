@@ -68,7 +68,7 @@ impl Whole {
         .await
         .unwrap();
 
-        let password = Secret::from("internal");
+        let password = Secret::from("internal-password-5150");
         let config = Config {
             external: nowhere,
             internal: nowhere,
