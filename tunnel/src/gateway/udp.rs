@@ -60,7 +60,7 @@ impl UdpPair {
 
 async fn bind(local: IpAddr, [first, last]: [u16; 2]) -> io::Result<(UdpSocket, UdpSocket, (u16, u16))> {
     let mut failed = io::Error::from(io::ErrorKind::AddrInUse);
-    let pairs = (last.saturating_sub(first.next_multiple_of(2)) + 1) / 2;
+    let pairs = last.saturating_sub(first.next_multiple_of(2)).div_ceil(2);
     let begin: u16 = rand::random();
     for turn in 0..TRIES {
         let port = match first {
