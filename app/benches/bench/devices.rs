@@ -4,7 +4,10 @@
 //! The dispatcher is simulated because it has no part in what is measured here; the tunnel server, its
 //! keys, its database and its proxy are the real ones.
 
-use crate::harness::{Folder, Process, homing, seconds, wait_for};
+use crate::{
+    harness::{Folder, Process, homing, seconds, wait_for},
+    rtsp_camera,
+};
 use anyhow::Context;
 use axum::{
     Json, Router,
@@ -41,11 +44,11 @@ use tokio_util::sync::CancellationToken;
 /// The internal address's password.
 pub const PASSWORD: &str = "bench-internal-password";
 /// Frames a second.
-const FPS: u64 = 8;
+pub const FPS: u64 = 8;
 /// A camera's frame: 500 kbit/s at 8 frames a second.
-const FRAME_BYTES: usize = 500_000 / 8 / FPS as usize;
+pub const FRAME_BYTES: usize = 500_000 / 8 / FPS as usize;
 /// A packet of it, as RTP over Ethernet has them, with its interleaved head.
-const PACKET_BYTES: usize = 1404;
+pub const PACKET_BYTES: usize = 1404;
 /// Registrations under way at once; each waits for the disk.
 const REGISTERED_AT_ONCE: usize = 16;
 /// Devices that dial at once: below what a tunnel server lets in from one network.
@@ -76,6 +79,10 @@ pub enum Camera {
     Bulk,
     /// Answer small requests.
     Answers,
+    /// As [`Camera::Video`], in packets that are RTP.
+    Rtp,
+    /// The same, once RTSP was spoken.
+    Rtsp,
 }
 
 impl Camera {
@@ -83,6 +90,12 @@ impl Camera {
     pub async fn run(self, mut on: impl AsyncRead + AsyncWrite + Unpin, sending: Sending, phase: u64) {
         match self {
             Camera::Video => send_frames(on, sending, phase).await,
+            Camera::Rtp => rtsp_camera::send(on, sending).await,
+            Camera::Rtsp => {
+                if rtsp_camera::answer_until_play(&mut on).await.is_ok() {
+                    rtsp_camera::send(on, sending).await;
+                }
+            }
             Camera::Bulk => {
                 let bytes = vec![0x24; BULK_WRITE];
                 loop {
@@ -189,6 +202,8 @@ pub struct World {
     pub server: Process,
     /// The internal address.
     pub internal: String,
+    /// The RTSP gateway.
+    pub rtsp: String,
     /// The devices' serial numbers.
     pub serials: Vec<SerialNumber>,
     /// Whether the devices' cameras send, once somebody watches.
@@ -226,7 +241,7 @@ impl World {
             .with_state(voucher.clone());
         stop.spawn(homing_base::http::serve(listener, router, Some(tls::server_config(leaf)?), stop.clone()));
 
-        let (external, internal) = (free_address()?, free_address()?);
+        let (external, internal, rtsp) = (free_address()?, free_address()?, free_address()?);
         let config = folder.join("tunnel.toml");
         let anchor_file = folder.join("anchor.pem");
         fs::write(&anchor_file, anchor)?;
@@ -235,7 +250,8 @@ impl World {
             format!(
                 "[tunnel]\nexternal = '{external}'\ninternal = '{internal}'\npassword = '{PASSWORD}'\n\
                  data = '{}'\n[tunnel.dispatcher]\naddress = 'https://{api}'\ntrust_anchor = '{}'\n\
-                 account = 'bench'\npassword = 'bench'\n[tunnel.limits]\nuplinks = {count}\n[log]\nfilter = 'warn'\n",
+                 account = 'bench'\npassword = 'bench'\n[tunnel.limits]\nuplinks = {count}\n\
+                 [tunnel.gateway]\nrtsp = '{rtsp}'\n[log]\nfilter = 'warn'\n",
                 folder.join("tunnel").display(),
                 anchor_file.display(),
             ),
@@ -248,6 +264,7 @@ impl World {
         let world = World {
             server,
             internal,
+            rtsp,
             serials,
             sending: Sending::default(),
             external,

@@ -1,6 +1,6 @@
 //! The floor: what a relay costs that does nothing but TLS on one side and TCP on the other.
 //!
-//! A process of its own, started as `bench floor CERTIFICATE KEY SINK BUFFER_BYTES`: prints the port that it listens
+//! A process of its own, started as `bench floor CERTIFICATE KEY SINK BUFFER_BYTES COPIES`: prints the port that it listens
 //! at, terminates TLS, connects to the sink and copies both ways. One thread, and buffers as large as is
 //! best for what is measured: cheaper than anything that also knows whose stream it is. [`Bare`] is that process with its devices and its sink.
 
@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, copy_bidirectional_with_sizes},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
@@ -104,6 +104,22 @@ impl Bare {
     /// Starts it and connects so many devices, which do not send yet. Each has two buffers of so many bytes
     /// in the relay.
     pub async fn start(connections: u32, buffers: usize, camera: Camera) -> anyhow::Result<Bare> {
+        Bare::start_with(connections, 1, buffers, camera).await
+    }
+
+    /// One device, what it sends copied to so many connections.
+    pub async fn copying(copies: u32, camera: Camera) -> anyhow::Result<Bare> {
+        let mut bare = Bare::start_with(1, copies, LARGE_BUFFERS, camera).await?;
+        bare.load.connections = copies;
+        Ok(bare)
+    }
+
+    async fn start_with(
+        connections: u32,
+        copies: u32,
+        buffers: usize,
+        camera: Camera,
+    ) -> anyhow::Result<Bare> {
         let folder = Folder::new();
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(vec!["localhost".to_owned()])?.self_signed(&key)?;
@@ -113,10 +129,11 @@ impl Bare {
 
         let sink = TcpListener::bind("127.0.0.1:0").await?;
         let mut command = Command::new(std::env::current_exe()?);
-        command
-            .arg("floor")
-            .args([&certificate_file, &key_file])
-            .args([sink.local_addr()?.to_string(), buffers.to_string()]);
+        command.arg("floor").args([&certificate_file, &key_file]).args([
+            sink.local_addr()?.to_string(),
+            buffers.to_string(),
+            copies.to_string(),
+        ]);
         let mut process = Process::spawn("bare relay", &mut command);
         let (process, port) = tokio::task::spawn_blocking(move || {
             let line = process.wait_for_line("port ", seconds(10));
@@ -138,10 +155,12 @@ impl Bare {
             let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
             tcp.set_nodelay(true)?;
             let tls = connector.connect("localhost".try_into()?, tcp).await?;
-            let (stream, _) = sink.accept().await?;
-            match camera {
-                Camera::Answers => outlets.push(stream),
-                Camera::Video | Camera::Bulk => drop(tasks.spawn(count(stream, load.received.clone()))),
+            for _ in 0..copies {
+                let (stream, _) = sink.accept().await?;
+                match camera {
+                    Camera::Answers => outlets.push(stream),
+                    _ => drop(tasks.spawn(count(stream, load.received.clone()))),
+                }
             }
             tasks.spawn(camera.run(tls, load.sending.clone(), number * 7919));
         }
@@ -159,8 +178,8 @@ pub async fn count(mut stream: impl AsyncRead + Unpin, received: Arc<AtomicU64>)
 
 /// The process.
 pub fn main(arguments: &[String]) -> ExitCode {
-    let [certificate, key, sink, buffers] = arguments else {
-        eprintln!("floor CERTIFICATE KEY SINK BUFFER_BYTES");
+    let [certificate, key, sink, buffers, copies] = arguments else {
+        eprintln!("floor CERTIFICATE KEY SINK BUFFER_BYTES COPIES");
         return ExitCode::from(2);
     };
     let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
@@ -169,6 +188,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let sink: SocketAddr = sink.parse().unwrap();
     let buffers: usize = buffers.parse().unwrap();
+    let copies: usize = copies.parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -181,6 +201,9 @@ pub fn main(arguments: &[String]) -> ExitCode {
             relays.spawn(async move {
                 tcp.set_nodelay(true).unwrap();
                 let mut tls = acceptor.accept(tcp).await.unwrap();
+                if copies > 1 {
+                    return copy_to_many(tls, sink, copies, buffers).await;
+                }
                 let mut tcp = TcpStream::connect(sink).await.unwrap();
                 tcp.set_nodelay(true).unwrap();
                 // Ends with the load.
@@ -188,4 +211,23 @@ pub fn main(arguments: &[String]) -> ExitCode {
             });
         }
     })
+}
+
+/// What is read is written to every connection to the sink, one after the other; nothing comes back.
+async fn copy_to_many(mut from: impl AsyncRead + Unpin, sink: SocketAddr, copies: usize, buffer: usize) {
+    let mut sinks = Vec::new();
+    for _ in 0..copies {
+        let tcp = TcpStream::connect(sink).await.unwrap();
+        tcp.set_nodelay(true).unwrap();
+        sinks.push(tcp);
+    }
+    let mut buffer = vec![0; buffer];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        for sink in &mut sinks {
+            // Ends with the load.
+            if sink.write_all(&buffer[..length]).await.is_err() {
+                return;
+            }
+        }
+    }
 }

@@ -7,6 +7,7 @@
 //! | `reconnect` | CPU and time when 5,000 devices come back at once | [`reconnect`] |
 //! | `latency` | what the tunnel adds to a small request | [`latency`] |
 //! | `bulk` | CPU for each GB of one stream | [`bulk`] |
+//! | `viewers` | CPU of the RTSP gateway with 200 viewers on one camera, against plain copying | [`viewers`] |
 //! | `crowd` | 20,000 idle uplinks for ten minutes; only when asked for | [`crowd`] |
 //! | `recording` | CPU and memory of tunnel and recording server in one process | [`recording`] |
 //! | `live` | from the camera to a pixel in Chromium | [`live`] |
@@ -33,7 +34,9 @@ mod reconnect;
 mod recording;
 mod relay;
 mod report;
+mod rtsp_camera;
 mod server;
+mod viewers;
 mod whole;
 
 #[path = "../../tests/it/harness/mod.rs"]
@@ -49,12 +52,13 @@ use std::process::ExitCode;
 /// A benchmark gives its figures; a fault of the measurement itself is an error.
 type Benchmark = fn() -> anyhow::Result<Vec<Figure>>;
 
-const BENCHMARKS: [(&str, Benchmark); 10] = [
+const BENCHMARKS: [(&str, Benchmark); 11] = [
     ("relay", relay::run),
     ("idle", idle::run),
     ("reconnect", reconnect::run),
     ("latency", latency::run),
     ("bulk", bulk::run),
+    ("viewers", viewers::run),
     ("crowd", crowd::run),
     ("recording", recording::run),
     ("live", live::run),
