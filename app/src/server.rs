@@ -206,9 +206,11 @@ pub(crate) fn for_management(
     tunnel: &homing_tunnel::Bound,
     credentials: Credentials,
 ) -> homing_management::TunnelServer {
+    let (url, trust_anchor) = tunnel.internal_url();
     homing_management::TunnelServer {
         name: tunnel.handle().name().to_owned(),
-        url: format!("http://{}", reachable(tunnel.internal_addr())),
+        url,
+        trust_anchor,
         user: credentials.user,
         password: credentials.password,
         ..homing_management::TunnelServer::default()

@@ -1,4 +1,5 @@
-//! HTTP/1.1 for the roles' APIs and pages: deadlines, limits, optional TLS, answers that are problems.
+//! HTTP for the roles' APIs and pages: deadlines, limits, optional TLS, answers that are problems. HTTP/1.1, and HTTP/2
+//! where a listener offers it ([`Wire`]).
 
 use crate::{Stop, crowd::Crowd, listen};
 use axum::{
@@ -19,9 +20,13 @@ use prometheus_client::metrics::counter::Counter;
 use std::{
     convert::Infallible,
     future::Future,
+    io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -58,6 +63,36 @@ const HEAD_LIMIT_BYTES: usize = 16 * 1024;
 
 /// For the body of a request to an API to arrive whole: they are small.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Streams at once on one connection of HTTP/2.
+const HTTP2_STREAMS: u32 = 256;
+
+/// What a client of HTTP/2 may send ahead of who reads it, on one stream and on all.
+const HTTP2_WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
+
+/// PINGs of HTTP/2, and the end of a connection whose peer does not answer them.
+const HTTP2_PING: Duration = Duration::from_secs(20);
+
+/// A connection of HTTP/2 that has asked for nothing in so long is ended in order; what it has under way goes on.
+const HTTP2_IDLE: Duration = Duration::from_secs(60);
+
+/// Between looks at the beginning of a connection that is not whole yet.
+const FIRST_BYTES_PAUSE: Duration = Duration::from_millis(10);
+
+/// How a listener is spoken to.
+#[derive(Clone, Default)]
+pub struct Wire {
+    /// TLS, where it is offered.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// HTTP without TLS, on the same port. Who comes with it is told apart by [`Encrypted`].
+    pub plain: bool,
+    /// HTTP/2 beside 1.1: by ALPN, which `tls` must offer, or by its preface.
+    pub http2: bool,
+}
+
+/// In a request's extensions: whether it came by TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encrypted(pub bool);
 
 /// Serves a router until the role stops; see [`serve_with`]. A request's body has to arrive within 30 s.
 pub async fn serve(
@@ -124,24 +159,19 @@ pub async fn serve_with<A, F>(
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
-    serve_within(listener, answer, tls, Limits::default(), stop).await;
+    let wire = Wire { plain: tls.is_none(), tls, http2: false };
+    serve_on(listener, answer, wire, Limits::default(), stop).await;
 }
 
-/// As [`serve_with`], within limits of the role's own.
-pub async fn serve_within<A, F>(
-    listener: TcpListener,
-    answer: A,
-    tls: Option<Arc<rustls::ServerConfig>>,
-    limits: Limits,
-    stop: Stop,
-) where
+/// As [`serve_with`], spoken to as `wire` says, within limits of the role's own.
+pub async fn serve_on<A, F>(listener: TcpListener, answer: A, wire: Wire, limits: Limits, stop: Stop)
+where
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
-    let acceptor = tls.map(tokio_rustls::TlsAcceptor::from);
     let (loop_stop, crowd) = (stop.clone(), Crowd::new(limits.by_network));
     listen::accept_loop(listener, limits.connections, loop_stop, move |tcp: TcpStream, peer| {
-        let (acceptor, answer, stop) = (acceptor.clone(), answer.clone(), stop.clone());
+        let (wire, answer, stop) = (wire.clone(), answer.clone(), stop.clone());
         let admission = crowd.admit(peer.ip());
         if admission.is_none() {
             limits.turned_away.inc();
@@ -151,25 +181,158 @@ pub async fn serve_within<A, F>(
                 tracing::debug!(%peer, "too many connections from this network");
                 return;
             };
-            let Some(acceptor) = acceptor else {
-                return connection(tcp, peer, answer, stop).await;
-            };
-            let handshake = tokio::time::timeout(HEAD_DEADLINE, acceptor.accept(tcp));
-            let shaken = tokio::select! {
-                shaken = handshake => shaken,
+            let begun = tokio::select! {
+                begun = tokio::time::timeout(HEAD_DEADLINE, begin(tcp, &wire)) => begun,
                 () = stop.cancelled() => return,
             };
-            match shaken {
-                Ok(Ok(tls)) => connection(tls, peer, answer, stop).await,
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
-                Err(_) => tracing::debug!(%peer, "TLS handshake not finished in time"),
+            match begun {
+                Ok(Ok(Begun::Plain(tcp))) => connection(tcp, peer, Encrypted(false), answer, stop).await,
+                Ok(Ok(Begun::Plain2(tcp))) => connection2(tcp, peer, Encrypted(false), answer, stop).await,
+                Ok(Ok(Begun::Tls(tls))) => connection(*tls, peer, Encrypted(true), answer, stop).await,
+                Ok(Ok(Begun::Tls2(tls))) => connection2(*tls, peer, Encrypted(true), answer, stop).await,
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS, or no HTTP"),
+                Err(_) => tracing::debug!(%peer, "nothing came in time"),
             }
         }
     })
     .await;
 }
 
-async fn connection<I, A, F>(io: I, peer: SocketAddr, answer: A, stop: Stop)
+/// What a connection turned out to be.
+enum Begun {
+    Plain(TcpStream),
+    Plain2(TcpStream),
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Tls2(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+}
+
+/// Up to where HTTP begins.
+async fn begin(tcp: TcpStream, wire: &Wire) -> io::Result<Begun> {
+    let first = match &wire.tls {
+        None if !wire.http2 => First::Http1,
+        Some(_) if !wire.plain => First::Tls,
+        _ => first(&tcp).await?,
+    };
+    match (first, &wire.tls) {
+        (First::Tls, Some(config)) => {
+            let tls = tokio_rustls::TlsAcceptor::from(Arc::clone(config)).accept(tcp).await?;
+            let is_2 = wire.http2 && tls.get_ref().1.alpn_protocol() == Some(b"h2");
+            Ok(if is_2 { Begun::Tls2(Box::new(tls)) } else { Begun::Tls(Box::new(tls)) })
+        }
+        (First::Http2, _) if wire.http2 => Ok(Begun::Plain2(tcp)),
+        // Whatever else it is, HTTP/1.1 refuses it.
+        _ => Ok(Begun::Plain(tcp)),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum First {
+    Tls,
+    Http1,
+    Http2,
+}
+
+/// What the first bytes are of; they stay where they are.
+async fn first(tcp: &TcpStream) -> io::Result<First> {
+    /// A handshake record (RFC 8446 §5.1).
+    const HANDSHAKE: u8 = 22;
+    /// Of HTTP/2's preface; no method of HTTP/1.1 begins so.
+    const PREFACE: &[u8] = b"PRI";
+    loop {
+        let mut bytes = [0; PREFACE.len()];
+        let count = tcp.peek(&mut bytes).await?;
+        match bytes[..count] {
+            [] => return Err(io::ErrorKind::UnexpectedEof.into()),
+            [HANDSHAKE, ..] => return Ok(First::Tls),
+            ref bytes if bytes == PREFACE => return Ok(First::Http2),
+            ref bytes if !PREFACE.starts_with(bytes) => return Ok(First::Http1),
+            // "P" may become PUT. Peeking does not wait for more.
+            _ => tokio::time::sleep(FIRST_BYTES_PAUSE).await,
+        }
+    }
+}
+
+/// Serves one connection of HTTP/1.1 that is not a listener's: inside another one, say.
+pub async fn serve_stream<I, A, F>(io: I, peer: SocketAddr, answer: A, stop: Stop)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    connection(io, peer, Encrypted(false), answer, stop).await;
+}
+
+/// HTTP/2.
+async fn connection2<I, A, F>(io: I, peer: SocketAddr, encrypted: Encrypted, answer: A, stop: Stop)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(encrypted);
+        let answered = answer(request);
+        async move { Ok::<_, Infallible>(answered.await) }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(ByRole(stop.clone()))
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(HTTP2_STREAMS)
+        .max_header_list_size(HEAD_LIMIT_BYTES as u32)
+        .initial_stream_window_size(HTTP2_WINDOWS.0)
+        .initial_connection_window_size(HTTP2_WINDOWS.1)
+        .keep_alive_interval(HTTP2_PING)
+        .keep_alive_timeout(HTTP2_PING)
+        .enable_connect_protocol()
+        .serve_connection(TokioIo::new(io), service);
+    tokio::pin!(connection);
+    let idle = async {
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(HTTP2_IDLE).await;
+            let now = asked.load(Ordering::Relaxed);
+            if now == before {
+                return;
+            }
+            before = now;
+        }
+    };
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = idle => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => Ok(()),
+            }
+        }
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "HTTP/2 connection ended");
+    }
+}
+
+/// Runs what HTTP/2 has to run beside its connection as tasks of the role.
+#[derive(Clone)]
+struct ByRole(Stop);
+
+impl<T> hyper::rt::Executor<T> for ByRole
+where
+    T: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: T) {
+        self.0.spawn(task);
+    }
+}
+
+async fn connection<I, A, F>(io: I, peer: SocketAddr, encrypted: Encrypted, answer: A, stop: Stop)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
@@ -177,6 +340,7 @@ where
 {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(encrypted);
         let answered = answer(request);
         async move { Ok::<_, Infallible>(answered.await) }
     });
@@ -286,7 +450,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(4096);
         let peer = SocketAddr::from(([192, 0, 2, 1], 1));
         let answer = move |request| by_router(router.clone(), request);
-        let served = connection(server, peer, answer, Stop::new());
+        let served = connection(server, peer, Encrypted(false), answer, Stop::new());
         let begun = tokio::time::Instant::now();
         let talking = async {
             let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: ";

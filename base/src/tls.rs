@@ -41,11 +41,24 @@ fn certified(
 /// # Errors
 /// When the crypto provider lacks what is asked of it.
 pub fn server_config(leaf: Arc<Leaf>) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    server_config_for(leaf, false, &[b"http/1.1"])
+}
+
+/// The same with TLS 1.2 for clients that know nothing newer, and for these protocols of ALPN, the preferred one first.
+///
+/// # Errors
+/// As [`server_config`].
+pub fn server_config_for(
+    leaf: Arc<Leaf>,
+    tls_1_2: bool,
+    alpn: &[&[u8]],
+) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    let versions = if tls_1_2 { rustls::ALL_VERSIONS } else { &[&rustls::version::TLS13] };
     let mut config = rustls::ServerConfig::builder_with_provider(aws_lc_rs::default_provider().into())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_protocol_versions(versions)?
         .with_no_client_auth()
         .with_cert_resolver(leaf);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
 }
 
@@ -65,6 +78,18 @@ pub fn seeing_client_config(trust: Option<&str>) -> anyhow::Result<(rustls::Clie
     let seen = Arc::new(Seen::new(roots(trust)?)?);
     let config = client_builder()?.dangerous().with_custom_certificate_verifier(seen.clone());
     Ok((config.with_no_client_auth(), seen))
+}
+
+/// PEM as it stands in a configuration: the text itself, or the path of a file with it; empty: none.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn pem_or_file(text: &str) -> anyhow::Result<Option<String>> {
+    match text.trim() {
+        "" => Ok(None),
+        pem if pem.starts_with("-----BEGIN") => Ok(Some(pem.to_owned())),
+        path => std::fs::read_to_string(path).with_context(|| format!("cannot read {path}")).map(Some),
+    }
 }
 
 fn client_builder() -> anyhow::Result<rustls::ConfigBuilder<rustls::ClientConfig, rustls::WantsVerifier>> {

@@ -91,15 +91,8 @@ impl TunnelServer {
     /// # Errors
     /// When the file cannot be read.
     pub fn trust_anchor_pem(&self) -> anyhow::Result<Option<String>> {
-        match self.trust_anchor.trim() {
-            "" => Ok(None),
-            pem if pem.starts_with("-----BEGIN") => Ok(Some(pem.to_owned())),
-            path => std::fs::read_to_string(path)
-                .with_context(|| {
-                    format!("management.tunnel_servers {:?}: trust_anchor: cannot read {path}", self.name)
-                })
-                .map(Some),
-        }
+        let place = || format!("management.tunnel_servers {:?}: trust_anchor", self.name);
+        tls::pem_or_file(&self.trust_anchor).with_context(place)
     }
 }
 

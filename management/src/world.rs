@@ -482,6 +482,7 @@ mod tests {
             moving: None,
             contested: None,
             own_password: false,
+            access: Default::default(),
             bps_in: 0,
             bps_out: 0,
             uplinks: Vec::new(),

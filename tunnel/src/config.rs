@@ -4,7 +4,7 @@
 
 use crate::guard::PASSWORD_MIN;
 use anyhow::{Context, bail, ensure};
-use homing_base::{crowd::Networks, door::DoorLimits, http, rate::Pace};
+use homing_base::{crowd::Networks, door::DoorLimits, http, rate::Pace, tls};
 use homing_protocol::{Secret, secret::Credentials};
 use homing_uplink::{BackoffSettings, TlsPolicy, UplinkAddress, UplinkSettings};
 use prometheus_client::metrics::counter::Counter;
@@ -75,6 +75,8 @@ pub struct Config {
     pub gateway: Gateway,
     /// What sites may send, and when to warn.
     pub bandwidth: Bandwidth,
+    /// How the internal address is spoken to.
+    pub vms: Vms,
     /// Sizes and times.
     pub limits: Limits,
 }
@@ -117,6 +119,50 @@ pub struct GatewayUser {
     pub name: String,
     /// Its password.
     pub password: Secret,
+}
+
+/// The `[tunnel.vms]` table: how a VMS speaks to the internal address.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Vms {
+    /// HTTPS, and with which certificate.
+    pub tls: Tls,
+    /// Who may speak plain HTTP.
+    pub plain: Plain,
+    /// Whether clients may speak TLS 1.2.
+    pub tls_1_2: bool,
+    /// For [`Tls::Own`]: further DNS names and addresses in the certificate.
+    pub names: Vec<String>,
+    /// For [`Tls::Files`]: PEM certificate chain.
+    pub certificate: PathBuf,
+    /// For [`Tls::Files`]: PEM private key.
+    pub private_key: PathBuf,
+    /// Whether user and password are asked for.
+    pub credentials: bool,
+}
+
+/// Whether the internal address offers HTTPS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tls {
+    /// It does not.
+    Off,
+    /// With a certificate of the private CA.
+    Own,
+    /// With PEM files.
+    Files,
+}
+
+/// Who may speak plain HTTP to the internal address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Plain {
+    /// Nobody.
+    Nobody,
+    /// Who is on this machine.
+    Loopback,
+    /// Everybody.
+    Everywhere,
 }
 
 /// The `[tunnel.dispatcher]` table.
@@ -216,6 +262,7 @@ impl Default for Config {
             dispatcher: Dispatcher::default(),
             gateway: Gateway::default(),
             bandwidth: Bandwidth::default(),
+            vms: Vms::default(),
             limits: Limits::default(),
         }
     }
@@ -236,6 +283,20 @@ impl Default for Gateway {
             linger_ms: 5000,
             greeting_ms: 15_000,
             stalled_ms: 10_000,
+        }
+    }
+}
+
+impl Default for Vms {
+    fn default() -> Self {
+        Vms {
+            tls: Tls::Own,
+            plain: Plain::Loopback,
+            tls_1_2: false,
+            names: Vec::new(),
+            certificate: PathBuf::new(),
+            private_key: PathBuf::new(),
+            credentials: true,
         }
     }
 }
@@ -311,7 +372,8 @@ impl Config {
             self.user
         );
         ensure!(
-            self.password.expose().chars().count() >= PASSWORD_MIN,
+            self.password.expose().chars().count() >= PASSWORD_MIN
+                || (self.password.is_empty() && !self.vms.credentials),
             "[tunnel] password {}: whoever knows it reaches every device, so it has at least {PASSWORD_MIN} characters. \
              There is no default; \"openssl rand -base64 24\" makes one",
             if self.password.is_empty() { "is empty" } else { "is too short" }
@@ -341,6 +403,13 @@ impl Config {
             "[tunnel.bandwidth] warn_percent is {}: it is between 11 and 100",
             self.bandwidth.warn_percent
         );
+        let gateway_asks = !self.gateway.users.is_empty() || !self.password.is_empty();
+        let has_gateway = !self.gateway.rtsp.is_empty() || !self.gateway.rtsps.is_empty();
+        ensure!(
+            gateway_asks || !has_gateway,
+            "[tunnel] password is empty: the RTSP gateway needs it, or users of its own in [[tunnel.gateway.users]]"
+        );
+        self.vms.check(self.internal)?;
         let limits = &self.limits;
         ensure!(
             limits.uplinks > 0 && limits.arriving > 0 && limits.streams_per_uplink > 0,
@@ -442,13 +511,59 @@ impl Dispatcher {
     /// # Errors
     /// When the file cannot be read.
     pub(crate) fn trust_anchor_pem(&self) -> anyhow::Result<Option<String>> {
-        match self.trust_anchor.trim() {
-            "" => Ok(None),
-            pem if pem.starts_with("-----BEGIN") => Ok(Some(pem.to_owned())),
-            path => std::fs::read_to_string(path)
-                .with_context(|| format!("[tunnel.dispatcher] trust_anchor: cannot read {path}"))
-                .map(Some),
+        tls::pem_or_file(&self.trust_anchor).context("[tunnel.dispatcher] trust_anchor")
+    }
+}
+
+impl Vms {
+    fn check(&self, internal: SocketAddr) -> anyhow::Result<()> {
+        let files = [&self.certificate, &self.private_key].map(|path| !path.as_os_str().is_empty());
+        ensure!(
+            files == [self.tls == Tls::Files; 2],
+            "[tunnel.vms] certificate and private_key go with tls = \"files\", both of them"
+        );
+        ensure!(
+            self.tls != Tls::Off || self.plain != Plain::Nobody,
+            "[tunnel.vms] tls = \"off\" and plain = \"nobody\": nobody could speak to the internal address"
+        );
+        ensure!(
+            self.tls != Tls::Off || self.plain == Plain::Everywhere || internal.ip().is_loopback(),
+            "[tunnel.vms] tls = \"off\", and internal is {internal}: passwords would cross the network readably. Set \
+             tls = \"own\", or plain = \"everywhere\" where the network is trusted"
+        );
+        Ok(())
+    }
+
+    /// What the administrator is told at every start.
+    pub(crate) fn warnings(&self, internal: SocketAddr) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.credentials {
+            warnings.push(format!(
+                "[tunnel.vms] credentials = false: whoever reaches {internal} registers, moves and looks through every \
+                 device without a password; nothing but the firewall keeps strangers away"
+            ));
         }
+        if self.plain == Plain::Everywhere && !internal.ip().is_loopback() {
+            warnings.push(format!(
+                "[tunnel.vms] plain = \"everywhere\": passwords, of devices too, cross the network of {internal} readably \
+                 when a client speaks plain HTTP"
+            ));
+        }
+        warnings
+    }
+
+    /// Names and addresses under which the internal address is known.
+    pub(crate) fn known_as(&self, internal: SocketAddr) -> Vec<String> {
+        let mut names = self.names.clone();
+        if !internal.ip().is_unspecified() {
+            names.push(internal.ip().to_canonical().to_string());
+        }
+        for name in ["localhost", "127.0.0.1", "::1"].map(str::to_owned) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 }
 
@@ -608,6 +723,35 @@ mod tests {
         let user = GatewayUser { name: "wall".into(), password: "of monitors, sixteen".into() };
         let users = vec![user.clone(), user];
         assert!(gateway(Gateway { users, ..Gateway::default() }).contains("twice"));
+    }
+
+    #[test]
+    fn what_would_show_passwords_is_refused_or_warned_about() {
+        let config = |internal: &str, vms: Vms| Config { internal: internal.parse().unwrap(), vms, ..good() };
+        let inside = "10.0.0.7:8081";
+        let refused = |vms: Vms, part: &str| {
+            let message = config(inside, vms).check().unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        };
+        refused(Vms { tls: Tls::Off, ..Vms::default() }, "readably");
+        refused(Vms { tls: Tls::Off, plain: Plain::Nobody, ..Vms::default() }, "nobody could");
+        refused(Vms { tls: Tls::Files, certificate: "a.pem".into(), ..Vms::default() }, "both of them");
+        refused(Vms { private_key: "a.key".into(), ..Vms::default() }, "go with tls");
+        config("127.0.0.1:8081", Vms { tls: Tls::Off, ..Vms::default() }).check().unwrap();
+
+        let warned = |internal: &str, vms: Vms| {
+            let config = config(internal, vms);
+            config.check().unwrap();
+            config.vms.warnings(config.internal).concat()
+        };
+        assert_eq!(warned(inside, Vms::default()), "");
+        let open = Vms { plain: Plain::Everywhere, ..Vms::default() };
+        assert!(warned(inside, open.clone()).contains("readably"));
+        assert_eq!(warned("127.0.0.1:8081", open), "");
+        let mut trusting = Config { password: Secret::default(), ..good() };
+        trusting.vms.credentials = false;
+        trusting.check().unwrap();
+        assert!(trusting.vms.warnings(trusting.internal).concat().contains("without a password"));
     }
 
     #[test]

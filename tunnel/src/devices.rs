@@ -24,8 +24,9 @@ use homing_protocol::{
     api::{
         Problem, ProblemDetail,
         dispatcher::{Changes, Registration},
-        tunnel::{self, Device, Figures, PastProblem, RelayState, SiteChange},
+        tunnel::{self, Access, Device, Figures, PastProblem, RelayState, SiteChange},
     },
+    digest::ClientAuth,
 };
 use homing_uplink::{EndReason, Fingerprint, Pace, Uplink, UplinkStats};
 use jiff::Timestamp;
@@ -103,6 +104,8 @@ pub(crate) struct Connected {
     pub rtsp_path: OnceCell<String>,
     /// URL of the stream that it names first, once asked for.
     pub first_stream: OnceCell<String>,
+    /// The proxy's last log-in that was accepted, for the next request.
+    pub login: Mutex<Option<ClientAuth>>,
 }
 
 /// Why a device that dialled is not admitted (step 7).
@@ -230,6 +233,11 @@ impl Devices {
         let connected =
             inner.entries.values().filter(|entry| !entry.provisional && !entry.uplinks.is_empty());
         connected.map(|entry| entry.figures(&entry.stats())).collect()
+    }
+
+    /// What the proxy gives of one.
+    pub fn access(&self, serial: SerialNumber) -> Option<Access> {
+        self.lock().entries.get(&serial).map(|entry| entry.record.access.clone())
     }
 
     /// Follows them from now on.
@@ -632,7 +640,7 @@ impl Entry {
     }
 
     fn view(&self) -> Device {
-        let Record { serial, name, description, user, standing } = &self.record;
+        let Record { serial, name, description, user, access, standing } = &self.record;
         let stats = self.stats();
         let figures = self.figures(&stats);
         let connected = !stats.is_empty();
@@ -669,6 +677,7 @@ impl Entry {
             moving: standing.errand.moving.as_ref().map(Move::view),
             contested: standing.contested.clone(),
             own_password: standing.password == Password::Own,
+            access: access.clone(),
             last_problem: self.last_problem.clone(),
         }
     }

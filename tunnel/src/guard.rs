@@ -1,4 +1,5 @@
-//! Who may use the internal address: one user and password, guessing slowed per address.
+//! Who may use the internal address: one user and password, guessing slowed per address; or everybody, if
+//! the administrator says so, for all but secrets.
 //!
 //! An address that has been wrong too often is not looked at for a while, right or wrong (429), so that guessing is as
 //! slow with many connections as with one. An address that was right lately is not locked out by others' mistakes from
@@ -44,6 +45,8 @@ pub(crate) enum Denied {
 /// Checks Basic credentials.
 pub(crate) struct Guard {
     credentials: Live<Credentials>,
+    /// Whether anybody is asked.
+    asks: bool,
     attempts: Attempts,
 }
 
@@ -107,8 +110,8 @@ impl Attempts {
 }
 
 impl Guard {
-    pub fn new(credentials: Credentials) -> Self {
-        Guard { credentials: Live::new(credentials), attempts: Attempts::default() }
+    pub fn new(credentials: Credentials, asks: bool) -> Self {
+        Guard { credentials: Live::new(credentials), asks, attempts: Attempts::default() }
     }
 
     /// Lets in who has these from now on.
@@ -125,23 +128,42 @@ impl Guard {
         self.credentials.get().user.clone()
     }
 
-    /// Whether the header's user and password are the right ones.
+    /// Whether anybody is asked for user and password.
+    pub fn asks(&self) -> bool {
+        self.asks
+    }
+
+    /// Whether somebody with this header may come in.
     pub fn check(&self, peer: IpAddr, header: Option<&HeaderValue>) -> Result<(), Denied> {
+        if self.asks { self.check_always(peer, header) } else { Ok(()) }
+    }
+
+    /// Whether the header's user and password are the right ones, also where nobody else is asked for them.
+    pub fn check_always(&self, peer: IpAddr, header: Option<&HeaderValue>) -> Result<(), Denied> {
         let offered = header.and_then(|value| value.to_str().ok()).and_then(parse_basic);
-        let offered = offered.ok_or(Denied::Missing)?;
+        self.check_pair(peer, &offered.ok_or(Denied::Missing)?)
+    }
+
+    /// The same for a user and password that came otherwise.
+    pub fn check_pair(&self, peer: IpAddr, offered: &Credentials) -> Result<(), Denied> {
         let now = Instant::now();
         let wait = self.attempts.wait(peer, now);
         if !wait.is_zero() {
             return Err(Denied::TooMany(wait));
         }
-        // Both are compared, whatever the first says.
-        let right = self.credentials.get();
-        let user = Secret::new(right.user.clone()).matches(&offered.user);
-        if user & right.password.matches(offered.password.expose()) {
+        if self.is(offered) && !self.credentials.get().password.is_empty() {
             self.attempts.handle_right(peer);
             return Ok(());
         }
         Err(self.attempts.handle_wrong(peer, now))
+    }
+
+    /// Whether these are the user and password, without a word about who asks.
+    pub fn is(&self, pair: &Credentials) -> bool {
+        // Both are compared, whatever the first says.
+        let right = self.credentials.get();
+        let user = Secret::new(right.user.clone()).matches(&pair.user);
+        user & right.password.matches(pair.password.expose())
     }
 }
 
@@ -155,7 +177,7 @@ mod tests {
     const VMS: [u8; 4] = [192, 0, 2, 2];
 
     fn guard() -> Guard {
-        Guard::new(Credentials::new("vms", "sesame"))
+        Guard::new(Credentials::new("vms", "sesame"), true)
     }
 
     fn check(guard: &Guard, peer: impl Into<IpAddr>, user: &str, password: &str) -> Result<(), Denied> {
@@ -173,6 +195,17 @@ mod tests {
         assert_eq!(guard.check(LAPTOP.into(), None), Err(Denied::Missing));
         let bearer = HeaderValue::from_static("Bearer x");
         assert_eq!(guard.check(LAPTOP.into(), Some(&bearer)), Err(Denied::Missing));
+    }
+
+    /// Goal: who asks nobody still shows no secret to a stranger; a password that was not set is nobody's.
+    #[test]
+    fn where_nobody_is_asked_secrets_are_for_who_knows_the_password() {
+        let guard = Guard::new(Credentials::new("vms", "sesame"), false);
+        assert_eq!(guard.check(LAPTOP.into(), None), Ok(()));
+        assert_eq!(guard.check_always(LAPTOP.into(), None), Err(Denied::Missing));
+        assert_eq!(guard.check_pair(VMS.into(), &Credentials::new("vms", "sesame")), Ok(()));
+        let unset = Guard::new(Credentials::new("vms", ""), false);
+        assert_eq!(unset.check_pair(VMS.into(), &Credentials::new("vms", "")), Err(Denied::Wrong));
     }
 
     #[tokio::test(start_paused = true)]

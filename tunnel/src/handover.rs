@@ -125,6 +125,7 @@ impl Relay {
             password: secrets.credentials.password,
             name: record.name,
             description: record.description,
+            access: record.access,
             fingerprint: record.standing.fingerprint.map(|fingerprint| fingerprint.to_string()),
             own_password: record.standing.password == Password::Own,
             proposed_password: self.devices().store().proposed_password(serial).await?,

@@ -58,7 +58,9 @@ mod sites;
 mod splice;
 mod uplinks;
 
-pub use config::{Bandwidth, Config, Dispatcher, Gateway, GatewayUser, Limits, MAY_CHANGE, REFERENCE};
+pub use config::{
+    Bandwidth, Config, Dispatcher, Gateway, GatewayUser, Limits, MAY_CHANGE, Plain, REFERENCE, Tls, Vms,
+};
 pub use events::{Event, EventId, Events, NoEventId};
 pub use reach::{ReachError, RtspLink, TunnelHandle};
 pub use reload::Reloader;

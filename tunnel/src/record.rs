@@ -9,7 +9,7 @@ use homing_protocol::{
     api::{
         Problem, ProblemDetail,
         dispatcher::{ANOTHER_KEY, Contested, Registration, RegistrationState},
-        tunnel::RelayState,
+        tunnel::{Access, RelayState},
     },
 };
 use homing_uplink::Fingerprint;
@@ -31,6 +31,8 @@ pub(crate) struct Record {
     pub description: String,
     /// The device's user.
     pub user: String,
+    /// What the proxy gives of it.
+    pub access: Access,
     /// How far it has come.
     pub standing: Standing,
 }

@@ -50,6 +50,9 @@ CREATE TABLE site (name TEXT PRIMARY KEY, site TEXT NOT NULL) STRICT; -- JSON
 "
 -- What the dispatcher signs its word about our devices' keys with.
 CREATE TABLE voucher_key (name TEXT PRIMARY KEY, key BLOB NOT NULL) STRICT; -- sealed
+",
+"
+ALTER TABLE registration ADD COLUMN access TEXT; -- JSON
 "];
 
 /// Whatever is sealed: a new column must be named here, to be sealed anew when keys are rotated.
@@ -141,8 +144,8 @@ impl Registrations {
             .execute(&mut *transaction)
             .await?;
         sqlx::query(
-            "INSERT INTO registration (serial, name, description, user, password, oak, relay, step, seq)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            "INSERT INTO registration (serial, name, description, user, password, oak, relay, step, seq, access)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(record.serial.to_string())
         .bind(&record.name)
@@ -153,6 +156,7 @@ impl Registrations {
         .bind(relay_word(record.standing.relay))
         .bind(i64::from(record.standing.step.number()))
         .bind(sql_integer(record.standing.seq))
+        .bind(serde_json::to_string(&record.access)?)
         .execute(&mut *transaction)
         .await?;
         save_standing(&mut transaction, record.serial, &record.standing).await.context("registrations")?;
@@ -162,7 +166,7 @@ impl Registrations {
     /// Replaces what people have entered.
     pub async fn replace(&self, record: &Record, secrets: &Secrets) -> anyhow::Result<()> {
         sqlx::query(
-            "UPDATE registration SET name = $2, description = $3, user = $4, password = $5, oak = $6
+            "UPDATE registration SET name = $2, description = $3, user = $4, password = $5, oak = $6, access = $7
              WHERE serial = $1",
         )
         .bind(record.serial.to_string())
@@ -171,6 +175,7 @@ impl Registrations {
         .bind(&record.user)
         .bind(self.seal_password(record.serial, &secrets.credentials.password))
         .bind(self.seal_oak(record.serial, &secrets.oak))
+        .bind(serde_json::to_string(&record.access)?)
         .execute(&self.pool)
         .await
         .context("registrations")?;
@@ -366,11 +371,13 @@ fn record(row: &SqliteRow) -> anyhow::Result<Record> {
         let problem: Option<String> = row.try_get("problem")?;
         let contested: Option<String> = row.try_get("contested")?;
         let errand: Option<String> = row.try_get("errand")?;
+        let access: Option<String> = row.try_get("access")?;
         Ok(Record {
             serial,
             name: row.try_get("name")?,
             description: row.try_get("description")?,
             user: row.try_get("user")?,
+            access: access.map(|text| serde_json::from_str(&text)).transpose()?.unwrap_or_default(),
             standing: Standing {
                 relay: relay_state(&row.try_get::<String, _>("relay")?)?,
                 step: Step::from_number(step).with_context(|| format!("step {step}"))?,
@@ -422,6 +429,7 @@ mod tests {
             name: "Entrance".into(),
             description: "above the door".into(),
             user: "root".into(),
+            access: Default::default(),
             standing: Standing::registered(),
         }
     }
@@ -452,6 +460,8 @@ mod tests {
         first.standing.adopted = true;
         store.save(&[(first.serial, first.standing.clone())], Some(42)).await.unwrap();
         first.name = "Exit".into();
+        first.access.add_credentials = true;
+        first.access.ports.pop();
         store.replace(&first, &secrets()).await.unwrap();
         store.close().await;
 

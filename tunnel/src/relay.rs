@@ -45,6 +45,7 @@ const NAME_MAX: usize = 64;
 const DESCRIPTION_MAX: usize = 256;
 /// RFC 7617 has no limit; no device takes more.
 const CREDENTIAL_MAX: usize = 256;
+const PORTS_MAX: usize = 16;
 
 /// Registrations on their way.
 pub(crate) struct Relay {
@@ -78,7 +79,7 @@ impl Relay {
     /// # Errors
     /// What cannot be registered; what the dispatcher refused, with its code and message. Nothing is kept then.
     pub async fn register(&self, new: NewDevice, stop: &Stop) -> Result<(Device, bool), Failure> {
-        let NewDevice { serial, oak, user, password, name, description, .. } = new;
+        let NewDevice { serial, oak, user, password, name, description, access, .. } = new;
         let secrets = Secrets { oak, credentials: Credentials::new(user.clone(), password) };
         let mut standing = match new.fingerprint {
             None => Standing::registered(),
@@ -88,7 +89,8 @@ impl Relay {
         if new.own_password && standing.adopted && proposed.is_none() {
             standing.password = Password::Own;
         }
-        let record = Record { serial, name: tidy(&name), description: tidy(&description), user, standing };
+        let (name, description) = (tidy(&name), tidy(&description));
+        let record = Record { serial, name, description, user, access, standing };
         check(&record, &secrets)?;
         let _lock = self.lock(serial).await;
         if !self.devices.add(record, &secrets).await? {
@@ -154,6 +156,7 @@ impl Relay {
             name: change.name.map_or(before.name, |name| tidy(&name)),
             description: change.description.map_or(before.description, |text| tidy(&text)),
             user: user.clone(),
+            access: change.access.unwrap_or(before.access),
             ..before
         };
         let secrets =
@@ -486,6 +489,11 @@ fn check(record: &Record, secrets: &Secrets) -> Result<(), Failure> {
         {
             return refuse(format!("The {what} holds a control character."));
         }
+    }
+    let ports = &record.access.ports;
+    let is_twice = |index: usize| ports[..index].iter().any(|earlier| earlier.port == ports[index].port);
+    if ports.len() > PORTS_MAX || ports.iter().any(|port| port.port == 0) || (0..ports.len()).any(is_twice) {
+        return refuse(format!("The ports are at most {PORTS_MAX}, each of them once, and from 1 to 65535."));
     }
     if record.user.is_empty() {
         return refuse(

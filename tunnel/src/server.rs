@@ -7,7 +7,7 @@
 
 use crate::{
     api::{self, Api, ServerFacts},
-    config::Config,
+    config::{Config, Plain, Tls},
     devices::Devices,
     dispatcher::Dispatcher,
     errands::Errands,
@@ -27,12 +27,16 @@ use crate::{
 };
 use anyhow::Context;
 use homing_base::{
-    Live, Ops, Stop, Workers, http,
-    tls::{LEAF_LIFE, Leaf, PrivateCa, expiry},
+    Live, Ops, Stop, Workers,
+    http::{self, Wire},
+    tls::{LEAF_LIFE, Leaf, PrivateCa, expiry, server_config_for},
     vault,
 };
 use homing_uplink::UplinkAddress;
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 use tokio::net::TcpListener;
 
 /// A tunnel server whose files and sockets are open.
@@ -45,6 +49,9 @@ pub struct Bound {
     gateway: gateway::Bound,
     facts: Arc<ServerFacts>,
     leaf: Arc<Leaf>,
+    ca: Arc<PrivateCa>,
+    /// The internal address's certificate, where it speaks HTTPS.
+    vms_leaf: Option<Arc<Leaf>>,
     devices: Arc<Devices>,
     relay: Arc<Relay>,
     errands: Arc<Errands>,
@@ -72,7 +79,9 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let public = config.public_addresses(external_addr)?;
     let authorities: Vec<String> = public.iter().map(UplinkAddress::authority).collect();
 
-    let leaf = certificate(&config, &public)?;
+    let ca = Arc::new(PrivateCa::open(&config.data, "tunnel")?);
+    let leaf = certificate(&config, &public, &ca)?;
+    let vms_leaf = vms_certificate(&config, internal.local_addr().context("internal address")?, &ca)?;
     let store = Registrations::open(&config.data).await?;
     let history = History::open(&config.data).await?;
     let voucher_key = store.voucher_key().await?;
@@ -88,7 +97,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
         voucher_key,
         Arc::clone(&metrics),
     )?;
-    let guard = Arc::new(Guard::new(config.credentials()));
+    let guard = Arc::new(Guard::new(config.credentials(), config.vms.credentials));
     let config = Live::new(config);
     let relay = Arc::new(Relay::new(Arc::clone(&devices), dispatcher, config.clone()));
     let errands = Arc::new(Errands::new(Arc::clone(&devices), authorities.clone(), config.clone()));
@@ -105,6 +114,8 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
         gateway,
         facts,
         leaf,
+        ca,
+        vms_leaf,
         devices,
         relay,
         errands,
@@ -117,7 +128,11 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
 
 /// The external certificate, and with it what devices are told to trust: browsers' anchors, where a certificate is given
 /// and none with it.
-pub(crate) fn certificate(config: &Config, public: &[UplinkAddress]) -> anyhow::Result<Arc<Leaf>> {
+pub(crate) fn certificate(
+    config: &Config,
+    public: &[UplinkAddress],
+    ca: &Arc<PrivateCa>,
+) -> anyhow::Result<Arc<Leaf>> {
     if !config.certificate.as_os_str().is_empty() {
         let anchor = Some(config.trust_anchor.as_path()).filter(|path| !path.as_os_str().is_empty());
         let by_name = |address: &&UplinkAddress| address.host().parse::<std::net::IpAddr>().is_err();
@@ -131,9 +146,29 @@ pub(crate) fn certificate(config: &Config, public: &[UplinkAddress]) -> anyhow::
         let leaf = Leaf::from_files_with_anchor(&config.certificate, &config.private_key, anchor);
         return leaf.context("[tunnel] certificate");
     }
-    let ca = Arc::new(PrivateCa::open(&config.data, "tunnel")?);
     let names = public.iter().map(|address| address.host().to_owned()).collect();
-    Leaf::issued_by(ca, names, LEAF_LIFE)
+    Leaf::issued_by(Arc::clone(ca), names, LEAF_LIFE)
+}
+
+/// The internal address's certificate.
+fn vms_certificate(
+    config: &Config,
+    internal: SocketAddr,
+    ca: &Arc<PrivateCa>,
+) -> anyhow::Result<Option<Arc<Leaf>>> {
+    let vms = &config.vms;
+    Ok(match vms.tls {
+        Tls::Off => None,
+        Tls::Own => {
+            let leaf = Leaf::issued_by(Arc::clone(ca), vms.known_as(internal), LEAF_LIFE);
+            Some(leaf.context("[tunnel.vms] names")?)
+        }
+        Tls::Files => {
+            vault::refuse_readable_by_others(&vms.private_key).context("[tunnel.vms] private_key")?;
+            let leaf = Leaf::from_files(&vms.certificate, &vms.private_key);
+            Some(leaf.context("[tunnel.vms] certificate")?)
+        }
+    })
 }
 
 impl Bound {
@@ -158,6 +193,21 @@ impl Bound {
     /// The same inside TLS.
     pub fn rtsps_addr(&self) -> Option<SocketAddr> {
         self.gateway.rtsps_addr()
+    }
+
+    /// How who is on this machine reaches the internal address: its URL, and for HTTPS whom to trust there (PEM; empty:
+    /// what browsers trust).
+    pub fn internal_url(&self) -> (String, String) {
+        let mut address = self.internal_addr();
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        // Nobody listens there, and the certificate may be for other names.
+        let plain = address.ip().to_canonical().is_loopback() && self.config.get().vms.plain != Plain::Nobody;
+        match self.vms_leaf.as_ref().filter(|_| !plain) {
+            Some(leaf) => (format!("https://{address}"), leaf.trust_anchor()),
+            None => (format!("http://{address}"), String::new()),
+        }
     }
 
     /// The tunnel server in process.
@@ -194,6 +244,10 @@ impl Bound {
             self.config.clone(),
             self.facts.public.clone(),
         ));
+        let (internal, vms) = (self.internal_addr(), self.config.get().vms.clone());
+        for warning in vms.warnings(internal) {
+            tracing::warn!("{warning}");
+        }
         let guard = self.guard;
         let api = Api {
             devices: Arc::clone(&self.devices),
@@ -203,6 +257,8 @@ impl Bound {
             guard: Arc::clone(&guard),
             stop: stop.clone(),
             server: Arc::clone(&self.facts),
+            plain: vms.plain,
+            known_as: vms.known_as(internal).into(),
         };
         let gateway = self.gateway.run(
             &self.config.get(),
@@ -214,13 +270,31 @@ impl Bound {
         let rates = Arc::new(Rates::new(self.config.clone()));
         let limits = self.config.get().limits.internal(self.metrics.limited("connections-per-address"));
         let metrics = Arc::clone(&self.metrics);
-        let proxy = Proxy { tunnel: self.handle, guard, metrics, rates, stop: stop.clone() };
+        let proxy = Proxy {
+            tunnel: self.handle,
+            devices: Arc::clone(&self.devices),
+            guard,
+            metrics,
+            rates,
+            ca: self.ca,
+            tls_1_2: vms.tls_1_2,
+            stop: stop.clone(),
+        };
+        let tls = match &self.vms_leaf {
+            Some(leaf) => Some(server_config_for(Arc::clone(leaf), vms.tls_1_2, &[b"h2", b"http/1.1"])?),
+            None => None,
+        };
+        // Who may not come without TLS is told so, and why.
+        let wire = Wire { tls, plain: true, http2: true };
         let period = figures::period(self.config.get().limits.uplink_settings().ping_interval);
         let service = api::service(api, proxy, &self.ops);
         self.ops.report("tunnel", Ok(()));
         let certificates = {
-            let relay = Arc::clone(&self.relay);
-            Arc::new(move || relay.dispatcher().certificates())
+            let (relay, inside) = (Arc::clone(&self.relay), self.vms_leaf.clone());
+            Arc::new(move || {
+                let inside = inside.iter().flat_map(|leaf| leaf.expiries("the internal address"));
+                relay.dispatcher().certificates().into_iter().chain(inside).collect()
+            })
         };
         stop.spawn(expiry::watch("tunnel", self.ops.clone(), certificates, stop.clone()));
         tracing::info!(
@@ -231,6 +305,11 @@ impl Bound {
             "tunnel server runs"
         );
         let public = self.config.get().public_addresses(self.facts.external)?;
+        let vms_leaf_fresh = async {
+            if let Some(leaf) = self.vms_leaf {
+                leaf.keep_fresh(stop.clone()).await;
+            }
+        };
         tokio::join!(
             public::watch(
                 public,
@@ -241,7 +320,7 @@ impl Bound {
             ),
             uplinks.run(self.external, &stop),
             gateway,
-            http::serve_within(self.internal, service, None, limits, stop.clone()),
+            http::serve_on(self.internal, service, wire, limits, stop.clone()),
             leave(Arc::clone(&self.devices), self.config, self.ops, stop.clone()),
             self.relay.run(&stop),
             self.relay.follow_changes(&stop),
@@ -251,6 +330,7 @@ impl Bound {
             self.devices.sites().run(&stop),
             self.devices.history().end_with(&stop),
             self.leaf.keep_fresh(stop.clone()),
+            vms_leaf_fresh,
             self.devices.store().vault().keep(stop.clone()),
         );
         Ok(())

@@ -12,11 +12,13 @@ use anyhow::{Context, bail, ensure};
 use homing_base::{
     Stop,
     client::{ApiClient, Auth, CallError},
-    listen, tls, vault,
+    listen,
+    tls::{self, PrivateCa},
+    vault,
 };
 use homing_protocol::{Secret, api::dispatcher::Changes, secret::Credentials};
 use http::StatusCode;
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
@@ -97,14 +99,18 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
     config.public_addresses(config.external).map(drop)
 }
 
-/// Makes the private CA, unless the certificate is of files.
+/// Makes the private CA.
 ///
 /// # Errors
 /// What is wrong with the public addresses, the files or the data folder.
 pub fn prepare(config: &Config) -> anyhow::Result<()> {
     vault::private_folder(&config.data)?;
-    certificate(config, &config.public_addresses(config.external)?)?;
+    certificate(config, &config.public_addresses(config.external)?, &private_ca(config)?)?;
     Ok(())
+}
+
+fn private_ca(config: &Config) -> anyhow::Result<Arc<PrivateCa>> {
+    PrivateCa::open(&config.data, "tunnel").map(Arc::new)
 }
 
 /// What is wrong with the public addresses, in sentences. While it looks, it answers at the external address, unless a
@@ -114,7 +120,7 @@ pub fn prepare(config: &Config) -> anyhow::Result<()> {
 /// When there is no certificate to be compared with.
 pub async fn look_at_public(config: &Config) -> anyhow::Result<Vec<String>> {
     let public = config.public_addresses(config.external)?;
-    let leaf = certificate(config, &public)?;
+    let leaf = certificate(config, &public, &private_ca(config)?)?;
     let stop = Stop::new();
     if let Ok(listener) = listen::bind(config.external, "[tunnel] external") {
         let tls = tokio_rustls::TlsAcceptor::from(tls::server_config(leaf.clone())?);

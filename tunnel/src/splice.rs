@@ -1,4 +1,4 @@
-//! Bytes between a TCP connection of the VMS and a WebSocket stream of a device, both ways, in one task.
+//! Bytes between a connection of the VMS and a WebSocket stream of a device, both ways, in one task.
 //!
 //! Towards the VMS nothing is copied and nothing allocated: chunks are slices of what TLS decrypted, gathered until
 //! there are no more (or enough), and written with one `writev`. That is what a relay costs: a wake-up and a system call
@@ -17,10 +17,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Chunks in one `writev`.
 const GATHERED_MAX: usize = 32;
@@ -46,8 +43,8 @@ pub(crate) enum Ended {
 }
 
 /// Copies until one side ends; then the other is closed in order.
-pub(crate) struct Splice {
-    client: TcpStream,
+pub(crate) struct Splice<C> {
+    client: C,
     device: WebSocketStream,
     /// From the device, not yet written.
     down: VecDeque<Bytes>,
@@ -57,9 +54,9 @@ pub(crate) struct Splice {
     up: Bytes,
 }
 
-impl Splice {
+impl<C: AsyncRead + AsyncWrite + Unpin> Splice<C> {
     /// `early` is what the VMS sent before it had its answer.
-    pub fn new(client: TcpStream, early: Bytes, device: WebSocketStream) -> Self {
+    pub fn new(client: C, early: Bytes, device: WebSocketStream) -> Self {
         Splice { client, device, down: VecDeque::new(), down_bytes: 0, device_ended: false, up: early }
     }
 
@@ -132,7 +129,7 @@ impl Splice {
     }
 }
 
-impl Future for Splice {
+impl<C: AsyncRead + AsyncWrite + Unpin> Future for Splice<C> {
     type Output = (Ended, io::Result<()>);
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

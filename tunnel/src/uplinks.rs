@@ -29,7 +29,7 @@ use jiff::Timestamp;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -227,6 +227,7 @@ impl Uplinks {
             meter: Meter::new(Instant::now()),
             rtsp_path: OnceCell::new(),
             first_stream: OnceCell::new(),
+            login: Mutex::default(),
         };
         let Some(session) = self.devices.connect(fingerprint, connected) else {
             tracing::info!(step = %Step::Tunnel, %serial, %peer, "no longer welcome");

@@ -171,7 +171,16 @@ impl BodySender {
     }
 
     /// Sends everything of `body`, then the end. An error of the body resets the stream.
-    pub async fn send_all<B>(mut self, body: B) -> Result<(), BodyError>
+    pub async fn send_all<B>(self, body: B) -> Result<(), BodyError>
+    where
+        B: http_body::Body<Data = Bytes>,
+        B::Error: std::fmt::Display,
+    {
+        self.send_all_telling(body, || ()).await
+    }
+
+    /// The same; `sent` is called for each piece that has gone out.
+    pub(crate) async fn send_all_telling<B>(mut self, body: B, sent: impl Fn()) -> Result<(), BodyError>
     where
         B: http_body::Body<Data = Bytes>,
         B::Error: std::fmt::Display,
@@ -181,6 +190,7 @@ impl BodySender {
             let frame = frame.map_err(|error| BodyError::Broken(error.to_string()))?;
             if let Ok(data) = frame.into_data() {
                 self.send(data).await?;
+                sent();
             }
         }
         self.finish()

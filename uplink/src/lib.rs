@@ -63,6 +63,7 @@ pub use upgrade::{BearerToken, HeadError};
 pub use uplink::{OpenError, RequestError, Uplink, UplinkDriver, UplinkSettings, UplinkStats};
 
 pub(crate) use upgrade::shown;
+pub use upgrade::websocket_accept;
 
 /// Why an uplink ended, at either end.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

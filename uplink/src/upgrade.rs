@@ -189,7 +189,8 @@ pub(crate) fn websocket_key() -> String {
     BASE64.encode(rand::random::<[u8; 16]>())
 }
 
-fn websocket_accept(key: &str) -> String {
+/// The `Sec-WebSocket-Accept` that answers a key (RFC 6455 §4.2.2).
+pub fn websocket_accept(key: &str) -> String {
     BASE64.encode(sha1(format!("{key}{WEBSOCKET_GUID}").as_bytes()))
 }
 

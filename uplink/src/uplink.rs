@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,7 +50,8 @@ pub struct UplinkSettings {
     pub dead_after: Duration,
     /// How long a request waits for a free stream. 10 s.
     pub stream_deadline: Duration,
-    /// How long a request waits for the head of its answer. 90 s, as ONVIF PullMessages may take a minute.
+    /// How long a request waits for the head of its answer, from when the last piece of its body has gone out. 90 s, as
+    /// ONVIF PullMessages may take a minute.
     pub response_deadline: Duration,
     /// How fast the device's answers may be taken; none: as they come.
     pub pace: Option<Arc<Pace>>,
@@ -179,7 +181,7 @@ impl Uplink {
             // answered without wanting the body: what it said decides.
             let _ = sender.send_data(Chunk::from(body), true);
         }
-        self.receive_head(receiver).await
+        self.receive_head(receiver, None).await
     }
 
     /// As [`request`](Self::request), with a body that is sent as it comes, with back-pressure. It goes on after the head
@@ -191,11 +193,15 @@ impl Uplink {
     {
         let (parts, body) = request.into_parts();
         let at_end = body.is_end_stream();
+        let mut upload = None;
         let (receiver, sender) = self.send_head(parts, None, at_end).await?;
         if !at_end {
             let engine = self.shared.engine.clone();
+            let (going, goes) = watch::channel(());
+            upload = Some(goes);
             self.shared.uploads.spawn(async move {
-                let sending = BodySender::new(Sender::Opened(sender)).send_all(body);
+                let sending = BodySender::new(Sender::Opened(sender))
+                    .send_all_telling(body, || going.send_modify(|()| ()));
                 tokio::select! {
                     // The receiver of the answer sees what went wrong; here it is only worth a trace.
                     sent = sending => if let Err(error) = sent {
@@ -205,7 +211,7 @@ impl Uplink {
                 }
             });
         }
-        self.receive_head(receiver).await
+        self.receive_head(receiver, upload).await
     }
 
     /// Opens a WebSocket by extended CONNECT (RFC 8441 §5), `path` with query. A device that does not offer it is told by
@@ -214,27 +220,14 @@ impl Uplink {
         &self,
         path: &str,
         subprotocol: &str,
-        headers: HeaderMap,
+        mut headers: HeaderMap,
     ) -> Result<WebSocketStream, OpenError> {
-        let deadline = self.shared.settings.response_deadline;
-        match timeout(deadline, self.shared.engine.offers_websocket()).await {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) => return Err(OpenError::NotSupported),
-            Ok(Err(reason)) => return Err(RequestError::Ended(reason).into()),
-            Err(_) => return Err(RequestError::Timeout { waited: deadline }.into()),
-        }
-        let mut request = Request::new(());
-        *request.method_mut() = Method::CONNECT;
-        *request.uri_mut() =
-            path.parse().map_err(|_| RequestError::Invalid(format!("{:?} is not a path", shown(path))))?;
-        *request.headers_mut() = headers;
-        request.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         let asked = HeaderValue::from_str(subprotocol)
             .map_err(|_| RequestError::Invalid("the subprotocol is not a token".to_owned()))?;
-        request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, asked);
-
-        let (receiver, sender) = self.send_head(request.into_parts().0, Some("websocket"), false).await?;
-        let (parts, body) = self.receive_head(receiver).await?.into_parts();
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, asked);
+        let (response, sender) = self.extended_connect(path, headers).await?;
+        let (parts, body) = response.into_parts();
         if parts.status != StatusCode::OK {
             let challenges = parts.headers.get_all(header::WWW_AUTHENTICATE).iter();
             let challenges = challenges.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect();
@@ -249,8 +242,41 @@ impl Uplink {
         if let Some(chosen) = chosen.filter(|chosen| !chosen.eq_ignore_ascii_case(subprotocol)) {
             return Err(OpenError::Subprotocol { asked: subprotocol.to_owned(), chosen: shown(chosen) });
         }
-        let sender = Sender::Opened(sender);
         Ok(WebSocketStream::new(body, sender, Role::Client, Some(subprotocol.to_owned())))
+    }
+
+    /// Asks for a WebSocket as [`open_websocket`](Self::open_websocket) does, and hands out its bytes as they are, frames
+    /// and all: for a proxy between two who speak WebSocket with each other. It stands if the status is 200; any other
+    /// answer is the device's own.
+    pub async fn pass_websocket(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+    ) -> Result<(Response<Body>, BodySender), OpenError> {
+        let (response, sender) = self.extended_connect(path, headers).await?;
+        Ok((response, BodySender::new(sender)))
+    }
+
+    /// RFC 8441 §4.
+    async fn extended_connect(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+    ) -> Result<(Response<Body>, Sender), OpenError> {
+        let deadline = self.shared.settings.response_deadline;
+        match timeout(deadline, self.shared.engine.offers_websocket()).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => return Err(OpenError::NotSupported),
+            Ok(Err(reason)) => return Err(RequestError::Ended(reason).into()),
+            Err(_) => return Err(RequestError::Timeout { waited: deadline }.into()),
+        }
+        let mut request = Request::new(());
+        *request.method_mut() = Method::CONNECT;
+        *request.uri_mut() =
+            path.parse().map_err(|_| RequestError::Invalid(format!("{:?} is not a path", shown(path))))?;
+        *request.headers_mut() = headers;
+        let (receiver, sender) = self.send_head(request.into_parts().0, Some("websocket"), false).await?;
+        Ok((self.receive_head(receiver, None).await?, Sender::Opened(sender)))
     }
 
     /// Ends the uplink; `reason` is what the driver comes back with. Only the first call counts.
@@ -300,15 +326,37 @@ impl Uplink {
         }
     }
 
-    async fn receive_head(&self, mut receiver: engine::Receiver) -> Result<Response<Body>, RequestError> {
+    /// `upload` changes as long as a body goes out: a device that is still being told does not answer late.
+    async fn receive_head(
+        &self,
+        mut receiver: engine::Receiver,
+        mut upload: Option<watch::Receiver<()>>,
+    ) -> Result<Response<Body>, RequestError> {
         let waited = self.shared.settings.response_deadline;
-        match timeout(waited, receiver.head()).await {
-            Ok(Ok(response)) => {
+        let answered = {
+            let mut head = std::pin::pin!(receiver.head());
+            loop {
+                let goes = async {
+                    match &mut upload {
+                        Some(upload) => upload.changed().await.is_ok(),
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    answered = &mut head => break answered,
+                    goes = goes => if !goes {
+                        upload = None;
+                    },
+                    () = tokio::time::sleep(waited) => return Err(RequestError::Timeout { waited }),
+                }
+            }
+        };
+        match answered {
+            Ok(response) => {
                 let pace = self.shared.settings.pace.clone();
                 Ok(response.map(|()| Body::received(Receiver::Opened(receiver, pace))))
             }
-            Ok(Err(broken)) => Err(failed(broken)),
-            Err(_) => Err(RequestError::Timeout { waited }),
+            Err(broken) => Err(failed(broken)),
         }
     }
 }

@@ -155,6 +155,7 @@ impl Tunnel {
             password: password.into(),
             name,
             description,
+            access: Default::default(),
             fingerprint: None,
             own_password: false,
             proposed_password: None,

@@ -241,6 +241,7 @@ async fn register(tunnel: &Tunnel, serial: SerialNumber) -> tunnel::Device {
         password: PASSWORD.into(),
         name: serial.to_string(),
         description: String::new(),
+        access: Default::default(),
         fingerprint: None,
         own_password: false,
         proposed_password: None,

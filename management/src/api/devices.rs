@@ -131,6 +131,7 @@ pub async fn register(
         password: asked.password,
         name: asked.name,
         description: asked.description,
+        access: Default::default(),
         fingerprint: None,
         own_password: false,
         proposed_password: None,
@@ -180,6 +181,7 @@ pub async fn change(
         own_password: false,
         name: asked.name,
         description: asked.description,
+        access: None,
     };
     let mut changed = Vec::new();
     changed.extend(change.oak.is_some().then_some("OAK"));

@@ -62,6 +62,9 @@ pub struct NewDevice {
     /// Anything worth knowing. At most 256 characters.
     #[serde(default)]
     pub description: String,
+    /// What the proxy gives of it.
+    #[serde(default, skip_serializing_if = "Access::is_default")]
+    pub access: Access,
     /// Hex SHA-256 of the device's key, where another tunnel server of the same owner vouches for it: the device is
     /// then admitted without having been dispatched here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,6 +75,63 @@ pub struct NewDevice {
     /// With `fingerprint`: the device may have been told this password instead; what it knows is found out when it comes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proposed_password: Option<Secret>,
+}
+
+/// What the internal address's proxy gives of a device, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Access {
+    /// The ports that it can be reached at, and what answers there; at most 16. By default 80, 443 and 554.
+    pub ports: Vec<Port>,
+    /// Whether the proxy logs in to the device with the registered user and password, in place of whatever
+    /// `Authorization` a client sends. Whoever may use the proxy is the device's administrator then.
+    pub add_credentials: bool,
+}
+
+/// A port of a device at the proxy. (Through an uplink there are none: a device has one HTTP service, and RTSP in it.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    /// 1 to 65535.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
+    pub port: u16,
+    /// What answers there.
+    pub service: Service,
+}
+
+/// What a device gives at a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Service {
+    /// Its HTTP service, in absolute form or inside CONNECT.
+    Http,
+    /// The same inside TLS, which the tunnel server ends.
+    Https,
+    /// RTSP, inside CONNECT.
+    Rtsp,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        let port = |port, service| Port { port, service };
+        let ports = vec![port(80, Service::Http), port(443, Service::Https), port(554, Service::Rtsp)];
+        Access { ports, add_credentials: false }
+    }
+}
+
+impl Access {
+    /// Whether nobody has changed anything.
+    pub fn is_default(&self) -> bool {
+        *self == Access::default()
+    }
+
+    /// What answers at a port.
+    pub fn at(&self, port: u16) -> Option<Service> {
+        self.ports.iter().find(|known| known.port == port).map(|known| known.service)
+    }
 }
 
 /// Sends a device to another tunnel server, which must know it already (a registration with its `fingerprint`).
@@ -140,6 +200,9 @@ pub struct ChangeDevice {
     /// A new description.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// What the proxy gives of it, as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
 }
 
 /// How the registration stands with the dispatcher.
@@ -215,6 +278,9 @@ pub struct Device {
     /// Whether its factory default password was replaced by one of its own, which `credentials` shows.
     #[serde(default)]
     pub own_password: bool,
+    /// What the proxy gives of it.
+    #[serde(default)]
+    pub access: Access,
     /// What went wrong last, and when; also when it has gone right since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_problem: Option<PastProblem>,

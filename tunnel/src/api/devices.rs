@@ -1,25 +1,20 @@
 //! The devices, in JSON: registered, looked at, corrected, sent away and called back, ordered about.
 
-use super::{Api, Guarded, OneDevice, Refused, Serial, Unreached, read, to_its_end};
+use super::{Api, Guarded, OneDevice, Refused, Serial, Trusted, Unreached, read, to_its_end};
 use crate::{orders, relay::not_registered};
-use axum::{
-    Json,
-    body::Body,
-    extract::{ConnectInfo, State},
-};
+use axum::{Json, body::Body, extract::State};
 use homing_base::http::Failure;
 use homing_protocol::{
     Oak, Secret, SerialNumber, Step,
     api::{
         Problem,
         dispatcher::Offer,
-        tunnel::{ChangeDevice, Connection, Device, Figures, Move, NewDevice},
+        tunnel::{Access, ChangeDevice, Connection, Device, Figures, Move, NewDevice},
     },
     secret::Credentials,
 };
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
-use std::net::SocketAddr;
 
 /// All devices
 #[utoipa::path(get, path = "/api/v1/devices",
@@ -70,6 +65,7 @@ pub(super) async fn register(
         password: new.password,
         name: new.name,
         description: new.description,
+        access: new.access,
         fingerprint: new.fingerprint,
         own_password: new.own_password,
         proposed_password: new.proposed_password,
@@ -116,7 +112,7 @@ fn secretly<T>(secret: T) -> Unstored<T> {
     responses((status = 200, body = Credentials), OneDevice, Guarded))]
 pub(super) async fn credentials(
     State(api): State<Api>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Trusted(peer): Trusted,
     Serial(serial): Serial,
 ) -> Result<Unstored<Credentials>, Failure> {
     let credentials = api.relay.credentials(serial).await?;
@@ -129,7 +125,7 @@ pub(super) async fn credentials(
     responses((status = 200, body = NewDevice), OneDevice, Guarded))]
 pub(super) async fn handover(
     State(api): State<Api>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Trusted(peer): Trusted,
     Serial(serial): Serial,
 ) -> Result<Unstored<NewDevice>, Failure> {
     let handover = api.relay.handover(serial).await?;
@@ -211,6 +207,8 @@ struct Typed {
     name: String,
     #[serde(default)]
     description: String,
+    #[serde(default)]
+    access: Access,
     #[serde(default)]
     fingerprint: Option<String>,
     #[serde(default)]

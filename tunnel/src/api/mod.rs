@@ -9,6 +9,7 @@ mod events;
 mod sites;
 
 use crate::{
+    config::Plain,
     devices::Devices,
     guard::{Denied, Guard},
     metrics::Metrics,
@@ -26,7 +27,7 @@ use axum::{
 };
 use homing_base::{
     Ops, Stop,
-    http::{Failure, by_router},
+    http::{Encrypted, Failure, by_router},
 };
 use homing_protocol::{
     SerialNumber,
@@ -35,10 +36,14 @@ use homing_protocol::{
         tunnel::{Reset, Server, Statistics},
     },
 };
-use http::{HeaderMap, Request, StatusCode, header, request::Parts};
+use http::{HeaderMap, Request, StatusCode, header, request::Parts, uri::Authority};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::{
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 use utoipa::{
     OpenApi,
     openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
@@ -136,6 +141,10 @@ pub(crate) struct Api {
     pub guard: Arc<Guard>,
     pub stop: Stop,
     pub server: Arc<ServerFacts>,
+    /// Who may speak plain HTTP.
+    pub plain: Plain,
+    /// Names and addresses of the internal address.
+    pub known_as: Arc<[String]>,
 }
 
 /// What does not change about the server.
@@ -155,7 +164,7 @@ pub(crate) fn service(
 + Send
 + Sync
 + 'static {
-    let guard = Arc::clone(&api.guard);
+    let (guard, plain) = (Arc::clone(&api.guard), api.plain);
     let router = router(api).merge(ops.router(CHALLENGE_TEXT, move |request| {
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
         let credentials = request.headers().get(header::AUTHORIZATION);
@@ -164,10 +173,13 @@ pub(crate) fn service(
     move |request| {
         let (router, proxy) = (router.clone(), proxy.clone());
         Box::pin(async move {
-            let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+            let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
             let Some(peer) = peer else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
-            if let Err(response) = proxy.admit(peer) {
+            if let Err(response) = proxy.admit(peer.ip()) {
                 return response;
+            }
+            if !may_be_plain(plain, peer) && request.extensions().get() != Some(&Encrypted(true)) {
+                return https_only().into_response();
             }
             if Proxy::is_for(&request) {
                 return proxy.answer(peer, request).await;
@@ -175,6 +187,20 @@ pub(crate) fn service(
             by_router(router, request).await
         })
     }
+}
+
+fn may_be_plain(plain: Plain, peer: SocketAddr) -> bool {
+    match plain {
+        Plain::Nobody => false,
+        Plain::Loopback => peer.ip().to_canonical().is_loopback(),
+        Plain::Everywhere => true,
+    }
+}
+
+fn https_only() -> Failure {
+    let message = "From here this address is spoken to by HTTPS: use https:// for the API, and an HTTPS proxy. (Its \
+                   administrator may allow plain HTTP: [tunnel.vms] plain.)";
+    Failure::new(StatusCode::FORBIDDEN, Problem::new("https-only", message))
 }
 
 fn router(api: Api) -> Router {
@@ -217,16 +243,55 @@ async fn authenticate(
     request: axum::extract::Request,
     next: Next,
 ) -> Response {
+    if !api.guard.asks() && !is_known_host(&request, &api.known_as) {
+        return unknown_host().into_response();
+    }
     match api.guard.check(peer.ip(), request.headers().get(header::AUTHORIZATION)) {
-        Ok(()) => return next.run(request).await,
-        Err(Denied::TooMany(wait)) => return too_many(wait),
-        Err(Denied::Missing | Denied::Wrong) => (),
+        Ok(()) => next.run(request).await,
+        Err(denied) => refuse(denied),
+    }
+}
+
+/// Whether it was meant for us: a page from elsewhere, under a name of its own that leads here, has a browser do what it
+/// likes where nobody is asked for a password.
+fn is_known_host(request: &axum::extract::Request, known_as: &[String]) -> bool {
+    let host = request.uri().authority().cloned().or_else(|| {
+        request.headers().get(header::HOST).and_then(|value| Authority::try_from(value.as_bytes()).ok())
+    });
+    // Without one it is no browser.
+    let Some(host) = host else { return true };
+    let host = host.host().trim_start_matches('[').trim_end_matches(']');
+    host.parse::<IpAddr>().is_ok() || known_as.iter().any(|known| known.eq_ignore_ascii_case(host))
+}
+
+fn unknown_host() -> Failure {
+    let message = "This address is not known under that name: use its IP address, or add the name to [tunnel.vms] names.";
+    Failure::new(StatusCode::FORBIDDEN, Problem::new("unknown-host", message))
+}
+
+fn refuse(denied: Denied) -> Response {
+    if let Denied::TooMany(wait) = denied {
+        return too_many(wait);
     }
     let message = "The tunnel server's user and password are wanted (Authorization: Basic).";
     let problem = Problem::new("unauthorized", message);
     let mut response = Failure::new(StatusCode::UNAUTHORIZED, problem).into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
     response
+}
+
+/// Who knows user and password, also where nobody is asked for them: for what is secret.
+struct Trusted(SocketAddr);
+
+impl FromRequestParts<Api> for Trusted {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Response> {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+        let peer = peer.ok_or_else(|| StatusCode::INTERNAL_SERVER_ERROR.into_response())?;
+        let header = parts.headers.get(header::AUTHORIZATION);
+        api.guard.check_always(peer.ip(), header).map(|()| Trusted(peer)).map_err(refuse)
+    }
 }
 
 /// The tunnel server itself

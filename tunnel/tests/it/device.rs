@@ -188,6 +188,15 @@ async fn answer(mut incoming: Incoming, guard: &Door, ended: &watch::Sender<usiz
             }
             ended.send_modify(|ended| *ended += 1);
         }
+        // A WebSocket of its own, for whoever asks; with the password at another path.
+        (Method::CONNECT, "/ws" | "/guarded-ws") => {
+            let incoming = match path.as_str() {
+                "/ws" => Some(incoming),
+                _ => authenticated(incoming, guard, "GET", &path),
+            };
+            let Some(incoming) = incoming else { return };
+            echo(incoming.accept_websocket("chat").unwrap()).await;
+        }
         (Method::POST, "/onvif/device_service" | "/onvif/media2") => services(incoming, guard, &path).await,
         (Method::POST, "/axis-cgi/pwdgrp.cgi") => {
             let Some(mut incoming) = authenticated(incoming, guard, "POST", &path) else { return };
@@ -202,6 +211,28 @@ async fn answer(mut incoming: Incoming, guard: &Door, ended: &watch::Sender<usiz
             let text: String =
                 headers.map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect();
             let _ = incoming.respond(Response::new(Bytes::from(text)));
+        }
+        (Method::GET | Method::HEAD, "/guarded") => {
+            let method = incoming.request.method().to_string();
+            let Some(incoming) = authenticated(incoming, guard, &method, &path) else { return };
+            let _ = incoming.respond(Response::new(Bytes::from_static(b"let in")));
+        }
+        (Method::POST | Method::HEAD, "/guarded-echo") => {
+            let method = incoming.request.method().to_string();
+            let Some(mut incoming) = authenticated(incoming, guard, &method, &path) else { return };
+            let body = std::mem::take(incoming.request.body_mut());
+            if let Ok(sender) = incoming.respond_streaming(Response::new(())) {
+                let _ = sender.send_all(body).await;
+            }
+        }
+        // Answers when it has everything.
+        (Method::POST, "/count") => {
+            let mut body = std::mem::take(incoming.request.body_mut());
+            let mut count = 0;
+            while let Some(Ok(chunk)) = body.next().await {
+                count += chunk.len();
+            }
+            let _ = incoming.respond(Response::new(Bytes::from(count.to_string())));
         }
         (Method::POST, "/echo") => {
             let body = std::mem::take(incoming.request.body_mut());

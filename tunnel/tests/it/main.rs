@@ -5,8 +5,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod access;
 mod camera;
 mod certificates;
+mod curl;
 mod device;
 mod dispatcher;
 mod events;
@@ -30,4 +32,5 @@ mod secrets;
 mod sites;
 mod state;
 mod tunnel;
+mod wire;
 mod world;

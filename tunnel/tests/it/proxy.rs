@@ -102,7 +102,7 @@ async fn a_failure_names_the_device_its_state_and_what_to_check() {
     assert_eq!(code(&answer), "device-timeout");
     assert!(answer["error"]["message"].as_str().unwrap().contains(&device.serial.to_string()));
 
-    for target in ["00408c702009:80", "00408c702009:22", "127.0.0.1:554", "localhost:80"] {
+    for target in ["00408c702009:8080", "00408c702009:22", "127.0.0.1:554", "localhost:80"] {
         let (answer, _) = connect(&world, target).await;
         assert!(answer.starts_with("HTTP/1.1 403 "), "{target}: {answer}");
     }

@@ -292,6 +292,7 @@ pub fn new_device(device: &Device) -> NewDevice {
         password: device.lock.lock().unwrap().password.as_str().into(),
         name: "Entrance".into(),
         description: String::new(),
+        access: Default::default(),
         fingerprint: None,
         own_password: false,
         proposed_password: None,

@@ -111,9 +111,11 @@ impl World {
             &format!(
                 "[recording]\ndata = '{}'\n[management]\nlisten = '127.0.0.1:8080'\ndata = '{}'\n\
                  first_password = '{admin_password}'\n[[management.tunnel_servers]]\nname = 'sts'\n\
-                 url = 'http://{internal}'\nuser = 'vms'\npassword = '{internal_password}'\n",
+                 url = 'https://{internal}'\ntrust_anchor = '{}'\nuser = 'vms'\n\
+                 password = '{internal_password}'\n",
                 folder.join("recording").display(),
                 folder.join("management").display(),
+                folder.join("tunnel/tunnel-ca.pem").display(),
             ),
         );
         let management = central.spawn(&homing, &["management", "--config", &central_config]);

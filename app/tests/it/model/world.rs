@@ -240,6 +240,7 @@ impl Tunnel {
             password: if right_password { PASSWORD } else { "wrong" }.into(),
             name: String::new(),
             description: String::new(),
+            access: Default::default(),
             fingerprint: None,
             own_password: false,
             proposed_password: None,

@@ -1,40 +1,54 @@
-//! The forward proxy of the internal address: `GET http://SERIAL/…` and `CONNECT SERIAL:554`.
+//! The forward proxy of the internal address: `GET http://SERIAL/…` and `CONNECT SERIAL:port`, in HTTP/1.1 and HTTP/2.
 //!
 //! | request | becomes |
 //! |---|---|
 //! | any method, absolute form, host a serial number | the same request through the device's uplink, bodies streamed |
-//! | `CONNECT SERIAL:554` | RTSP over WebSocket through the uplink, as plain RTSP to the client |
+//! | the same with `Upgrade: websocket`, or extended CONNECT | a WebSocket through the uplink, frames as they are (`websocket.rs`) |
+//! | `CONNECT SERIAL:554` | RTSP over WebSocket through the uplink, as plain RTSP to the client (`connect.rs`) |
+//! | `CONNECT SERIAL:80` | HTTP/1.1 inside it, each request as above |
+//! | `CONNECT SERIAL:443` | the same inside TLS, which ends here |
+//!
+//! The ports are the device's `Access`; with `add_credentials` the proxy logs in to it (`login.rs`). A serial number may
+//! be written as integrations write it, `4.00408c702009`.
 //!
 //! Invariant: nothing of the proxy's own (credentials, hop-by-hop headers) reaches a device, and nothing but devices is
 //! reached. An answer of the proxy itself is a [`Problem`] that names the device, its state and its step.
 
+mod connect;
+mod login;
+mod websocket;
+
 use crate::{
     config::Config,
+    devices::Devices,
     guard::{Denied, Guard},
     metrics::Metrics,
-    reach::TunnelHandle,
-    splice::Splice,
+    reach::{ReachError, TunnelHandle},
 };
 use axum::{body::Body, response::IntoResponse};
-use homing_base::{Live, Stop, crowd::network, http::Failure, rate::Rate};
-use homing_protocol::{SerialNumber, Step, api::Problem};
+use homing_base::{Live, Stop, crowd::network, http::Failure, rate::Rate, tls::PrivateCa};
+use homing_protocol::{
+    SerialNumber, Step,
+    api::{
+        Problem,
+        tunnel::{Access, Service},
+    },
+};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, uri::Authority,
 };
-use hyper::{body::Incoming, upgrade::Upgraded};
-use hyper_util::rt::TokioIo;
-use std::{net::IpAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpStream, time::Instant};
+use hyper::body::Incoming;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
 
-/// RTSP's port: what CONNECT reaches. (HTTP goes by absolute form.)
-const RTSP_PORT: u16 = 554;
 const HTTP_PORT: u16 = 80;
 
-/// Between the answer to CONNECT and the connection being ours.
-const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
-
-/// An idle RTSP connection whose client has silently gone is noticed by this.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// What integrations put in front of a serial number.
+pub(crate) const CLIENT_ID: &str = "4.";
 
 /// Told to who asks while we stop.
 const BACK_AFTER: Duration = Duration::from_secs(4);
@@ -60,9 +74,13 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 #[derive(Clone)]
 pub(crate) struct Proxy {
     pub tunnel: TunnelHandle,
+    pub devices: Arc<Devices>,
     pub guard: Arc<Guard>,
     pub metrics: Arc<Metrics>,
     pub rates: Arc<Rates>,
+    /// For TLS inside CONNECT.
+    pub ca: Arc<PrivateCa>,
+    pub tls_1_2: bool,
     pub stop: Stop,
 }
 
@@ -82,7 +100,11 @@ impl Rates {
 impl Proxy {
     /// Whether a request is for the proxy, not for the API.
     pub fn is_for(request: &Request<Incoming>) -> bool {
-        request.method() == Method::CONNECT || request.uri().authority().is_some()
+        let authority = request.uri().authority();
+        // In HTTP/2 every request has one, the API's too.
+        let is_ours = request.version() == http::Version::HTTP_2
+            && authority.is_some_and(|authority| device(authority).is_err());
+        request.method() == Method::CONNECT || (authority.is_some() && !is_ours)
     }
 
     /// Takes a request of an address, the API's as well as the proxy's.
@@ -123,7 +145,7 @@ impl Proxy {
     }
 
     /// Answers one request.
-    pub async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
+    pub async fn answer(&self, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
         let response = match self.checked(peer, request).await {
             Ok(response) => response,
             Err(failure) => failure.into_response(),
@@ -132,28 +154,27 @@ impl Proxy {
         response
     }
 
-    async fn checked(&self, peer: IpAddr, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
+    async fn checked(&self, peer: SocketAddr, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
         let credentials = request.headers().get(header::PROXY_AUTHORIZATION);
-        if let Err(denied) = self.guard.check(peer, credentials) {
+        if let Err(denied) = self.guard.check(peer.ip(), credentials) {
             return Ok(refuse(denied));
         }
         let authority = request.uri().authority().ok_or_else(|| Failure::bad_request("Which device?"))?;
         let serial = device(authority)?;
+        let access = self.devices.access(serial).ok_or(ReachError::NotRegistered(serial))?;
         let port = authority.port_u16();
         if let Err(response) = self.admit_to(serial) {
             return Ok(response);
         }
-        match (request.method(), port) {
-            (&Method::CONNECT, Some(RTSP_PORT)) => self.connect(serial, peer, request).await,
-            (&Method::CONNECT, _) => Err(forbidden(format!(
-                "CONNECT reaches port {RTSP_PORT} (RTSP) of a device and no other; for HTTP send the request itself to \
-                 the proxy: GET http://{}/…",
-                serial.host()
-            ))),
-            (_, None | Some(HTTP_PORT)) => self.forward(serial, request).await,
-            (_, Some(port)) => Err(forbidden(format!(
-                "A device's HTTP is reached at port {HTTP_PORT} through this proxy, not at {port}."
-            ))),
+        let is_connect = request.method() == Method::CONNECT && !websocket::is_asked(&request);
+        match (is_connect, access.at(port.unwrap_or(HTTP_PORT))) {
+            (true, Some(service)) if port.is_some() => self.connect(serial, service, peer, request).await,
+            (false, Some(Service::Http)) => self.forward(serial, &access, request).await,
+            (true, _) => Err(refuse_port(serial, &access, "CONNECT reaches", |_| true)),
+            (false, _) => {
+                let is_http = |service| service == Service::Http;
+                Err(refuse_port(serial, &access, "Requests for http:// reach", is_http))
+            }
         }
     }
 
@@ -161,77 +182,62 @@ impl Proxy {
     async fn forward(
         &self,
         serial: SerialNumber,
+        access: &Access,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Failure> {
-        if request.uri().scheme_str().is_some_and(|scheme| scheme != "http") {
-            return Err(forbidden("The way to the device is encrypted already: ask for http://.".to_owned()));
+        if request.uri().scheme_str().is_some_and(|scheme| scheme != "http" && scheme != "ws") {
+            let message = format!(
+                "The way to the device is encrypted already: ask for http://, or CONNECT {}:443.",
+                serial.host()
+            );
+            return Err(forbidden(message));
+        }
+        if websocket::is_asked(&request) {
+            return self.pass_websocket(serial, access, request).await;
         }
         let (mut parts, body) = request.into_parts();
         strip(&mut parts.headers);
         // Answered by us, as soon as the body is read.
         parts.headers.remove(header::EXPECT);
         parts.extensions = http::Extensions::new();
-        let answered = self.tunnel.request_streaming(serial, Request::from_parts(parts, body)).await;
-        let mut response = answered.map_err(|error| {
-            tracing::debug!(step = %Step::Tunnel, %serial, %error, "request through the proxy");
-            Failure::new(error.status(), error.problem())
+        let request = Request::from_parts(parts, body);
+        let answered = match access.add_credentials {
+            true => self.request_logged_in(serial, request).await,
+            false => self.tunnel.request_streaming(serial, request).await.map_err(Failure::from),
+        };
+        let mut response = answered.inspect_err(|failure| {
+            tracing::debug!(
+                step = %Step::Tunnel, %serial, problem = failure.problem.error.message, "request through the proxy"
+            );
         })?;
         strip(response.headers_mut());
         *response.version_mut() = http::Version::HTTP_11;
         Ok(response.map(Body::new))
     }
-
-    /// `CONNECT SERIAL:554`: the stream is opened before the answer, so that a failure can be told.
-    async fn connect(
-        &self,
-        serial: SerialNumber,
-        peer: IpAddr,
-        mut request: Request<Incoming>,
-    ) -> Result<Response<Body>, Failure> {
-        let link = self.tunnel.open_rtsp(serial).await.map_err(|error| {
-            tracing::debug!(step = %Step::Tunnel, %serial, %error, "CONNECT through the proxy");
-            Failure::new(error.status(), error.problem())
-        })?;
-        let upgrade = hyper::upgrade::on(&mut request);
-        let stop = self.stop.clone();
-        let splicing = async move {
-            let Ok(Ok(upgraded)) = tokio::time::timeout(UPGRADE_DEADLINE, upgrade).await else { return };
-            let Some((client, early)) = on_this_worker(upgraded) else { return };
-            tokio::select! {
-                (ended, result) = Splice::new(client, early, link.stream) => {
-                    tracing::debug!(%serial, %peer, ?ended, ?result, "RTSP through the proxy ended");
-                }
-                () = stop.cancelled() => (),
-            }
-        };
-        self.stop.spawn_on(splicing, &link.worker);
-        Ok(Response::new(Body::empty()))
-    }
-}
-
-/// Takes the client's socket out of the HTTP server and onto the runtime of the device.
-fn on_this_worker(upgraded: Upgraded) -> Option<(TcpStream, bytes::Bytes)> {
-    let parts = upgraded
-        .downcast::<TokioIo<TcpStream>>()
-        .inspect_err(|_| tracing::error!("the internal address serves something else than TCP"))
-        .ok()?;
-    let moved = parts.io.into_inner().into_std().and_then(TcpStream::from_std);
-    let client = moved.inspect_err(|error| tracing::warn!(%error, "connection lost")).ok()?;
-    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE_IDLE);
-    // Without it an idle client that vanished holds its stream until the device ends it.
-    let _ = socket2::SockRef::from(&client).set_tcp_keepalive(&keepalive);
-    Some((client, parts.read_buf))
 }
 
 /// The device that an authority names.
 fn device(authority: &Authority) -> Result<SerialNumber, Failure> {
     // As a host name may be written: anything else that people write of a serial number is no URL.
     let host = authority.host();
-    host.parse().map_err(|_| {
+    host.strip_prefix(CLIENT_ID).unwrap_or(host).parse().map_err(|_| {
         forbidden(format!(
             "This proxy reaches devices by their serial numbers, such as http://00408c702009/; {host:?} is none."
         ))
     })
+}
+
+/// A port that the device's policy does not have, or not for this.
+fn refuse_port(
+    serial: SerialNumber,
+    access: &Access,
+    what: &str,
+    usable: impl Fn(Service) -> bool,
+) -> Failure {
+    let ports = access.ports.iter().filter(|known| usable(known.service));
+    let ports: Vec<String> = ports.map(|known| known.port.to_string()).collect();
+    let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
+    forbidden(format!("{what} these ports of {serial} and no other, as its access says: {ports}."))
 }
 
 fn forbidden(message: String) -> Failure {
@@ -307,12 +313,20 @@ mod tests {
     #[test]
     fn only_serial_numbers_are_reached() {
         let name = |authority: &'static str| device(&Authority::from_static(authority));
-        for good in ["00408c702009", "00408C702009:554", "00-40-8c-70-20-09", "00408c702009:80"] {
+        for good in
+            ["00408c702009", "00408C702009:554", "00-40-8c-70-20-09", "00408c702009:80", "4.00408c702009:80"]
+        {
             assert_eq!(name(good).unwrap().to_string(), "00408C702009", "{good}");
         }
-        for bad in
-            ["localhost:554", "127.0.0.1", "[::1]:554", "metadata.internal", "00408c70200", "1.2.3.4:554"]
-        {
+        for bad in [
+            "localhost:554",
+            "127.0.0.1",
+            "[::1]:554",
+            "metadata.internal",
+            "00408c70200",
+            "1.2.3.4:554",
+            "5.00408c702009",
+        ] {
             assert_eq!(name(bad).unwrap_err().status, StatusCode::FORBIDDEN, "{bad}");
         }
     }
