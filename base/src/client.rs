@@ -10,7 +10,7 @@ use homing_protocol::{
 };
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Method, Request, Response, StatusCode, Uri,
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
     body::Incoming,
     header::{self, HeaderValue},
 };
@@ -182,6 +182,30 @@ impl ApiClient {
             return Ok(response);
         }
         Err(self.refused(response).await)
+    }
+
+    /// A request without a body, of whose answer only status and headers count; a redirect is an answer and not followed.
+    /// `path` may be a query alone, for a base with a path.
+    ///
+    /// # Errors
+    /// [`CallError::Unreachable`].
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        deadline: Duration,
+    ) -> Result<(StatusCode, HeaderMap), CallError> {
+        let mut request = self.request::<()>(method, path, None)?;
+        request.headers_mut().extend(headers);
+        let answered = tokio::time::timeout(deadline, self.client.request(request)).await;
+        let response = answered
+            .map_err(|_| self.unreachable("no answer in time"))?
+            .map_err(|error| self.unreachable(&chain(&error)))?;
+        let (head, body) = response.into_parts();
+        // Read to its end, so that the connection can be used again.
+        let _ = tokio::time::timeout(deadline, Limited::new(body, ANSWER_LIMIT_BYTES).collect()).await;
+        Ok((head.status, head.headers))
     }
 
     async fn call<Q: Serialize, A: DeserializeOwned>(

@@ -21,6 +21,9 @@ pub const REFERENCE: &str = include_str!("../tunnel.toml");
 /// The dispatcher takes so many addresses with a registration.
 const PUBLIC_ADDRESSES_MAX: usize = 4;
 
+/// VMSs that are called back.
+const CALLBACKS_MAX: usize = 4;
+
 /// What cameras are delivered with.
 const DEFAULT_PASSWORDS: [&str; 14] = [
     "root:pass",
@@ -77,6 +80,8 @@ pub struct Config {
     pub bandwidth: Bandwidth,
     /// How the internal address is spoken to.
     pub vms: Vms,
+    /// What a VMS is asked and told.
+    pub callbacks: Callbacks,
     /// Sizes and times.
     pub limits: Limits,
 }
@@ -139,6 +144,45 @@ pub struct Vms {
     pub private_key: PathBuf,
     /// Whether user and password are asked for.
     pub credentials: bool,
+    /// What a device has that an integration registers without saying: its user.
+    pub device_user: String,
+    /// And its password.
+    pub device_password: Secret,
+    /// Whom devices are to trust at the tunnel servers that an integration sends them to: PEM, or a file of it; empty:
+    /// what browsers trust.
+    pub neighbours_trust_anchor: String,
+}
+
+/// The `[tunnel.callbacks]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Callbacks {
+    /// Addresses that are called.
+    pub urls: Vec<String>,
+    /// User for them; empty: none.
+    pub user: String,
+    /// Password for them.
+    pub password: Secret,
+    /// PEM, or a file of it; empty: what browsers trust.
+    pub trust_anchor: String,
+    /// For each call.
+    pub timeout_ms: u64,
+    /// First interval between attempts.
+    pub retry_first_ms: u64,
+    /// Longest interval between attempts.
+    pub retry_longest_ms: u64,
+    /// What becomes of a device when nobody answers `client_hello`.
+    pub unanswered: Unanswered,
+}
+
+/// What becomes of a device about which nobody answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unanswered {
+    /// It is let in.
+    Accept,
+    /// It is refused, and tries again.
+    Refuse,
 }
 
 /// Whether the internal address offers HTTPS.
@@ -263,6 +307,7 @@ impl Default for Config {
             gateway: Gateway::default(),
             bandwidth: Bandwidth::default(),
             vms: Vms::default(),
+            callbacks: Callbacks::default(),
             limits: Limits::default(),
         }
     }
@@ -297,6 +342,24 @@ impl Default for Vms {
             certificate: PathBuf::new(),
             private_key: PathBuf::new(),
             credentials: true,
+            device_user: "root".to_owned(),
+            device_password: "pass".into(),
+            neighbours_trust_anchor: String::new(),
+        }
+    }
+}
+
+impl Default for Callbacks {
+    fn default() -> Self {
+        Callbacks {
+            urls: Vec::new(),
+            user: String::new(),
+            password: Secret::default(),
+            trust_anchor: String::new(),
+            timeout_ms: 3000,
+            retry_first_ms: 1000,
+            retry_longest_ms: 60_000,
+            unanswered: Unanswered::Accept,
         }
     }
 }
@@ -410,6 +473,16 @@ impl Config {
             "[tunnel] password is empty: the RTSP gateway needs it, or users of its own in [[tunnel.gateway.users]]"
         );
         self.vms.check(self.internal)?;
+        let callbacks = &self.callbacks;
+        ensure!(
+            callbacks.urls.len() <= CALLBACKS_MAX,
+            "[tunnel.callbacks] urls has {} addresses; at most {CALLBACKS_MAX} are called",
+            callbacks.urls.len()
+        );
+        ensure!(
+            (1..=60_000).contains(&callbacks.timeout_ms) && callbacks.retry_first_ms > 0,
+            "[tunnel.callbacks] timeout_ms is from 1 to 60000, and retry_first_ms at least 1"
+        );
         let limits = &self.limits;
         ensure!(
             limits.uplinks > 0 && limits.arriving > 0 && limits.streams_per_uplink > 0,

@@ -14,8 +14,8 @@
 //!
 //! A move to another tunnel server: `handover.rs` (what is asked), `moves.rs` (pure), `errands.rs` (what the device is
 //! told). A device's own password instead of a factory default: `passwords.rs`. How devices are and were connected:
-//! `figures.rs` (rates), `history.rs` (on disk). Devices that share an
-//! Internet connection, and a limit: `sites.rs`.
+//! `figures.rs` (rates), `history.rs` (on disk). Devices that share an Internet connection, and a limit: `sites.rs`. What
+//! a VMS is asked and told of them: `callbacks.rs`.
 //!
 //! | to | use |
 //! |---|---|
@@ -27,6 +27,7 @@
 //! Not here: what is done with a device once it is reached, and who among people may reach it.
 
 mod api;
+mod callbacks;
 mod config;
 mod copies;
 mod devices;
@@ -59,7 +60,8 @@ mod splice;
 mod uplinks;
 
 pub use config::{
-    Bandwidth, Config, Dispatcher, Gateway, GatewayUser, Limits, MAY_CHANGE, Plain, REFERENCE, Tls, Vms,
+    Bandwidth, Callbacks, Config, Dispatcher, Gateway, GatewayUser, Limits, MAY_CHANGE, Plain, REFERENCE,
+    Tls, Unanswered, Vms,
 };
 pub use events::{Event, EventId, Events, NoEventId};
 pub use reach::{ReachError, RtspLink, TunnelHandle};

@@ -2,7 +2,7 @@
 //!
 //! Not here: where it dials (`errands.rs`).
 
-use crate::{devices::Devices, reach::TunnelHandle, rtsp::Through};
+use crate::{devices::Devices, reach::TunnelHandle, relay::not_registered, rtsp::Through};
 use homing_base::{
     http::Failure,
     onvif::{Device, DeviceError},
@@ -30,6 +30,7 @@ pub(crate) fn reconnect(
     devices: &Devices,
     serial: SerialNumber,
 ) -> Result<(), Failure> {
+    devices.record(serial).ok_or_else(|| not_registered(serial))?;
     tunnel.connected(serial)?;
     devices.hang_up(serial, "it was ordered to dial again");
     tracing::info!(step = %Step::Tunnel, %serial, "ordered to dial again");
@@ -40,7 +41,12 @@ pub(crate) fn reconnect(
 ///
 /// # Errors
 /// When it is not registered or not connected, or does not take the order.
-pub(crate) async fn restart(tunnel: &TunnelHandle, serial: SerialNumber) -> Result<(), Failure> {
+pub(crate) async fn restart(
+    tunnel: &TunnelHandle,
+    devices: &Devices,
+    serial: SerialNumber,
+) -> Result<(), Failure> {
+    devices.record(serial).ok_or_else(|| not_registered(serial))?;
     let connected = tunnel.connected(serial)?;
     let credentials = tunnel.credentials(serial).await.map_err(anyhow::Error::msg)?;
     // Basic is all that some devices know; it travels inside TLS, to a key that was vouched for.

@@ -7,6 +7,7 @@
 
 use crate::{
     api::{self, Api, ServerFacts},
+    callbacks::Callbacks,
     config::{Config, Plain, Tls},
     devices::Devices,
     dispatcher::Dispatcher,
@@ -32,6 +33,7 @@ use homing_base::{
     tls::{LEAF_LIFE, Leaf, PrivateCa, expiry, server_config_for},
     vault,
 };
+use homing_protocol::secret::Credentials;
 use homing_uplink::UplinkAddress;
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -55,6 +57,8 @@ pub struct Bound {
     devices: Arc<Devices>,
     relay: Arc<Relay>,
     errands: Arc<Errands>,
+    callbacks: Arc<Callbacks>,
+    neighbours: Arc<str>,
     metrics: Arc<Metrics>,
     guard: Arc<Guard>,
     handle: TunnelHandle,
@@ -101,6 +105,17 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let config = Live::new(config);
     let relay = Arc::new(Relay::new(Arc::clone(&devices), dispatcher, config.clone()));
     let errands = Arc::new(Errands::new(Arc::clone(&devices), authorities.clone(), config.clone()));
+    let neighbours = homing_base::tls::pem_or_file(&config.get().vms.neighbours_trust_anchor);
+    let neighbours: Arc<str> =
+        neighbours.context("[tunnel.vms] neighbours_trust_anchor")?.unwrap_or_default().into();
+    let callbacks = Arc::new(Callbacks::new(
+        &config.get().callbacks,
+        &config.get().name,
+        Arc::clone(&devices),
+        Arc::clone(&relay),
+        authorities.clone(),
+        Arc::clone(&neighbours),
+    )?);
     let name = config.get().name.clone();
     let handle = TunnelHandle::new(&name, Arc::clone(&devices));
     let facts = Arc::new(ServerFacts { name, external: external_addr, public: authorities });
@@ -119,6 +134,8 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
         devices,
         relay,
         errands,
+        callbacks,
+        neighbours,
         metrics,
         guard,
         handle,
@@ -243,6 +260,7 @@ impl Bound {
             self.workers.clone(),
             self.config.clone(),
             self.facts.public.clone(),
+            Arc::clone(&self.callbacks),
         ));
         let (internal, vms) = (self.internal_addr(), self.config.get().vms.clone());
         for warning in vms.warnings(internal) {
@@ -259,6 +277,8 @@ impl Bound {
             server: Arc::clone(&self.facts),
             plain: vms.plain,
             known_as: vms.known_as(internal).into(),
+            factory: Credentials::new(vms.device_user.clone(), vms.device_password.clone()),
+            neighbours: self.neighbours,
         };
         let gateway = self.gateway.run(
             &self.config.get(),
@@ -325,6 +345,7 @@ impl Bound {
             self.relay.run(&stop),
             self.relay.follow_changes(&stop),
             self.errands.run(&stop),
+            self.callbacks.run(&stop),
             figures::run(Arc::clone(&self.devices), self.metrics, period, &stop),
             self.devices.history().run(&stop),
             self.devices.sites().run(&stop),

@@ -8,6 +8,7 @@
 //! of one network have half of the places; nothing that they say is used but to word the refusal (docs/decisions, 001).
 
 use crate::{
+    callbacks::{Callbacks, Verdict},
     config::Config,
     devices::{Connected, Devices, Stranger},
     figures::Meter,
@@ -40,7 +41,6 @@ use tokio::{
     sync::OnceCell,
     time::{Instant, timeout},
 };
-use tokio_util::sync::CancellationToken;
 
 /// Pause after `accept` failed for want of descriptors or memory, so that the loop does not spin.
 const ACCEPT_FAILED_PAUSE: Duration = Duration::from_millis(200);
@@ -57,6 +57,8 @@ struct Standing {
     peer: SocketAddr,
     uplink: Uplink,
     driver: UplinkDriver,
+    /// Where the VMS sends it.
+    redirect: Option<String>,
     session: Session,
     _counted: Counted,
 }
@@ -83,6 +85,8 @@ pub(crate) struct Uplinks {
     standing: Arc<AtomicUsize>,
     /// Our public addresses, `host:port`, best first.
     public: Vec<String>,
+    /// Who is asked about devices that come.
+    callbacks: Arc<Callbacks>,
     /// Networks of whose failures the log has told lately.
     told: Throttle<IpAddr>,
 }
@@ -95,6 +99,7 @@ impl Uplinks {
         workers: Workers,
         config: Live<Config>,
         public: Vec<String>,
+        callbacks: Arc<Callbacks>,
     ) -> Self {
         Uplinks {
             devices,
@@ -105,6 +110,7 @@ impl Uplinks {
             door: Arc::default(),
             standing: Arc::default(),
             public,
+            callbacks,
             told: Throttle::new(Tolerance::LOG),
         }
     }
@@ -144,8 +150,8 @@ impl Uplinks {
                 drop::<Place>(place);
                 if let Some(standing) = admitted {
                     // A task of its own: arriving needs ten times the memory of standing, for a moment.
-                    let token = stop_it.token().clone();
-                    stop_it.spawn(async move { this.stand(standing, token).await });
+                    let stop = stop_it.clone();
+                    stop_it.spawn(async move { this.stand(standing, stop).await });
                 }
             };
             stop.spawn_on(arriving, &on);
@@ -187,6 +193,13 @@ impl Uplinks {
                 return None;
             }
         };
+        let verdict = self.callbacks.hello(serial).await;
+        if verdict == Verdict::Refuse {
+            self.metrics.refuse("by-the-vms");
+            tracing::info!(step = %Step::Tunnel, %serial, %peer, "refused: the VMS does not take it");
+            arrival.refuse(403, "The VMS of this tunnel server does not take this device now.").await;
+            return None;
+        }
         let limits = &self.config.get().limits;
         let dialled = dialled(&arrival);
         if stop.is_leaving() {
@@ -235,22 +248,29 @@ impl Uplinks {
         };
         self.metrics.uplinks_admitted.inc();
         tracing::info!(step = %Step::Tunnel, %serial, %peer, "uplink stands");
-        Some(Standing { serial, peer, uplink, driver, session, _counted: counted })
+        let redirect = match verdict {
+            Verdict::Redirect(server) => Some(server),
+            _ => None,
+        };
+        Some(Standing { serial, peer, uplink, driver, session, redirect, _counted: counted })
     }
 
     /// Step 7, for as long as it lasts.
-    async fn stand(&self, standing: Standing, stop: CancellationToken) {
-        let Standing { serial, peer, uplink, driver, session, _counted } = standing;
+    async fn stand(&self, standing: Standing, stop: Stop) {
+        let Standing { serial, peer, uplink, driver, session, redirect, _counted } = standing;
         let noting = async {
             let now = Timestamp::now();
             if let Err(error) = self.devices.change(serial, |standing| standing.tunnelled(now)).await {
                 tracing::error!(%serial, error = format!("{error:#}"), "not stored");
             }
+            if let Some(server) = redirect {
+                self.callbacks.redirect(serial, server, &stop).await;
+            }
             if self.devices.standing(serial).is_some_and(|standing| standing.is_to_tell()) {
                 self.devices.for_dispatcher.notify_one();
             }
         };
-        let (reason, ()) = tokio::join!(Box::pin(driver.run(stop)), Box::pin(noting));
+        let (reason, ()) = tokio::join!(Box::pin(driver.run(stop.token().clone())), Box::pin(noting));
         self.metrics.uplink_ended(&uplink.stats(), &reason);
         self.devices.disconnect(serial, session, &uplink, &reason);
         tracing::info!(step = %Step::Tunnel, %serial, %peer, %reason, "uplink ended");

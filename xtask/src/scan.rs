@@ -153,12 +153,13 @@ impl Server {
             )
         };
         format!(
-            "{{\"folder\":{:?},\"tls_1_2\":{},{apis},\"listeners\":[{},{},{},{}]}}",
+            "{{\"folder\":{:?},\"tls_1_2\":{},{apis},\"listeners\":[{},{},{},{},{}]}}",
             self.folder,
             self.tls_1_2,
             listener("dispatcher, for devices", dispatcher, "dispatcher", true),
             listener("dispatcher, API", api, "dispatcher", false),
             listener("tunnel server, for devices", external, "tunnel", true),
+            listener("tunnel server, for VMSs", internal, "tunnel", false),
             listener("the page", page, "management", false),
         )
     }

@@ -191,7 +191,7 @@ pub(super) async fn reconnect(State(api): State<Api>, Serial(serial): Serial) ->
 #[utoipa::path(post, path = "/api/v1/devices/{serial}/restart", params(Serial),
     responses((status = 204), OneDevice, Unreached, Guarded))]
 pub(super) async fn restart(State(api): State<Api>, Serial(serial): Serial) -> Result<StatusCode, Failure> {
-    to_its_end(&api.stop, async move { orders::restart(&api.tunnel, serial).await }).await?;
+    to_its_end(&api.stop, async move { orders::restart(&api.tunnel, &api.devices, serial).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -4,6 +4,7 @@
 //! `protocol/src/api/tunnel.rs`. Everything wants user and password, but `/healthz` for a word and, from this machine,
 //! `/metrics`.
 
+mod cgi;
 mod devices;
 mod events;
 mod sites;
@@ -35,6 +36,7 @@ use homing_protocol::{
         Problem,
         tunnel::{Reset, Server, Statistics},
     },
+    secret::Credentials,
 };
 use http::{HeaderMap, Request, StatusCode, header, request::Parts, uri::Authority};
 use hyper::body::Incoming;
@@ -106,10 +108,7 @@ enum Refused {
 #[derive(utoipa::IntoResponses)]
 #[expect(dead_code, reason = "as above")]
 enum Unreached {
-    #[response(
-        status = 502,
-        description = "`not-connected`, `not-registered`, `device-failed`, `dispatcher-unreachable`"
-    )]
+    #[response(status = 502, description = "`not-connected`, `device-failed`, `dispatcher-unreachable`")]
     BadGateway(#[to_schema] Problem),
     #[response(status = 504, description = "`device-timeout`")]
     Timeout(#[to_schema] Problem),
@@ -145,6 +144,10 @@ pub(crate) struct Api {
     pub plain: Plain,
     /// Names and addresses of the internal address.
     pub known_as: Arc<[String]>,
+    /// User and password of a device that an integration registers without saying.
+    pub factory: Credentials,
+    /// PEM of whom devices are to trust where an integration sends them.
+    pub neighbours: Arc<str>,
 }
 
 /// What does not change about the server.
@@ -208,6 +211,8 @@ fn router(api: Api) -> Router {
     router
         .fallback(async || Failure::not_found("There is nothing at this path; the API is under /api/v1."))
         .layer(middleware::from_fn_with_state(api.clone(), authenticate))
+        // They have ways of their own to say who asks.
+        .merge(cgi::routes(api.clone()))
         // For everybody: it says nothing about this tunnel server.
         .route("/api/openapi.json", get(Json(document)))
         .with_state(api)

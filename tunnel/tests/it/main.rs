@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod access;
+mod callbacks;
 mod camera;
 mod certificates;
+mod cgi;
 mod curl;
 mod device;
 mod dispatcher;

@@ -35,10 +35,13 @@ async fn a_device_is_ordered_to_restart() {
     assert_eq!(world.api(Method::POST, path, None).await.0, StatusCode::NO_CONTENT);
     assert_eq!(device.lock.lock().unwrap().restarts, Some(1));
     world.register(&Device::new("00408C702010")).await;
-    for (serial, expected) in [("00408C702010", "not-connected"), ("00408C702011", "not-registered")] {
+    for (serial, status, expected) in [
+        ("00408C702010", StatusCode::BAD_GATEWAY, "not-connected"),
+        ("00408C702011", StatusCode::NOT_FOUND, "not-found"),
+    ] {
         let path = format!("/api/v1/devices/{serial}/restart");
-        let (status, answer) = world.api(Method::POST, &path, None).await;
-        assert_eq!((status, code(&answer)), (StatusCode::BAD_GATEWAY, expected));
+        let (answered, answer) = world.api(Method::POST, &path, None).await;
+        assert_eq!((answered, code(&answer)), (status, expected));
     }
 }
 

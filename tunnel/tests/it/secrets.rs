@@ -52,6 +52,16 @@ async fn no_secret_is_on_disk_in_clear_or_in_a_log_at_any_level() {
     world.api(Method::POST, "/api/v1/devices", Some(form("00408C702010", device::OAK))).await;
     world.api(Method::POST, "/api/v1/devices", Some(form("nonsense", device::OAK))).await;
     world.api(Method::GET, "/api/v1/devices/00408C702009/credentials", None).await;
+    // A password in an address, right or wrong, is nobody's to read later.
+    let internal = world::PASSWORD;
+    for (query, oak) in [("user=vms&pass=", device::OAK), ("user=root&pass=", "nonsense")] {
+        let path = format!(
+            "/admin/dispatch.cgi?action=register&{query}{internal}&mac=00408C702012&oak={oak}&device_user=root&device_pass={}",
+            device::PASSWORD
+        );
+        let request = Request::builder().uri(path).header("host", "127.0.0.1").body(Bytes::new()).unwrap();
+        world.send(request).await;
+    }
     world.handle.open_rtsp(device.serial).await.unwrap();
     let request =
         Request::builder().uri("http://00408c702009/headers").header("proxy-authorization", password());

@@ -46,8 +46,11 @@ pub struct World {
     running: Option<JoinHandle<anyhow::Result<()>>>,
     /// The devices' tasks.
     pub site: Stop,
-    adjust: fn(&mut Config),
+    adjust: Adjust,
 }
+
+/// What a world's configuration has of its own.
+type Adjust = std::sync::Arc<dyn Fn(&mut Config) + Send + Sync>;
 
 impl World {
     /// Dispatcher and tunnel server run.
@@ -56,7 +59,8 @@ impl World {
     }
 
     /// As said: with a dispatcher that runs or not, and a configuration of its own.
-    pub async fn with(dispatcher_runs: bool, adjust: fn(&mut Config)) -> Self {
+    pub async fn with(dispatcher_runs: bool, adjust: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
+        let adjust: Adjust = std::sync::Arc::new(adjust);
         let folder = tempfile::tempdir().unwrap();
         let dispatcher = Dispatcher::new(folder.path());
         let dispatcher_role = Stop::new();
@@ -66,7 +70,7 @@ impl World {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let (role, ops) = (Stop::new(), Ops::new());
         let Started { handle, external, internal, config, reloader, rtsp, rtsps, running } =
-            start(folder.path(), &dispatcher, nowhere, nowhere, &ops, &role, adjust).await;
+            start(folder.path(), &dispatcher, nowhere, nowhere, &ops, &role, &adjust).await;
         World {
             folder,
             dispatcher,
@@ -98,7 +102,7 @@ impl World {
             self.internal,
             &self.ops,
             &self.role,
-            self.adjust,
+            &self.adjust,
         )
         .await;
         (self.rtsp, self.rtsps) = (started.rtsp, started.rtsps);
@@ -251,7 +255,7 @@ async fn start(
     internal: SocketAddr,
     ops: &Ops,
     role: &Stop,
-    adjust: fn(&mut Config),
+    adjust: &Adjust,
 ) -> Started {
     let mut config = Config {
         name: "sts-1".into(),

@@ -496,12 +496,17 @@ fn told(file: &Path, config: &Config, made: bool, runs: bool) -> String {
         config.internal
     ));
     let inside = match config.internal.ip() {
-        ip if ip.is_unspecified() => format!("http://ADDRESS-OF-THIS-MACHINE:{}", config.internal.port()),
-        _ => format!("http://{}", config.internal),
+        ip if ip.is_loopback() => format!("http://{}", config.internal),
+        ip if ip.is_unspecified() => format!("https://ADDRESS-OF-THIS-MACHINE:{}", config.internal.port()),
+        _ => format!("https://{}", config.internal),
+    };
+    let trust = match config.internal.ip().is_loopback() {
+        true => String::new(),
+        false => format!("  trusted by {}\n", config.data.join("tunnel-ca.pem").display()),
     };
     text.push_str(&format!(
         "On the management server's page, Remote connect services, add a tunnel server:\n  name {:?}, internal address \
-         {inside}, user {:?} and its password\n",
+         {inside}, user {:?} and its password\n{trust}",
         config.name, config.user
     ));
     if config.certificate.as_os_str().is_empty() {
