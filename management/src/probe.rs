@@ -1,7 +1,11 @@
 //! The "Test" of a tunnel server's dialog: one step after the other, and what to do about the first that fails.
 //!
-//! 1. the address can be read; 2. its host name is known; 3. something listens there; 4. TLS, with a certificate that
-//! is trusted and is for that name; 5. it is a tunnel server, and takes user and password; 6. it says what it is.
+//! 1. the address can be read;
+//! 2. its host name is known;
+//! 3. something listens there;
+//! 4. TLS, with a certificate that is trusted and is for that name;
+//! 5. it is a tunnel server, and takes user and password;
+//! 6. it says what it is.
 //!
 //! Invariant: user and password are sent to nobody whose certificate was not verified, where HTTPS is asked for.
 
@@ -61,20 +65,21 @@ pub struct Certificate {
 }
 
 impl Tested {
-    fn failed(code: &str, message: String) -> Self {
-        Tested {
+    fn failed(code: &str, message: String) -> Box<Self> {
+        Box::new(Tested {
             ok: false,
             code: code.to_owned(),
             message,
             certificate: None,
             name: None,
             public: Vec::new(),
-        }
+        })
     }
 
-    fn shown(self, shown: Shown) -> Self {
+    fn shown(mut self: Box<Self>, shown: Shown) -> Box<Self> {
         let Shown { anchor, fingerprint, names, .. } = shown;
-        Tested { certificate: Some(Certificate { fingerprint, trust_anchor: anchor, names }), ..self }
+        self.certificate = Some(Certificate { fingerprint, trust_anchor: anchor, names });
+        self
     }
 }
 
@@ -89,11 +94,12 @@ pub fn check_address(url: &str) -> Result<(), String> {
 /// Tests a tunnel server as it was entered.
 pub async fn test(entered: &TunnelServer) -> Tested {
     match find(entered).await {
-        Ok(tested) | Err(tested) => tested,
+        Ok(tested) => tested,
+        Err(tested) => *tested,
     }
 }
 
-async fn find(entered: &TunnelServer) -> Result<Tested, Tested> {
+async fn find(entered: &TunnelServer) -> Result<Tested, Box<Tested>> {
     let at = Address::parse(&entered.url)?;
     let tcp = at.dial().await?;
     match at.is_https {
@@ -113,7 +119,7 @@ struct Address {
 }
 
 impl Address {
-    fn parse(url: &str) -> Result<Self, Tested> {
+    fn parse(url: &str) -> Result<Self, Box<Tested>> {
         let bad = || {
             let message = "The internal address is written as http://host:port or https://host:port, such as \
                            http://10.1.2.3:8081.";
@@ -133,7 +139,7 @@ impl Address {
         Ok(Address { is_https, host, port: uri.port_u16().unwrap_or(if is_https { 443 } else { 80 }) })
     }
 
-    async fn dial(&self) -> Result<TcpStream, Tested> {
+    async fn dial(&self) -> Result<TcpStream, Box<Tested>> {
         let Address { host, port, .. } = self;
         let found = timeout(STEP_DEADLINE, tokio::net::lookup_host((host.as_str(), *port))).await;
         let found: Vec<SocketAddr> = match found {
@@ -176,7 +182,7 @@ impl Address {
         Err(why)
     }
 
-    async fn handshake(&self, tcp: TcpStream, entered: &TunnelServer) -> Result<(), Tested> {
+    async fn handshake(&self, tcp: TcpStream, entered: &TunnelServer) -> Result<(), Box<Tested>> {
         let Address { host, port, .. } = self;
         let trust =
             entered.trust_anchor_pem().map_err(|error| Tested::failed("tls", format!("{error:#}.")))?;
@@ -214,7 +220,7 @@ impl Address {
     }
 }
 
-fn untrusted(why: &rustls::CertificateError, host: &str, shown: Shown) -> Tested {
+fn untrusted(why: &rustls::CertificateError, host: &str, shown: Shown) -> Box<Tested> {
     use rustls::CertificateError as Error;
     match why {
         Error::NotValidForName | Error::NotValidForNameContext { .. } => {
@@ -244,7 +250,7 @@ fn untrusted(why: &rustls::CertificateError, host: &str, shown: Shown) -> Tested
 }
 
 /// Who it is, asked as it will be asked from now on.
-async fn ask(entered: &TunnelServer, at: &Address) -> Result<Tested, Tested> {
+async fn ask(entered: &TunnelServer, at: &Address) -> Result<Tested, Box<Tested>> {
     let Address { host, port, .. } = at;
     let server = tunnels::TunnelServer::new(entered)
         .map_err(|error| Tested::failed("bad-address", format!("{error:#}.")))?;

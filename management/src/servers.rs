@@ -21,7 +21,7 @@ use std::{
 };
 
 const SEALED: &[SealedColumn] =
-    &[SealedColumn { table: "tunnel_server", key: "name", column: "password", purpose: purpose }];
+    &[SealedColumn { table: "tunnel_server", key: "name", column: "password", purpose }];
 
 /// The tunnel servers. Cheap to clone.
 #[derive(Clone)]
