@@ -1,7 +1,7 @@
 //! So many a second, by key: handshakes by network, requests by device.
 //!
 //! A bucket by the generic cell rate algorithm: of each key one instant is kept, at which all of its past use will be paid
-//! for. Time is given, so that it needs no clock of its own; so is the pace, which may change while it is in use.
+//! for. Time is given, so that it needs no clock of its own; so is the pace. One that changes begins anew.
 //!
 //! Not here: what to do with who comes too fast. Guessers are slowed by `throttle.rs`.
 
@@ -40,7 +40,8 @@ impl Pace {
 
 /// Use by key.
 pub struct Rate<K> {
-    paid: Mutex<HashMap<K, Instant>>,
+    /// When all is paid for, and at which pace.
+    paid: Mutex<HashMap<K, (Instant, Pace)>>,
 }
 
 impl<K> Default for Rate<K> {
@@ -61,12 +62,15 @@ impl<K: Eq + Hash + Clone> Rate<K> {
         }
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
         if paid.len() >= KEPT && !paid.contains_key(key) {
-            paid.retain(|_, paid| *paid > now);
+            paid.retain(|_, (paid, _)| *paid > now);
             if paid.len() >= KEPT {
                 return Ok(());
             }
         }
-        let due = paid.entry(key.clone()).or_insert(now);
+        let (due, at) = paid.entry(key.clone()).or_insert((now, pace));
+        if *at != pace {
+            (*due, *at) = (now, pace);
+        }
         let wait = due.saturating_duration_since(now + each * (burst - 1));
         if !wait.is_zero() {
             return Err(wait);
@@ -116,6 +120,9 @@ mod tests {
         assert_eq!(admitted('b', 0), 100);
         assert_eq!(admitted('a', 1), 10);
         assert_eq!(admitted('a', 3600), 100, "a burst at most");
+        let changed = Pace::per_minute(3);
+        let passed = (0..9).map_while(|_| rate.admit(&'b', changed, begin).ok()).count();
+        assert_eq!(passed, 3, "another pace begins anew");
         let none = Pace::per_second(0);
         assert!((0..1000).all(|_| rate.admit(&'a', none, begin).is_ok()));
     }
