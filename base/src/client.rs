@@ -334,7 +334,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         // Each connection answers once, and breaks under the second request.
-        let peer = tokio::spawn(async move {
+        let peer = async {
             loop {
                 let (mut tcp, _) = listener.accept().await.unwrap();
                 let mut head = [0; 1024];
@@ -342,12 +342,17 @@ mod tests {
                 tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n42").await.unwrap();
                 let _ = tcp.read(&mut head).await;
             }
-        });
+        };
         let client = ApiClient::new("peer", &url, &Auth::Nobody, None).unwrap();
-        assert_eq!(client.get::<u8>("/").await.unwrap(), 42);
-        assert_eq!(client.send::<_, u8>(Method::PUT, "/", &1).await.unwrap(), 42);
-        let posted = client.send::<_, u8>(Method::POST, "/", &1).await.unwrap_err();
-        assert!(matches!(posted, CallError::Unreachable { .. }), "{posted}");
-        peer.abort();
+        let calls = async {
+            assert_eq!(client.get::<u8>("/").await.unwrap(), 42);
+            assert_eq!(client.send::<_, u8>(Method::PUT, "/", &1).await.unwrap(), 42);
+            let posted = client.send::<_, u8>(Method::POST, "/", &1).await.unwrap_err();
+            assert!(matches!(posted, CallError::Unreachable { .. }), "{posted}");
+        };
+        tokio::select! {
+            () = calls => (),
+            () = peer => (),
+        }
     }
 }
