@@ -178,7 +178,7 @@ pub(crate) fn service(
         Box::pin(async move {
             let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
             let Some(peer) = peer else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
-            if let Err(response) = proxy.admit(peer.ip()) {
+            if let Some(response) = proxy.refusal(peer.ip()) {
                 return response;
             }
             if !may_be_plain(plain, peer) && request.extensions().get() != Some(&Encrypted(true)) {

@@ -132,7 +132,7 @@ impl Proxy {
         if request.method() == http::Method::CONNECT {
             return Err(forbidden("There is no CONNECT inside CONNECT.".to_owned()));
         }
-        if let Err(response) = self.admit_to(serial) {
+        if let Some(response) = self.refusal_of(serial) {
             return Ok(response);
         }
         // The path alone: which port or scheme the client believes in is not the device's business.

@@ -107,41 +107,30 @@ impl Proxy {
         request.method() == Method::CONNECT || (authority.is_some() && !is_ours)
     }
 
-    /// Takes a request of an address, the API's as well as the proxy's.
-    ///
-    /// # Errors
-    /// The answer to one too many.
-    pub fn admit(&self, peer: IpAddr) -> Result<(), Response<Body>> {
+    /// Takes a request of an address, the API's as well as the proxy's; the answer to one too many.
+    pub fn refusal(&self, peer: IpAddr) -> Option<Response<Body>> {
         let pace = self.rates.config.get().limits.requests_of_network();
-        let admitted = self.rates.by_network.admit(&network(peer), pace, Instant::now());
-        admitted.map_err(|wait| {
-            self.metrics.limited("requests-per-address").inc();
-            let message =
-                "Too many requests from this address: [tunnel.limits] requests_per_second_per_address.";
-            later(StatusCode::TOO_MANY_REQUESTS, Problem::new("too-many-requests", message), wait)
-        })
+        let wait = self.rates.by_network.admit(&network(peer), pace, Instant::now()).err()?;
+        self.metrics.limited("requests-per-address").inc();
+        let message = "Too many requests from this address: [tunnel.limits] requests_per_second_per_address.";
+        Some(later(StatusCode::TOO_MANY_REQUESTS, Problem::new("too-many-requests", message), wait))
     }
 
-    /// Takes a request to a device.
-    fn admit_to(&self, serial: SerialNumber) -> Result<(), Response<Body>> {
+    /// Takes a request to a device; the answer to one too many.
+    fn refusal_of(&self, serial: SerialNumber) -> Option<Response<Body>> {
         if self.stop.is_leaving() {
             let message = "This tunnel server is about to stop, and takes no new requests.";
             let problem = Problem::at(Step::Tunnel, "stopping", message);
-            return Err(later(StatusCode::SERVICE_UNAVAILABLE, problem, BACK_AFTER));
+            return Some(later(StatusCode::SERVICE_UNAVAILABLE, problem, BACK_AFTER));
         }
         let pace = self.rates.config.get().limits.requests_to_device();
-        let admitted = self.rates.by_device.admit(&serial, pace, Instant::now());
-        admitted.map_err(|wait| {
-            self.metrics.limited("requests-per-device").inc();
-            let message = format!(
-                "Too many requests to the device {serial}: [tunnel.limits] requests_per_second_per_device."
-            );
-            later(
-                StatusCode::TOO_MANY_REQUESTS,
-                Problem::at(Step::Tunnel, "too-many-requests", message),
-                wait,
-            )
-        })
+        let wait = self.rates.by_device.admit(&serial, pace, Instant::now()).err()?;
+        self.metrics.limited("requests-per-device").inc();
+        let message = format!(
+            "Too many requests to the device {serial}: [tunnel.limits] requests_per_second_per_device."
+        );
+        let problem = Problem::at(Step::Tunnel, "too-many-requests", message);
+        Some(later(StatusCode::TOO_MANY_REQUESTS, problem, wait))
     }
 
     /// Answers one request.
@@ -163,7 +152,7 @@ impl Proxy {
         let serial = device(authority)?;
         let access = self.devices.access(serial).ok_or(ReachError::NotRegistered(serial))?;
         let port = authority.port_u16();
-        if let Err(response) = self.admit_to(serial) {
+        if let Some(response) = self.refusal_of(serial) {
             return Ok(response);
         }
         let is_connect = request.method() == Method::CONNECT && !websocket::is_asked(&request);

@@ -126,7 +126,7 @@ pub(super) async fn run(options: Options) -> Result<(), Failure> {
         let text = view.draw(Some(rows), Some(columns), terminal::has_colours(), Timestamp::now());
         print(&on_screen(&text));
         tokio::select! {
-            _ = ticks.tick() => match look(&client).await.map_err(Failure::from) {
+            _ = ticks.tick() => match look(&client).await {
                 Ok(look) => (view.look, view.problem) = (look, None),
                 Err(failure @ Failure::NotAuthorised(_)) => return Err(failure),
                 Err(failure) => view.problem = Some(failure.to_string()),

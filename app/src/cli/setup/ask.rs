@@ -47,7 +47,7 @@ impl Asker {
         };
         if let Some(given) = given {
             return check(&given)
-                .map_err(|error| Refused::Refused(format!("{} {given}: {error:#}", question.flag)));
+                .map_err(|error| Refused::Unfit(format!("{} {given}: {error:#}", question.flag)));
         }
         say(&format!("\n{}\n  {}", question.title, question.explanation.replace('\n', "\n  ")));
         loop {

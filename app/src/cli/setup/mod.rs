@@ -117,7 +117,7 @@ enum Refused {
     Usage(String),
     /// A check did not pass, or a file is not to be replaced: exit code 1.
     #[error("{0}")]
-    Refused(String),
+    Unfit(String),
     /// This machine's fault: exit code 1.
     #[error("{0:#}")]
     Failed(#[from] anyhow::Error),
@@ -145,7 +145,7 @@ fn set_up(file: &Path, mut options: Options) -> Result<(), Refused> {
     take(&mut config.trust_anchor, options.trust_anchor.take());
 
     ask_addresses(&asker, &mut options, &mut config, before.as_ref())?;
-    let failed = |error: anyhow::Error| Refused::Refused(format!("{error:#}"));
+    let failed = |error: anyhow::Error| Refused::Unfit(format!("{error:#}"));
     setup::prepare(&config).map_err(failed)?;
     let mut warnings = runtime.block_on(setup::look_at_public(&config))?;
     for warning in &warnings {
@@ -176,7 +176,7 @@ fn existing(file: &Path) -> Result<Option<Config>, Refused> {
     }
     let all = config::load(file)?;
     if all.dispatcher.is_some() || all.recording.is_some() || all.management.is_some() {
-        return Err(Refused::Refused(format!(
+        return Err(Refused::Unfit(format!(
             "{} is for other roles, too, and would lose them: edit it, or give another file with --config",
             file.display()
         )));
@@ -315,7 +315,7 @@ fn ask_credentials(asker: &Asker, options: &mut Options, config: &mut Config) ->
         Some(file) => {
             let given = secret(file, "the password")?;
             setup::check_password(&given)
-                .map_err(|error| Refused::Refused(format!("--password-file: {error:#}")))?;
+                .map_err(|error| Refused::Unfit(format!("--password-file: {error:#}")))?;
             Some(given)
         }
         None => loop {
@@ -408,7 +408,7 @@ fn ask_dispatcher(
                 return Ok(doubt);
             }
             Err(error) if asker.silent || from_file.is_some() => {
-                return Err(Refused::Refused(format!("--account {}: {error:#}", dispatcher.account)));
+                return Err(Refused::Unfit(format!("--account {}: {error:#}", dispatcher.account)));
             }
             Err(error) => say(&format!("  No: {error:#}.")),
         }
@@ -441,14 +441,14 @@ fn write(
                 differences.join("\n")
             );
             if !asker.confirm("Replace the configuration file?", &text, false)? {
-                return Err(Refused::Refused(format!(
+                return Err(Refused::Unfit(format!(
                     "{} is left as it is (--replace replaces it). It would change:\n  {list}",
                     file.display()
                 )));
             }
         }
     } else if file.exists() {
-        return Err(Refused::Refused(format!(
+        return Err(Refused::Unfit(format!(
             "{} is there and has no [tunnel]: give another file with --config",
             file.display()
         )));
