@@ -7,7 +7,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`ask`] | flags, questions, answers |
-//! | [`file`] | the configuration file |
+//! | [`mod@file`] | the configuration file |
 //! | [`machine`] | this machine's addresses, and the service |
 //!
 //! Run again, it begins with what the file says. Invariant: a file that is there is only replaced by who says so; no secret
