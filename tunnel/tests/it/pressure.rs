@@ -104,7 +104,8 @@ impl<'w> Beside<'w> {
         }
         times.sort_unstable();
         let (usual, slowest) = (times[times.len() / 2], times[times.len() - 1]);
-        let bound = self.before * 10 + Duration::from_millis(20);
+        // Other tests run beside this one: their share of the machine is in it.
+        let bound = self.before * 10 + Duration::from_millis(200);
         assert!(usual < bound, "{attack}: answered in {usual:?}, before in {:?}", self.before);
         assert!(slowest < SLOWEST, "{attack}: one was answered in {slowest:?}");
         let grown = memory_kb().saturating_sub(self.memory_kb);
