@@ -40,14 +40,18 @@ async fn step_5_dispatch_in_scenario_a_the_device_is_dispatched_as_it_arrives() 
     world.stop().await;
 }
 
-/// C: the device waits, and is dispatched at once: the answer to its registration says so.
+/// C: the device waits, and is dispatched within a second of its registration, whose answer says so.
 #[tokio::test]
-async fn step_5_dispatch_in_scenario_c_the_waiting_device_is_dispatched_at_once() {
+async fn step_5_dispatch_in_scenario_c_the_waiting_device_is_dispatched_within_a_second() {
     let (_folder, world, sts) = world_with_account().await;
     let device = device(OAK);
     let _uplink = world.phone_home(&device).await.unwrap();
     let new = Sts::registration(OAK, PASSWORD, &world.trust);
+    // A first call pays for TLS and argon2id, as it would in a tunnel server that runs.
+    let _ = sts.get().await;
+    let began = Instant::now();
     let (put, _) = tokio::join!(sts.put(&new), sts.until_state(State::Dispatched));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(put.unwrap().state, State::Dispatched);
     assert_dispatched(&world, &sts, &device).await;
     world.stop().await;

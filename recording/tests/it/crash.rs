@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::child;
 use crate::ffmpeg;
 use crate::recorder::{Recorder, wait_for};
-use crate::source::{GROUP, Read, Script, Source, assert_consecutive};
+use crate::source::{GROUP, Script, Source, assert_consecutive};
 
 /// Not a test but the process that the tests below kill; alone it does nothing.
 #[test]
@@ -31,7 +31,9 @@ async fn a_killed_server_loses_one_group_at_most() {
             child::start(&["--exact", "crash::child_process", "--nocapture"], folder.path(), &source.url, 1);
         wait_for(|| async { (source.sent() > sent_before + 2 * GROUP).then_some(()) }).await;
         tokio::time::sleep(Duration::from_millis(wait_ms)).await; // any moment will do
-        let read = stop_within_a_group(&child, &source).await;
+        // Standing still first, it can be asked for what it had read: what is still on its way is not lost by it.
+        stand_still(&child);
+        let read = source.read_by_stopped_recorder();
         child.kill().unwrap();
         child.wait().unwrap();
 
@@ -105,22 +107,6 @@ async fn torn_files_are_repaired() {
             recorder.stop().await;
         }
     }
-}
-
-/// Standing still first, it can be asked for what it had read: what is still on its way is not lost by it. It stands
-/// within a group, not at its begin: a group that has just ended is still being written, and how long that takes is the
-/// machine's business.
-async fn stop_within_a_group(child: &Child, source: &Source) -> Read {
-    wait_for(|| async {
-        stand_still(child);
-        let read = source.read_by_stopped_recorder();
-        let is_within = read.until % GROUP >= GROUP / 2;
-        if !is_within {
-            kill_process(Pid::from_child(child), Signal::CONT).unwrap();
-        }
-        is_within.then_some(read)
-    })
-    .await
 }
 
 fn stand_still(child: &Child) {
