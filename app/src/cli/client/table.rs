@@ -61,15 +61,7 @@ pub(super) fn line(cells: &[Cell]) -> String {
 
 /// The same as [`render`], for a given width.
 pub(super) fn draw(heads: &[&str], rows: &[Vec<Cell>], width: Option<usize>, colours: bool) -> String {
-    let used: Vec<usize> =
-        (0..heads.len()).filter(|column| rows.iter().any(|row| !row[*column].text.is_empty())).collect();
-    let mut widths: Vec<usize> = used
-        .iter()
-        .map(|column| {
-            let cells = rows.iter().map(|row| count(&row[*column].text));
-            cells.chain([count(heads[*column])]).max().unwrap_or_default()
-        })
-        .collect();
+    let (used, mut widths): (Vec<usize>, Vec<usize>) = natural(heads, rows).into_iter().unzip();
     if let Some(width) = width {
         fit(&mut widths, width);
     }
@@ -95,6 +87,26 @@ pub(super) fn draw(heads: &[&str], rows: &[Vec<Cell>], width: Option<usize>, col
         line(used.iter().map(|column| (row[*column].text.as_str(), row[*column].colour)).collect());
     }
     text
+}
+
+/// How many of the columns, from the first on, stay on one line however narrow the screen is.
+pub(super) fn columns_that_fit(heads: &[&str], rows: &[Vec<Cell>], width: usize) -> usize {
+    let mut taken = 0;
+    let too_far = natural(heads, rows).into_iter().find(|(_, natural)| {
+        taken += natural.min(&NARROWEST) + if taken > 0 { GAP.len() } else { 0 };
+        taken > width
+    });
+    too_far.map_or(heads.len(), |(column, _)| column.max(1))
+}
+
+/// The columns that somebody has a value for, and the width that each would like.
+fn natural(heads: &[&str], rows: &[Vec<Cell>]) -> Vec<(usize, usize)> {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| count(&row[column].text));
+        cells.chain([count(heads[column])]).max().unwrap_or_default()
+    };
+    let used = |column: &usize| rows.iter().any(|row| !row[*column].text.is_empty());
+    (0..heads.len()).filter(used).map(|column| (column, width(column))).collect()
 }
 
 /// Takes from the widest column until all fit.

@@ -288,7 +288,9 @@ impl View {
             text.push_str(&table::plain(line, width));
             text.push('\n');
         }
-        text + &table::draw(&HEADS, shown, width, colours)
+        // A line that wraps would push the others off the screen.
+        let columns = width.map_or(HEADS.len(), |width| table::columns_that_fit(&HEADS, shown, width));
+        text + &table::draw(&HEADS[..columns], shown, width, colours)
     }
 
     fn row(&self, device: &Device, now: Timestamp) -> Vec<Cell> {
