@@ -396,7 +396,10 @@ impl Devices {
                         return Ok(Tried::Yes);
                     }
                     // Another connection was faster, or the registration is gone: there is something else to look at.
-                    Err(DispatchError::Withdrawn) => return Ok(Tried::No),
+                    Err(DispatchError::Withdrawn) => {
+                        seat.wake.notify_one();
+                        return Ok(Tried::No);
+                    }
                     Err(error) => {
                         if !error.is_passing() {
                             self.room.refused.handle_wrong(&key, Instant::now());

@@ -105,6 +105,8 @@ impl Store {
             audited(&mut change, account, Action::Arrived, serial, "").await?;
             let touched = Touched { accounts: vec![account], forgot: true };
             self.commit(change, touched).await?;
+        } else {
+            change.rollback().await.context("registration")?;
         }
         self.get(account, serial).await?.ok_or(OfferError::NotRegistered)
     }

@@ -16,7 +16,8 @@ use crate::{
 };
 use anyhow::Context;
 use homing_base::{
-    Vault, database,
+    Vault,
+    database::{self, Log},
     throttle::Throttle,
     vault::{self, SealedColumn},
 };
@@ -49,10 +50,6 @@ const MIGRATIONS: &[&str] = &[
 
 /// Changes told in one answer; what is left comes with the next question.
 const CHANGES_AT_ONCE: u32 = 500;
-
-/// How often and how long apart it is tried to empty the write-ahead log.
-const FORGET_ATTEMPTS: u32 = 10;
-const FORGET_PAUSE: Duration = Duration::from_millis(20);
 
 /// The database's key of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -169,6 +166,8 @@ pub(crate) async fn open_vault(data: &Path, pool: &SqlitePool) -> anyhow::Result
 
 pub(crate) struct Store {
     pool: SqlitePool,
+    writer: SqlitePool,
+    log: Log,
     vault: Vault,
     progress: Mutex<HashMap<AccountId, watch::Sender<Progress>>>,
     /// Who has pushed out whom, in `claims.rs`.
@@ -182,7 +181,9 @@ impl Store {
     pub async fn open(data: &Path) -> anyhow::Result<Store> {
         let pool = open_database(data).await?;
         let vault = Vault::open(ROLE, data, &pool, SEALED).await?;
-        let store = Store { pool, vault, progress: Mutex::default(), pushes: Throttle::new(PUSHES) };
+        let (writer, log) = (database::writer(&pool), Log::of(&pool));
+        let store =
+            Store { pool, writer, log, vault, progress: Mutex::default(), pushes: Throttle::new(PUSHES) };
         let cut_short: Vec<(i64,)> =
             sqlx::query_as("SELECT generation FROM registration WHERE state = 'dispatching'")
                 .fetch_all(&store.pool)
@@ -222,14 +223,16 @@ impl Store {
 
     /// A transaction that writes.
     pub async fn begin(&self) -> anyhow::Result<Transaction<'static, Sqlite>> {
-        self.pool.begin_with("BEGIN IMMEDIATE").await.context("database")
+        self.writer.begin_with("BEGIN IMMEDIATE").await.context("database")
     }
 
     /// Makes a change last, and tells of it.
     pub async fn commit(&self, change: Transaction<'static, Sqlite>, touched: Touched) -> anyhow::Result<()> {
         change.commit().await.context("database")?;
-        if touched.forgot {
-            self.forget_log().await;
+        if touched.forgot
+            && let Err(error) = self.log.empty().await
+        {
+            tracing::warn!(error = format!("{error:#}"), "what was deleted is not gone from the disk yet");
         }
         touched.accounts.into_iter().for_each(|account| self.handle_change(account));
         Ok(())
@@ -443,30 +446,6 @@ impl Store {
     fn with_progress<T>(&self, account: AccountId, with: impl FnOnce(&watch::Sender<Progress>) -> T) -> T {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         with(progress.entry(account).or_insert_with(|| watch::Sender::new(Progress::default())))
-    }
-
-    /// What was deleted is overwritten in the file by `secure_delete`; this empties the write-ahead log,
-    /// where it would stay until that is used again.
-    async fn forget_log(&self) {
-        let emptied = async {
-            for _ in 0..FORGET_ATTEMPTS {
-                let (busy, _, _): (i64, i64, i64) =
-                    sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&self.pool).await?;
-                if busy == 0 {
-                    return Ok(true);
-                }
-                // Somebody reads just now, for milliseconds.
-                tokio::time::sleep(FORGET_PAUSE).await;
-            }
-            anyhow::Ok(false)
-        };
-        match emptied.await {
-            Ok(true) => (),
-            Ok(false) => {
-                tracing::warn!("write-ahead log not emptied: somebody reads the database all the time")
-            }
-            Err(error) => tracing::warn!(%error, "write-ahead log not emptied"),
-        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     KEY_LENGTH, KeyRow, LEGACY, Ring, SCHEMA, SealedColumn, Shared, VERSION_WITHOUT_DATA_KEY, Vault, files,
 };
 use super::{key_id, key_rows, prefix, unwrap};
-use crate::Stop;
+use crate::{Stop, database::Log};
 use anyhow::Context;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection, SqlitePool};
 use std::{path::Path, sync::Arc, time::Duration};
@@ -435,7 +435,7 @@ impl Shared {
 
 /// What was deleted is still in SQLite's log until that is emptied; a reader may stand in the way, then it is later.
 async fn empty_log(pool: &SqlitePool) {
-    if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(pool).await {
-        tracing::debug!(%error, "log not emptied yet");
+    if let Err(error) = Log::of(pool).empty().await {
+        tracing::debug!(error = format!("{error:#}"), "log not emptied yet");
     }
 }

@@ -190,6 +190,7 @@ pub(super) async fn release(
     if !api.store.delete(account.id, serial).await.map_err(internal)? {
         return Err(not_registered(serial).into_response());
     }
+    api.devices.room.wake(serial);
     tracing::info!(%serial, step = %Step::Relay, "registration deleted");
     Ok(StatusCode::NO_CONTENT)
 }
@@ -243,6 +244,8 @@ pub(super) async fn arrived(
     Body(arrived): Body<Arrived>,
 ) -> Result<Json<Registration>, Response> {
     let registration = api.store.arrived(account.id, serial, &arrived.fingerprint).await;
+    // One with another key may be here, and was about to be dispatched by what is forgotten now.
+    api.devices.room.wake(serial);
     registration.map(Json).map_err(|error| not_offered(serial, error))
 }
 
