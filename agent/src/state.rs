@@ -324,8 +324,15 @@ impl State {
     }
 
     fn set_up(&mut self, address: &str, up: bool) {
-        if let Some(link) = self.links.get_mut(address) {
-            link.up = up;
+        let Some(link) = self.links.get_mut(address) else { return };
+        let was_up = std::mem::replace(&mut link.up, up);
+        let session = link.session;
+        if !was_up || self.is_up(session) {
+            return;
+        }
+        // What was set has worked, and is gone: there is nothing left to be patient with.
+        if let Some(dispatched) = self.dispatched.as_mut().filter(|dispatched| dispatched.session == session) {
+            dispatched.patient_until = None;
         }
     }
 
@@ -506,6 +513,17 @@ mod tests {
         state.handle(seconds(66), Event::DispatcherEnded);
         assert_eq!(state.handle(seconds(67), Event::Pressed), [Command::DialDispatcher(0)]);
         assert!(!state.handle(seconds(68), up("old")).contains(&Command::Forget("new".into())));
+    }
+
+    #[test]
+    fn dispatched_and_lost_in_the_same_moment_it_goes_back_at_once() {
+        let mut state = State::new(settings(), 1, []);
+        state.handle(seconds(1), Event::Pressed);
+        state.handle(seconds(2), Event::DispatcherConnected);
+        state.handle(seconds(3), set("a", true));
+        state.handle(seconds(3), up("a"));
+        assert_eq!(state.handle(seconds(3), Event::DispatcherEnded), []);
+        assert_eq!(state.handle(seconds(4), down("a")), [Command::DialDispatcher(0)]);
     }
 
     #[test]
