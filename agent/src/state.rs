@@ -331,7 +331,8 @@ impl State {
             return;
         }
         // What was set has worked, and is gone: there is nothing left to be patient with.
-        if let Some(dispatched) = self.dispatched.as_mut().filter(|dispatched| dispatched.session == session) {
+        if let Some(dispatched) = self.dispatched.as_mut().filter(|dispatched| dispatched.session == session)
+        {
             dispatched.patient_until = None;
         }
     }
