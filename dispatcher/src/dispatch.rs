@@ -360,19 +360,21 @@ impl<'a> Attempt<'a> {
         let seq = self.store.enter(self.job.generation, &[State::Dispatching], announced).await?;
         let seq = seq.ok_or(DispatchError::Withdrawn)?;
         let mut progress = self.store.progress(self.job.account);
-        let acknowledged = progress.wait_for(|progress| progress.acknowledged >= seq);
+        let acknowledged =
+            async { progress.wait_for(|progress| progress.acknowledged >= seq).await.map(drop) };
         tokio::select! {
-            acknowledged = timeout(ACKNOWLEDGE_DEADLINE, acknowledged) => {
-                if acknowledged.is_err() {
-                    tracing::warn!(serial = %self.job.serial, step = %Step::Dispatch,
-                        "the tunnel server has not acknowledged the device's key; going on without");
-                }
-                Ok(())
-            }
+            acknowledged = timeout(ACKNOWLEDGE_DEADLINE, acknowledged) => if acknowledged.is_err() {
+                tracing::warn!(serial = %self.job.serial, step = %Step::Dispatch,
+                    "the tunnel server has not acknowledged the device's key; going on without");
+            },
             reason = self.device.uplink.closed() => {
-                Err(self.gone("waiting for its tunnel server", reason.to_string()))
+                return Err(self.gone("waiting for its tunnel server", reason.to_string()));
             }
         }
+        // Meanwhile it may have been taken over, or deleted.
+        let still = self.entered(State::Dispatching, Step::PhoneHome, None);
+        let stands = self.store.enter(self.job.generation, &[State::Dispatching], still).await?;
+        stands.map(drop).ok_or(DispatchError::Withdrawn)
     }
 
     /// 5.4 and 5.5: the device can trust the tunnel server, and that one alone, and knows where to dial.

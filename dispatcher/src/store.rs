@@ -36,7 +36,6 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{Mutex, PoisonError},
-    time::Duration,
 };
 use tokio::sync::watch;
 

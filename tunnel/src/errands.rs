@@ -267,8 +267,7 @@ impl Errands {
             self.enter(serial, moving, MoveState::Trying).await?;
             return Err(hitch);
         }
-        let let_go = |moving: &mut Move| moving.let_go = true;
-        self.devices.change(serial, |standing| standing.errand.with(target, let_go)).await?;
+        self.devices.change(serial, |standing| standing.let_go(target)).await?;
         Ok(())
     }
 

@@ -106,6 +106,13 @@ impl Errand {
         }
     }
 
+    /// The dispatcher sends it here: by an order of before, if it is at another server.
+    pub fn sent_here(&mut self) {
+        if let Some(moving) = &mut self.moving {
+            moving.let_go = false;
+        }
+    }
+
     /// Nothing else is to be done, whatever there is to say of it.
     pub fn is_same(&self, other: &Errand) -> bool {
         let wanted = |errand: &Errand| errand.moving.as_ref().map(|moving| moving.target.clone());

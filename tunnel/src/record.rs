@@ -7,7 +7,7 @@ use crate::{moves::Errand, passwords::Password};
 use homing_protocol::{
     SerialNumber, Step,
     api::{
-        Problem, ProblemDetail,
+        Problem, ProblemDetail, Target,
         dispatcher::{ANOTHER_KEY, Contested, Registration, RegistrationState},
         tunnel::{Access, RelayState},
     },
@@ -102,6 +102,13 @@ impl Standing {
         self.adopted && self.step == Step::Tunnel && self.relay == RelayState::Waiting
     }
 
+    /// It is at the other tunnel server, and was told to forget us. A dispatch that began before may send it here all the
+    /// same: then it is told again.
+    pub fn let_go(&mut self, target: &Target) {
+        let is_on_its_way = matches!(self.relay, RelayState::Pending | RelayState::Dispatching);
+        self.errand.with(target, |moving| moving.let_go = !is_on_its_way);
+    }
+
     /// The account that its claim is still to be offered to.
     pub fn to_offer(&self) -> Option<&str> {
         self.errand.moving.as_ref().filter(|moving| !moving.offered)?.account.as_deref()
@@ -132,6 +139,9 @@ impl Standing {
         self.contested = told.contested.clone();
         if told.state == RegistrationState::Transferred {
             return self.transferred(told);
+        }
+        if matches!(told.state, RegistrationState::Dispatching | RegistrationState::Dispatched) {
+            self.errand.sent_here();
         }
         let known = self.fingerprint;
         let told_key = told.fingerprint.as_deref().and_then(|text| text.parse::<Fingerprint>().ok());
@@ -243,7 +253,7 @@ impl Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use homing_protocol::api::Problem;
+    use homing_protocol::api::{Problem, tunnel::MoveState};
 
     fn told(seq: u64, state: RegistrationState, step: Step, key: Option<u8>) -> Registration {
         Registration {
@@ -307,6 +317,37 @@ mod tests {
         standing.hear(&told(3, RegistrationState::Dispatched, Step::Dispatch, Some(2)));
         assert_eq!(standing.step, Step::Dispatch, "the new key has not been here");
         assert_eq!(standing.fingerprint, Some(Fingerprint([2; 32])));
+    }
+
+    #[test]
+    fn a_dispatch_that_began_before_a_move_does_not_undo_it() {
+        let (there, now) =
+            (Target { servers: vec!["b:1".into()], trust_anchor: String::new() }, Timestamp::UNIX_EPOCH);
+        let moved = |standing: &mut Standing| {
+            standing.errand.send(there.clone(), Some("beta".into()), now);
+            standing.errand.with(&there, |moving| moving.enter(MoveState::Moved, now));
+            standing.let_go(&there);
+        };
+        let is_wanted_there =
+            |standing: &Standing| standing.errand.moving.as_ref().map(|moving| moving.state);
+
+        let mut at_home = Standing::registered();
+        at_home.hear(&told(1, RegistrationState::Dispatched, Step::Dispatch, Some(1)));
+        at_home.tunnelled(now);
+        let mut on_its_way = at_home.clone();
+        moved(&mut at_home);
+        let mut sent_late = at_home.clone();
+        at_home.tunnelled(now);
+        assert_eq!(is_wanted_there(&at_home), None, "it was sent back by the other server");
+
+        on_its_way.hear(&told(2, RegistrationState::Dispatching, Step::PhoneHome, Some(1)));
+        moved(&mut on_its_way);
+        on_its_way.tunnelled(now);
+        assert_eq!(is_wanted_there(&on_its_way), Some(MoveState::Trying), "it is told again");
+
+        sent_late.hear(&told(2, RegistrationState::Dispatching, Step::PhoneHome, Some(1)));
+        sent_late.tunnelled(now);
+        assert_eq!(is_wanted_there(&sent_late), Some(MoveState::Trying), "it is told again");
     }
 
     #[test]
