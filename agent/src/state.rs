@@ -27,7 +27,7 @@ use std::time::Duration;
 /// How long after the last SetUplink the dispatcher is kept, for a server's second address.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// How long what a dispatcher has set is tried before the agent goes back to the dispatchers.
+/// How long what a dispatcher has set is tried at most before the agent goes back to the dispatchers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A fallback begins within this share of [`Settings::fallback_after`], at random: thousands of devices
@@ -318,8 +318,9 @@ impl State {
         }
         if *by == Peer::Dispatcher {
             link.session = session;
+            let patience = PATIENCE.min(self.settings.fallback_after);
             self.dispatched =
-                Some(Dispatched { session, last_set: now, patient_until: Some(now + PATIENCE) });
+                Some(Dispatched { session, last_set: now, patient_until: Some(now + patience) });
         }
     }
 

@@ -103,6 +103,7 @@ impl Dispatcher {
             .route("/api/v1/registrations/{serial}/offer", put(offer).delete(withdraw))
             .route("/api/v1/registrations/{serial}/arrived", post(arrived))
             .route("/api/v1/changes", get(changes))
+            .layer(axum::Extension(stop.clone()))
             .with_state(self.clone());
         stop.spawn(homing_base::http::serve(listener, router, Some(tls), stop.clone()));
     }
@@ -333,6 +334,7 @@ struct After {
 
 async fn changes(
     State(this): State<Dispatcher>,
+    axum::Extension(stop): axum::Extension<Stop>,
     Query(asked): Query<After>,
     headers: HeaderMap,
 ) -> Result<Json<Changes>, Failure> {
@@ -345,9 +347,8 @@ async fn changes(
     let mut seq = this.seq.subscribe();
     // Also when it is behind: a dispatcher that has forgotten says so at once.
     let moved = seq.wait_for(|seq| *seq != asked.after);
-    // Not for as long as it may: a test that stops the dispatcher waits for this.
-    let wait = Duration::from_secs(asked.wait_s.min(1));
-    let _ = tokio::time::timeout(wait, moved).await;
+    let wait = Duration::from_secs(asked.wait_s);
+    let _ = stop.token().run_until_cancelled(tokio::time::timeout(wait, moved)).await;
     let last = *this.seq.borrow();
     let inner = this.inner.lock().unwrap();
     let mut changes: Vec<_> =

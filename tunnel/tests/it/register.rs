@@ -10,7 +10,8 @@ use homing_protocol::{
     api::{Problem, dispatcher::RegistrationState, tunnel::RelayState},
 };
 use http::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
+use std::time::Duration;
 
 #[tokio::test]
 async fn step_1_register_refuses_what_is_no_serial_number_or_no_oak_with_the_reason() {
@@ -154,6 +155,26 @@ async fn step_2_relay_is_kept_and_tried_again_while_the_dispatcher_is_away() {
     let (_, server) = world.api(Method::GET, "/api/v1/server", None).await;
     assert_eq!(server["dispatcher_problem"], json!(null));
     assert_eq!(world.metric("homing_tunnel_relay_pending"), 0.0);
+}
+
+#[tokio::test]
+async fn a_dispatcher_that_is_back_is_no_problem_any_more_although_it_has_nothing_to_say() {
+    let mut world = World::with(false, |_| ()).await;
+    let says = async |world: &World, expected: Value| {
+        within(async {
+            loop {
+                let (_, server) = world.api(Method::GET, "/api/v1/server", None).await;
+                if server["dispatcher_problem"]["code"] == expected {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    };
+    says(&world, json!("dispatcher-unreachable")).await;
+    world.start_dispatcher();
+    says(&world, Value::Null).await;
 }
 
 #[tokio::test]
