@@ -9,8 +9,8 @@ use crate::camera::{self, only_basic};
 use crate::clear::is_basic;
 use crate::config::{Camera, authority};
 use bytes::Bytes;
-use homing_uplink::{Body, Incoming};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use homing_uplink::{Body, Incoming, strip_hop_by_hop};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -19,17 +19,6 @@ use tokio::time::timeout;
 
 /// How long a camera may take until the head of its answer; some restart something first.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Headers that concern one connection, RFC 9110 §7.6.1 and what was in use before it.
-const CONNECTION_HEADERS: [HeaderName; 7] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::TE,
-    header::TRAILER,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
 
 /// Passes one request on, and its answer back.
 pub async fn serve(camera: &Camera, mut incoming: Incoming) {
@@ -62,7 +51,7 @@ pub async fn serve(camera: &Camera, mut incoming: Incoming) {
             }
         };
         let (mut head, body) = answer.into_parts();
-        strip(&mut head.headers);
+        strip_hop_by_hop(&mut head.headers);
         if !camera.allow_basic
             && head.status == StatusCode::UNAUTHORIZED
             && !keep_safe_challenges(&mut head.headers)
@@ -117,7 +106,7 @@ fn rewrite<B>(request: Request<B>, peer: &str) -> Request<B> {
     head.version = Version::HTTP_11;
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     head.uri = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
-    strip(&mut head.headers);
+    strip_hop_by_hop(&mut head.headers);
     head.headers.insert(header::HOST, HeaderValue::from_str(peer).expect("host and port are printable"));
     let cookies: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(|c| c.as_bytes()).collect();
     if cookies.len() > 1 {
@@ -126,19 +115,6 @@ fn rewrite<B>(request: Request<B>, peer: &str) -> Request<B> {
     }
     head.extensions.clear();
     Request::from_parts(head, body)
-}
-
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in CONNECTION_HEADERS.iter().chain(&named) {
-        headers.remove(name);
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The JSON that browsers and scripts are given: what the OpenAPI document describes.
 //!
-//! Views of what other roles own have the other roles' field names; a test holds them to the types in
-//! `protocol::api`, which stay free of documentation attributes.
+//! Where people are told more or less than another role's API tells, there is a view of it here, with that role's field
+//! names: a test holds it to the type in `protocol::api`.
 
 use homing_protocol::{
     DeviceState, Step,
@@ -206,42 +206,6 @@ pub struct Figures {
     pub bps_in: u64,
     /// Sent over the last seconds, bits a second.
     pub bps_out: u64,
-}
-
-/// One uplink of a device, from its beginning to its end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Connection {
-    /// When it began.
-    #[schema(value_type = String, format = DateTime)]
-    pub since: Timestamp,
-    /// When it ended; none while it stands, or when that is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub until: Option<Timestamp>,
-    /// Where it came from.
-    pub peer: String,
-    /// What the device dialled, `host:port`, as it says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dialled: Option<String>,
-    /// Why it ended, none while it stands: `device-closed`, `silent`, `broken`, `protocol-error`, `flooded`,
-    /// `replaced`, `server-stopped`, `server-closed`, `server-crashed`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub code: Option<String>,
-    /// The same as a sentence.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Bytes received from the device.
-    pub bytes_in: u64,
-    /// Bytes sent to the device.
-    pub bytes_out: u64,
-}
-
-impl From<tunnel::Connection> for Connection {
-    fn from(told: tunnel::Connection) -> Self {
-        let tunnel::Connection { since, until, peer, dialled, code, reason, bytes_in, bytes_out } = told;
-        Connection { since, until, peer, dialled, code, reason, bytes_in, bytes_out }
-    }
 }
 
 /// A move to another tunnel server, as it stands.

@@ -10,7 +10,10 @@ use crate::{
 };
 use axum::{Json, extract::State, http::StatusCode};
 use homing_base::http::Failure;
-use homing_protocol::{Secret, api::Problem};
+use homing_protocol::{
+    Secret,
+    api::{Problem, tunnel},
+};
 use serde::Deserialize;
 use std::time::Duration;
 use utoipa::ToSchema;
@@ -240,7 +243,7 @@ pub async fn figures(State(app): State<App>) -> Json<Vec<views::Figures>> {
     let asking = app.servers.all().into_iter().map(|server| async move {
         let told = tokio::time::timeout(FIGURES_DEADLINE, server.figures()).await;
         let told = told.ok().and_then(Result::ok).unwrap_or_default();
-        let view = |told: homing_protocol::api::tunnel::Figures| views::Figures {
+        let view = |told: tunnel::Figures| views::Figures {
             serial: told.serial.to_string(),
             tunnel_server: server.name().to_owned(),
             rtt_ms: told.rtt_ms,
@@ -259,16 +262,15 @@ pub async fn figures(State(app): State<App>) -> Json<Vec<views::Figures>> {
 /// The newest first, at most 50 of each tunnel server that it is registered at, with the reasons for which they ended.
 #[utoipa::path(get, path = "/api/v1/devices/{serial}/history", tag = "devices",
     params(("serial" = String, Path, description = "Serial number")),
-    responses((status = 200, body = [views::Connection]), (status = 404, body = views::Problem),
+    responses((status = 200, body = [tunnel::Connection]), (status = 404, body = views::Problem),
         (status = 502, body = views::Problem)))]
 pub async fn history(
     State(app): State<App>,
     Path(serial): Path<String>,
-) -> Result<Json<Vec<views::Connection>>, Failure> {
+) -> Result<Json<Vec<tunnel::Connection>>, Failure> {
     let (serial, known) = devices::registered(&app, &serial)?;
     let server = devices::tunnel_server(&app, Some(&known.tunnel_server))?;
-    let told = server.history(serial).await.map_err(passed_through)?;
-    Ok(Json(told.into_iter().map(Into::into).collect()))
+    server.history(serial).await.map(Json).map_err(passed_through)
 }
 
 /// What was entered about one that was added here.

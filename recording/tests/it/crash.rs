@@ -1,5 +1,6 @@
 //! kill -9 at any moment, and files as a power failure leaves them.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Child;
 use std::sync::Arc;
@@ -109,13 +110,48 @@ async fn torn_files_are_repaired() {
     }
 }
 
+/// Stops it while every thread of it sleeps: then what it has read is handled. In the middle of something it may have read
+/// more, by as much as a busy machine has kept it from its work.
 fn stand_still(child: &Child) {
-    kill_process(Pid::from_child(child), Signal::STOP).unwrap();
-    // It stands still once the kernel says so: until then it may still read.
-    let stat = format!("/proc/{}/stat", child.id());
-    while !std::fs::read_to_string(&stat).unwrap().rsplit(')').next().unwrap().starts_with(" T") {
-        std::thread::yield_now();
+    let pid = Pid::from_child(child);
+    loop {
+        let before = threads(child);
+        if before.values().all(|(state, _)| *state == 'S') {
+            kill_process(pid, Signal::STOP).unwrap();
+            // It stands still once the kernel says so: until then it may still read.
+            let mut after = threads(child);
+            while after.values().any(|(state, _)| *state != 'T') {
+                std::thread::yield_now();
+                after = threads(child);
+            }
+            // Each was only woken to be stopped.
+            let slept_on = |(tid, (_, switches)): (&u32, &(char, u64))| {
+                before.get(tid).is_some_and(|(_, before)| *switches == before + 1)
+            };
+            if after.iter().all(slept_on) {
+                return;
+            }
+            kill_process(pid, Signal::CONT).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// State of each thread, and how often it has been off its processor.
+fn threads(child: &Child) -> BTreeMap<u32, (char, u64)> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+    tasks
+        .filter_map(|task| {
+            let task = task.unwrap();
+            // One that has ended since is no thread any more.
+            let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let switches = |name| field(name).unwrap().parse::<u64>().unwrap();
+            let state = field("State:")?.chars().next()?;
+            let switches = switches("voluntary_ctxt_switches:") + switches("nonvoluntary_ctxt_switches:");
+            Some((task.file_name().to_str()?.parse().ok()?, (state, switches)))
+        })
+        .collect()
 }
 
 fn newest_file(camera: &Path) -> std::path::PathBuf {

@@ -34,9 +34,8 @@ use homing_protocol::{
         tunnel::{Access, Service},
     },
 };
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, uri::Authority,
-};
+use homing_uplink::strip_hop_by_hop;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, uri::Authority};
 use hyper::body::Incoming;
 use std::{
     net::{IpAddr, SocketAddr},
@@ -56,19 +55,6 @@ const BACK_AFTER: Duration = Duration::from_secs(4);
 /// How both doors ask for user and password (RFC 7617).
 pub(crate) const CHALLENGE_TEXT: &str = "Basic realm=\"homing tunnel\", charset=\"UTF-8\"";
 pub(crate) const CHALLENGE: HeaderValue = HeaderValue::from_static(CHALLENGE_TEXT);
-
-/// What concerns one connection (RFC 9110 §7.6.1), and what is the proxy's own.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHORIZATION,
-    header::PROXY_AUTHENTICATE,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
 
 /// The proxy; cheap to clone.
 #[derive(Clone)]
@@ -233,18 +219,11 @@ fn forbidden(message: String) -> Failure {
     Failure::new(StatusCode::FORBIDDEN, Problem::new("forbidden", message))
 }
 
-/// Removes what concerns one connection only, by name or because `Connection` names it.
+/// Leaves out what is for us, and what concerns one connection only.
 fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
+    strip_hop_by_hop(headers);
+    headers.remove(header::PROXY_AUTHORIZATION);
+    headers.remove(header::PROXY_AUTHENTICATE);
 }
 
 fn refuse(denied: Denied) -> Response<Body> {
@@ -274,6 +253,7 @@ fn later(status: StatusCode, problem: Problem, wait: Duration) -> Response<Body>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderName;
 
     #[test]
     fn what_concerns_one_connection_is_stripped_and_the_rest_is_not() {
