@@ -105,7 +105,7 @@ impl Standing {
     /// It is at the other tunnel server, and was told to forget us. A dispatch that began before may send it here all the
     /// same: then it is told again.
     pub fn let_go(&mut self, target: &Target) {
-        let is_on_its_way = matches!(self.relay, RelayState::Pending | RelayState::Dispatching);
+        let is_on_its_way = self.relay == RelayState::Dispatching;
         self.errand.with(target, |moving| moving.let_go = !is_on_its_way);
     }
 
