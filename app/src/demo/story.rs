@@ -42,7 +42,10 @@ pub(super) async fn tell(demo: Description, stop: Stop) {
         told = story(&demo) => told,
         () = stop.cancelled() => return,
     };
-    if let Err(error) = told {
+    // Whoever stops hears no more of the servers that stop with him.
+    if let Err(error) = told
+        && !stop.is_stopped()
+    {
         tracing::error!(error = format!("{error:#}"), "the demo's cameras were not all set up");
     }
 }
