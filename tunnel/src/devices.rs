@@ -53,6 +53,9 @@ pub(crate) struct Devices {
     events: Journal,
     /// One change of standings at a time: read here, written to disk, then shown.
     writing: tokio::sync::Mutex<()>,
+    /// Whose uplink stands since the last commit of these, and who makes the next.
+    newly_tunnelled: Mutex<Vec<SerialNumber>>,
+    storing_tunnelled: tokio::sync::Mutex<()>,
     /// For whoever changes a registration in several steps.
     pub locks: Locks,
     /// There is something for the dispatcher.
@@ -144,6 +147,8 @@ impl Devices {
             inner: Mutex::new(inner),
             events: Journal::new(),
             writing: tokio::sync::Mutex::new(()),
+            newly_tunnelled: Mutex::default(),
+            storing_tunnelled: tokio::sync::Mutex::new(()),
             locks: Locks::default(),
             for_dispatcher: Notify::new(),
             replaces_passwords: AtomicBool::new(replaces_passwords),
@@ -368,6 +373,17 @@ impl Devices {
     /// Changes one device's standing.
     pub async fn change(&self, serial: SerialNumber, change: impl Fn(&mut Standing)) -> anyhow::Result<()> {
         self.update(&[serial], None, |_, standing| change(standing)).await
+    }
+
+    /// Step 7: its uplink stands. Thousands come at once, and are stored in as few commits as the disk is quick.
+    pub async fn tunnelled(&self, serial: SerialNumber) -> anyhow::Result<()> {
+        let lock = || self.newly_tunnelled.lock().unwrap_or_else(PoisonError::into_inner);
+        lock().push(serial);
+        let _turn = self.storing_tunnelled.lock().await;
+        // Empty: who had the turn before has stored this one, too.
+        let serials = std::mem::take(&mut *lock());
+        let now = Timestamp::now();
+        self.update(&serials, None, |_, standing| standing.tunnelled(now)).await
     }
 
     async fn update(

@@ -26,7 +26,6 @@ use homing_uplink::{
     AcceptLimits, Acceptor, Arrival, Fingerprint, Later, PeerIdentity, Uplink, UplinkAddress, UplinkDriver,
     UplinkSettings,
 };
-use jiff::Timestamp;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
@@ -259,8 +258,7 @@ impl Uplinks {
     async fn stand(&self, standing: Standing, stop: Stop) {
         let Standing { serial, peer, uplink, driver, session, redirect, _counted } = standing;
         let noting = async {
-            let now = Timestamp::now();
-            if let Err(error) = self.devices.change(serial, |standing| standing.tunnelled(now)).await {
+            if let Err(error) = self.devices.tunnelled(serial).await {
                 tracing::error!(%serial, error = format!("{error:#}"), "not stored");
             }
             if let Some(server) = redirect {
@@ -270,10 +268,14 @@ impl Uplinks {
                 self.devices.for_dispatcher.notify_one();
             }
         };
-        let (reason, ()) = tokio::join!(Box::pin(driver.run(stop.token().clone())), Box::pin(noting));
-        self.metrics.uplink_ended(&uplink.stats(), &reason);
-        self.devices.disconnect(serial, session, &uplink, &reason);
-        tracing::info!(step = %Step::Tunnel, %serial, %peer, %reason, "uplink ended");
+        // The end is told when it comes, however long a disk takes to note the beginning.
+        let carrying = async {
+            let reason = driver.run(stop.token().clone()).await;
+            self.metrics.uplink_ended(&uplink.stats(), &reason);
+            self.devices.disconnect(serial, session, &uplink, &reason);
+            tracing::info!(step = %Step::Tunnel, %serial, %peer, %reason, "uplink ended");
+        };
+        tokio::join!(Box::pin(carrying), Box::pin(noting));
     }
 
     /// Step 6, seen from here.
