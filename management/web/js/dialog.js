@@ -78,20 +78,23 @@ export function field({ label, name, hint, input = {}, control }) {
     error,
     h("p", { class: "field-hint", id: `${id}-hint` }, hint ?? ""),
   );
+  /** @param {string} text nothing clears it */
+  const refuse = (text) => {
+    error.textContent = text;
+    error.hidden = text === "";
+    if (text) element.setAttribute("aria-invalid", "true");
+    else element.removeAttribute("aria-invalid");
+    if (text) sign.hidden = true;
+  };
+  // Said of what stood there before.
+  element.addEventListener("input", () => refuse(""));
   return {
     box,
     element,
     get value() {
       return element.value.trim();
     },
-    /** @param {string} text nothing clears it */
-    refuse(text) {
-      error.textContent = text;
-      error.hidden = text === "";
-      if (text) element.setAttribute("aria-invalid", "true");
-      else element.removeAttribute("aria-invalid");
-      if (text) sign.hidden = true;
-    },
+    refuse,
     /** @param {boolean} is */
     good(is) {
       sign.hidden = !is;

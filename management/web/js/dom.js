@@ -223,6 +223,9 @@ export function toast(text, kind = "info") {
   const box = h("div", { class: `toast toast-${kind}`, role: kind === "bad" ? "alert" : "status" }, icon(symbol), h("span", {}, text), close);
   close.onclick = () => box.remove();
   toasts ??= byId("toasts");
+  // They cover what they stand on: the older of what went well give way.
+  const others = [...toasts.querySelectorAll(".toast:not(.toast-bad)")];
+  others.slice(0, -1).forEach((older) => older.remove());
   toasts.append(box);
   // What is in full screen hides everything else.
   const ground = document.fullscreenElement ?? document.body;

@@ -72,6 +72,7 @@ export function editServer(server) {
     [internal, external, user, password].forEach((field) => field.refuse(""));
     const place = places[/** @type {keyof typeof places} */ (tested.code)];
     place?.element.setAttribute("aria-invalid", "true");
+    const head = tested.ok ? "It works" : (HEADS[tested.code] ?? "It does not work yet");
     const certificate = tested.code === "not-trusted" ? tested.certificate : undefined;
     const trust = certificate && h("button", { class: "button small primary", type: "button", "data-testid": "server-trust" }, "Trust it, and test again");
     if (trust && certificate) {
@@ -89,8 +90,8 @@ export function editServer(server) {
         h(
           "div",
           { class: "notice-body" },
-          h("h2", {}, tested.ok ? "It works" : (HEADS[tested.code] ?? "It does not work yet")),
-          h("p", {}, tested.message),
+          h("h2", {}, head),
+          h("p", {}, tested.message.replace(`${head}. `, "")),
           certificate && h("p", { class: "mono fingerprint", "data-testid": "server-fingerprint" }, certificate.fingerprint),
           h("p", { class: "muted mono" }, tested.code),
           trust && h("div", { class: "actions" }, trust),

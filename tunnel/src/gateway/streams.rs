@@ -138,6 +138,11 @@ impl Streams {
 
     /// Joins the stream of a device at a path (empty: what the device names first), opening it if nobody watches yet.
     pub async fn watch(self: &Arc<Self>, serial: SerialNumber, path: &str) -> Result<Watching, Refusal> {
+        let stopping = || Refusal { status: 503, words: "The tunnel server is stopping.".to_owned() };
+        // Who watches has time to end; nobody begins.
+        if self.stop.is_leaving() {
+            return Err(stopping());
+        }
         let opening = async {
             let (path, url) = if path.is_empty() {
                 let told = self.tunnel.first_stream(serial).await?;
@@ -156,7 +161,7 @@ impl Streams {
             match known.as_deref().cloned() {
                 Ok(State::Ready(offer)) => Ok(Watching { guest, offer }),
                 Ok(State::Failed(refusal)) => Err(refusal),
-                _ => Err(Refusal { status: 503, words: "The tunnel server is stopping.".to_owned() }),
+                _ => Err(stopping()),
             }
         };
         timeout(OPEN_DEADLINE, opening).await.unwrap_or_else(|_| {

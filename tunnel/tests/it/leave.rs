@@ -3,9 +3,12 @@
 
 use crate::{
     device::Device,
+    gateway,
+    player::Player,
     world::{DEADLINE, World, code, password, within},
 };
 use bytes::Bytes;
+use homing_media::rtsp::Method;
 use homing_uplink::{BackoffSettings, DialError, EndReason, Incoming, Keep};
 use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
@@ -83,6 +86,26 @@ async fn streams_have_time_to_end_and_who_comes_is_told_when_to_come_again() {
     drop(viewer);
     within(leaving).await.unwrap();
     assert_eq!(within(serving).await.unwrap(), EndReason::PeerClosed);
+}
+
+/// Goal: who watches through the gateway watches on, and nobody begins to.
+#[tokio::test]
+async fn who_watches_has_time_to_end_and_nobody_begins() {
+    let (world, device, camera) = gateway::world(gateway::gateway).await;
+    let (mut viewer, mut late) = (Player::new(&world, &device).await, Player::new(&world, &device).await);
+    let (_, _) = tokio::join!(viewer.play(), async {
+        camera.plays(1).await;
+        camera.picture(1, true)
+    });
+    let leaving = leave(&world);
+    within(world.role.leaving()).await;
+    let refused = late.ask(Method::Describe, &[("Accept", "application/sdp")]).await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    camera.picture(2, true);
+    while viewer.picture().await.1 != 2 {}
+    assert!(!leaving.is_finished());
+    drop(viewer);
+    within(leaving).await.unwrap();
 }
 
 /// Goal: who never ends does not hold the server up for longer than it was given; and nobody's use is no wait.
