@@ -212,9 +212,11 @@ pub struct Figures {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Moving {
     /// `queued`: the device is offline, and is told when it comes back. `trying`: it was told; its tunnel here stands
-    /// until it is there. `moved`: it is there.
+    /// until it is there. `moved`: it is there. `both`: it is there and stays here.
     #[schema(value_type = String, example = "trying")]
     pub state: tunnel::MoveState,
+    /// It is to stay here as well.
+    pub keep: bool,
     /// The tunnel server it goes to, by its name, where this management server knows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tunnel_server: Option<String>,
@@ -271,6 +273,7 @@ impl Device {
             hardware,
             moving: device.moving.as_ref().map(|moving| Moving {
                 state: moving.state,
+                keep: moving.keep,
                 tunnel_server: None,
                 servers: moving.servers.clone(),
                 since: moving.since,

@@ -126,7 +126,7 @@ impl Callbacks {
     /// Sends a device on that has been let in.
     pub async fn redirect(&self, serial: SerialNumber, server: String, stop: &Stop) {
         let target = Target { servers: vec![server.clone()], trust_anchor: self.neighbours.to_string() };
-        match self.relay.send(serial, Move { target, account: None }, stop).await {
+        match self.relay.send(serial, Move { target, account: None, keep: false }, stop).await {
             Ok(_) => tracing::info!(step = %Step::Tunnel, %serial, server, "the VMS sends it on"),
             Err(failure) => {
                 let problem = failure.problem.error.message;

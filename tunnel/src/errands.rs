@@ -52,6 +52,9 @@ const PACE: BackoffSettings = BackoffSettings {
     stable_after: Duration::from_secs(3600),
 };
 
+/// Between looks whether a device that is kept by two servers is at both.
+const KEPT_PACE: Duration = Duration::from_secs(10);
+
 /// Characters of a device's own words that are shown.
 const SHOWN: usize = 200;
 
@@ -259,6 +262,18 @@ impl Errands {
                 let problem = Problem::at(Step::Connect, "move-not-reached", message).error;
                 self.show(serial, Some(target), problem).await;
             }
+        }
+        if moving.keep {
+            if moving.state != MoveState::Both {
+                tracing::info!(step = %Step::Tunnel, %serial, servers, "is at the other tunnel server, too");
+            }
+            self.enter(serial, moving, MoveState::Both).await?;
+            tokio::select! {
+                () = tokio::time::sleep(KEPT_PACE) => (),
+                () = self.until_other(serial, errand, changed) => (),
+                _ = connected.uplink.closed() => (),
+            }
+            return Ok(());
         }
         self.enter(serial, moving, MoveState::Moved).await?;
         tracing::info!(step = %Step::Tunnel, %serial, servers, "is at the other tunnel server");

@@ -46,6 +46,11 @@ impl Relay {
             return Err(Failure::new(StatusCode::CONFLICT, problem));
         }
         let account = order.account.filter(|account| *account != self.dispatcher().account());
+        if order.keep && account.is_some() {
+            let message = "A device is kept by two tunnel servers of one dispatcher account only: its claim is one \
+                           account's.";
+            return Err(Failure::new(StatusCode::CONFLICT, Problem::new("other-account", message)));
+        }
         // A dispatcher that is away learns of it later; one that says no is heard before anything is done.
         let offered = match &account {
             Some(to) if self.dispatcher().problem().is_none() => {
@@ -60,7 +65,7 @@ impl Relay {
         let servers = target.servers.join(", ");
         self.devices()
             .change(serial, |standing| {
-                standing.errand.send(target.clone(), account.clone(), Timestamp::now());
+                standing.errand.send(target.clone(), account.clone(), order.keep, Timestamp::now());
                 standing.errand.with(&target, |moving| moving.offered |= offered);
             })
             .await?;

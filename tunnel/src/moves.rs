@@ -4,6 +4,9 @@
 //! 2. `Trying`: it was told, and tries the other server beside us.
 //! 3. `Moved`: it says that it is there. It is told to forget us, and does (`let_go`).
 //!
+//! One that is to `keep` us ends in `Both` instead, and is asked now and then whether it is there still: it may have been
+//! dispatched anew, to us alone.
+//!
 //! Undone before 3, it is told to forget the other server; undone after, it is expected back.
 //!
 //! Invariant: whatever addresses it was told on the way and are not wanted any more are in [`Errand::forget`] until it
@@ -42,6 +45,9 @@ pub(crate) struct Move {
     pub account: Option<String>,
     /// The dispatcher has that offer.
     pub offered: bool,
+    /// It stays here as well.
+    #[serde(default)]
+    pub keep: bool,
     /// How far.
     pub state: MoveState,
     /// It has been told to forget us, and has.
@@ -64,6 +70,11 @@ impl Errand {
         self.forget.is_empty() && self.moving.as_ref().is_none_or(|moving| moving.state == MoveState::Moved)
     }
 
+    /// Another server with the same dispatcher account has it registered, too, or is about to.
+    pub fn is_shared(&self) -> bool {
+        self.moving.as_ref().is_some_and(|moving| moving.account.is_none())
+    }
+
     /// It is at another server, and not missed here.
     pub fn is_moved(&self) -> bool {
         self.moving.as_ref().is_some_and(|moving| moving.state == MoveState::Moved)
@@ -75,9 +86,13 @@ impl Errand {
         self.is_moved() && self.moving.as_ref().is_some_and(|moving| moving.let_go || long_ago(moving))
     }
 
-    /// Sends it there. A move to there that is under way goes on.
-    pub fn send(&mut self, target: Target, account: Option<String>, now: Timestamp) {
+    /// Sends it there, for good or to `keep` us as well. A move to there that is under way goes on.
+    pub fn send(&mut self, target: Target, account: Option<String>, keep: bool, now: Timestamp) {
         if let Some(moving) = self.moving.as_mut().filter(|moving| moving.target == target) {
+            if moving.keep != keep && matches!(moving.state, MoveState::Moved | MoveState::Both) {
+                moving.enter(MoveState::Trying, now);
+            }
+            moving.keep = keep;
             if account.is_some() && account != moving.account {
                 (moving.account, moving.offered) = (account, false);
             }
@@ -87,13 +102,13 @@ impl Errand {
         self.forget.retain(|address| !target.servers.contains(address));
         let state = MoveState::Queued;
         let (offered, let_go, problem) = (account.is_none(), false, None);
-        self.moving = Some(Move { target, account, offered, state, let_go, since: now, problem });
+        self.moving = Some(Move { target, account, offered, keep, state, let_go, since: now, problem });
     }
 
     /// Calls it back.
     pub fn undo(&mut self) {
         if let Some(moving) = self.moving.take()
-            && moving.state == MoveState::Trying
+            && matches!(moving.state, MoveState::Trying | MoveState::Both)
         {
             self.forget.extend(moving.target.servers);
         }
@@ -115,7 +130,8 @@ impl Errand {
 
     /// Nothing else is to be done, whatever there is to say of it.
     pub fn is_same(&self, other: &Errand) -> bool {
-        let wanted = |errand: &Errand| errand.moving.as_ref().map(|moving| moving.target.clone());
+        let wanted =
+            |errand: &Errand| errand.moving.as_ref().map(|moving| (moving.target.clone(), moving.keep));
         self.forget == other.forget && wanted(self) == wanted(other)
     }
 
@@ -138,6 +154,7 @@ impl Move {
     pub fn view(&self) -> Moving {
         Moving {
             state: self.state,
+            keep: self.keep,
             servers: self.target.servers.clone(),
             since: self.since,
             problem: self.problem.clone(),
@@ -158,24 +175,37 @@ mod tests {
     #[test]
     fn what_a_device_was_told_in_vain_it_is_told_to_forget() {
         let mut errand = Errand::default();
-        errand.send(target("a:1"), None, NOW);
+        errand.send(target("a:1"), None, false, NOW);
         errand.undo();
         assert!(errand.is_done(), "it was not told yet");
 
-        errand.send(target("a:1"), None, NOW);
+        errand.send(target("a:1"), None, false, NOW);
         errand.with(&target("a:1"), |moving| moving.enter(MoveState::Trying, NOW));
-        errand.send(target("a:1"), None, NOW);
+        errand.send(target("a:1"), None, false, NOW);
         assert_eq!(errand.moving.as_ref().unwrap().state, MoveState::Trying, "it goes on");
-        errand.send(target("b:1"), None, NOW);
+        errand.send(target("b:1"), None, false, NOW);
         assert_eq!(errand.forget, ["a:1"]);
-        errand.send(target("a:1"), None, NOW);
+        errand.send(target("a:1"), None, false, NOW);
         assert_eq!(errand.forget, Vec::<String>::new(), "it is wanted again");
+    }
+
+    #[test]
+    fn one_that_is_kept_is_at_both_until_that_is_undone_or_it_moves() {
+        let mut errand = Errand::default();
+        errand.send(target("a:1"), None, true, NOW);
+        errand.with(&target("a:1"), |moving| moving.enter(MoveState::Both, NOW));
+        assert!(!errand.is_done() && !errand.is_moved(), "it is asked again");
+        let mut undone = errand.clone();
+        undone.undo();
+        assert_eq!((undone.moving, undone.forget), (None, vec!["a:1".to_owned()]));
+        errand.send(target("a:1"), None, false, NOW);
+        assert!(!errand.is_done(), "now it is to let go of us");
     }
 
     #[test]
     fn a_device_that_did_not_let_go_is_told_again() {
         let mut errand = Errand::default();
-        errand.send(target("a:1"), None, NOW);
+        errand.send(target("a:1"), None, false, NOW);
         errand.with(&target("a:1"), |moving| moving.enter(MoveState::Moved, NOW));
         assert!(errand.is_done() && errand.is_moved());
         assert!(!errand.has_let_go(NOW) && errand.has_let_go(NOW + DIALS_WITHIN * 2));

@@ -163,7 +163,7 @@ impl Standing {
         if !(self.step == Step::Tunnel && same_key && (dispatching || self.adopted)) {
             self.step = told.step.max(Step::Relay);
         }
-        if dispatching && !is_vouched {
+        if dispatching && !is_vouched && !self.errand.is_shared() {
             // Whoever it was, it is not the device that was registered here: what is known of that one stays.
             let message = "The dispatcher has dispatched another device with this serial number, by a registration that \
                 is not this tunnel server's: another tunnel server uses its account, or somebody has the account's \
@@ -183,7 +183,7 @@ impl Standing {
         let is_known = self.fingerprint.is_some();
         match told.next.clone() {
             Some(target) if is_known && self.errand.is_offered() => {
-                return self.errand.send(target, None, told.since);
+                return self.errand.send(target, None, false, told.since);
             }
             Some(target) if is_known => {
                 let message = format!(
@@ -324,7 +324,7 @@ mod tests {
         let (there, now) =
             (Target { servers: vec!["b:1".into()], trust_anchor: String::new() }, Timestamp::UNIX_EPOCH);
         let moved = |standing: &mut Standing| {
-            standing.errand.send(there.clone(), Some("beta".into()), now);
+            standing.errand.send(there.clone(), Some("beta".into()), false, now);
             standing.errand.with(&there, |moving| moving.enter(MoveState::Moved, now));
             standing.let_go(&there);
         };

@@ -455,7 +455,7 @@ mod tests {
         first.standing.step = Step::Dispatch;
         first.standing.problem = Some(Problem::at(Step::Dispatch, "wrong-oak", "The OAK is wrong.").error);
         let target = Target { servers: vec!["sts.example:8443".into()], trust_anchor: String::new() };
-        first.standing.errand.send(target, Some("other".into()), jiff::Timestamp::UNIX_EPOCH);
+        first.standing.errand.send(target, Some("other".into()), false, jiff::Timestamp::UNIX_EPOCH);
         first.standing.errand.forget.push("old.example:8443".into());
         first.standing.adopted = true;
         store.save(&[(first.serial, first.standing.clone())], Some(42)).await.unwrap();

@@ -187,7 +187,7 @@ impl Relay {
         let _lock = self.lock(serial).await;
         let record = self.devices.record(serial).ok_or_else(|| not_registered(serial))?;
         // One that moves within one account is claimed for the other server, too.
-        let shared = record.standing.errand.moving.is_some_and(|moving| moving.account.is_none());
+        let shared = record.standing.errand.is_shared();
         if !self.devices.remove(serial, !shared).await? {
             return Err(not_registered(serial));
         }

@@ -59,7 +59,7 @@ struct Standing {
     /// Where the VMS sends it.
     redirect: Option<String>,
     session: Session,
-    _counted: Counted,
+    counted: Counted,
 }
 
 /// One of the uplinks that stand.
@@ -251,12 +251,12 @@ impl Uplinks {
             Verdict::Redirect(server) => Some(server),
             _ => None,
         };
-        Some(Standing { serial, peer, uplink, driver, session, redirect, _counted: counted })
+        Some(Standing { serial, peer, uplink, driver, session, redirect, counted })
     }
 
     /// Step 7, for as long as it lasts.
     async fn stand(&self, standing: Standing, stop: Stop) {
-        let Standing { serial, peer, uplink, driver, session, redirect, _counted } = standing;
+        let Standing { serial, peer, uplink, driver, session, redirect, counted } = standing;
         let noting = async {
             if let Err(error) = self.devices.tunnelled(serial).await {
                 tracing::error!(%serial, error = format!("{error:#}"), "not stored");
@@ -272,6 +272,7 @@ impl Uplinks {
         let carrying = async {
             let reason = driver.run(stop.token().clone()).await;
             self.metrics.uplink_ended(&uplink.stats(), &reason);
+            drop(counted);
             self.devices.disconnect(serial, session, &uplink, &reason);
             tracing::info!(step = %Step::Tunnel, %serial, %peer, %reason, "uplink ended");
         };

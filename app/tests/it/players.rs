@@ -1,8 +1,9 @@
 //! The RTSP gateway and players that are not ours: ffmpeg, GStreamer and curl, over TCP and UDP, several at once.
 //!
 //! What a player has decoded tells by itself whether anything is missing: the simulated camera writes its frame numbers
-//! into the picture. (live555's `openRTSP` is in no package of Debian 12, nor is VLC there built with it; how it logs in
-//! is a test of `protocol/src/digest/tests.rs`.)
+//! into the picture. (live555's `openRTSP` is in no package of Debian 12, nor is VLC there built with it. Its version of
+//! 2026.06.24 was tried by hand: it plays over TCP and over UDP, and is refused with a wrong password. How it logs in is a
+//! test of `protocol/src/digest/tests.rs`.)
 
 use crate::harness::{Demo, Folder, output, seconds};
 use homing_camera::strip;

@@ -14,7 +14,10 @@ use homing_protocol::{
 };
 use homing_tunnel::TunnelHandle;
 use http::{Method, Request};
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +98,7 @@ pub struct Tunnel {
     pub handle: TunnelHandle,
     pub api: ApiClient,
     pub ops: Ops,
+    pub data: PathBuf,
     stop: Stop,
     running: JoinHandle<anyhow::Result<()>>,
 }
@@ -129,7 +133,7 @@ impl Tunnel {
         config.limits.retry_longest_ms = 400;
         change(&mut config);
         let credentials = Credentials::new(config.user.clone(), config.password.clone());
-        let ops = Ops::new();
+        let (ops, data) = (Ops::new(), config.data.clone());
         let bound = homing_tunnel::bind(config, &ops, &Workers::current()).await.unwrap();
         let (external, handle) = (bound.external_addr(), bound.handle());
         let base = format!("http://{}", bound.internal_addr());
@@ -137,7 +141,7 @@ impl Tunnel {
         let stop = Stop::new();
         #[expect(clippy::disallowed_methods, reason = "awaited in Tunnel::stop")]
         let running = tokio::spawn(bound.run(stop.clone()));
-        Tunnel { external, handle, api, ops, stop, running }
+        Tunnel { external, handle, api, ops, data, stop, running }
     }
 
     /// Step 1, and step 2 with it.

@@ -79,7 +79,14 @@ impl Tunnel {
     }
 
     async fn send(&self, target: Target, account: Option<&str>) -> Result<Device, CallError> {
-        let order = Move { target, account: account.map(str::to_owned) };
+        let order = Move { target, account: account.map(str::to_owned), keep: false };
+        self.api.send(Method::PUT, &format!("/api/v1/devices/{SERIAL}/move"), &order).await
+    }
+
+    async fn keep(&self, beside: &Tunnel) -> Result<Device, CallError> {
+        let trust_anchor = std::fs::read_to_string(beside.data.join("tunnel-ca.pem")).unwrap();
+        let target = Target { servers: vec![beside.external.to_string()], trust_anchor };
+        let order = Move { target, account: Some("shop".to_owned()), keep: true };
         self.api.send(Method::PUT, &format!("/api/v1/devices/{SERIAL}/move"), &order).await
     }
 
@@ -238,6 +245,77 @@ async fn step_6_connect_a_move_and_its_undoing_need_no_dispatcher() {
     first.until("back again", |device| device.connected && device.moving.is_none()).await;
     second.until_move(MoveState::Moved).await;
     site.stop().await;
+}
+
+/// Two tunnel servers of one account keep a device: it holds a tunnel to both, finds back to both when it is dispatched
+/// anew, and leaves one of them without losing the other or the claim.
+#[tokio::test]
+async fn step_7_tunnel_two_tunnel_servers_keep_a_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let password = account(folder.path(), "shop").await;
+    let world = World::start(folder.path()).await;
+    let first = Tunnel::start(folder.path(), &world, "shop", &password).await;
+    let data = folder.path().join("second");
+    let second =
+        Tunnel::start_with(folder.path(), &world, "shop", &password, |config| config.data = data).await;
+    let agent = Agent::start(&folder.path().join("agent"), &world, OAK).await;
+    first.register(SERIAL, OAK, PASSWORD).await.unwrap();
+    agent.press().await;
+    first.until_ready().await;
+
+    first.keep(&second).await.unwrap();
+    second.take_over(&first.handover().await).await.unwrap();
+    second.keep(&first).await.unwrap();
+    let is_kept = |device: &Device| {
+        device.connected && device.moving.as_ref().is_some_and(|moving| moving.state == MoveState::Both)
+    };
+    let at_both = async || {
+        world.until_metric("devices 0").await;
+        first.until("kept by the first", is_kept).await;
+        second.until("kept by the second", is_kept).await;
+        let mut dials = agent.dials().await;
+        dials.sort();
+        let mut both = [dialled(&first), dialled(&second)];
+        both.sort();
+        assert_eq!(dials, both);
+    };
+    at_both().await;
+    dispatched_anew(&world, &agent).await;
+    at_both().await;
+
+    second.call_back().await.unwrap();
+    let left: Result<serde_json::Value, _> =
+        first.api.send(Method::DELETE, &format!("/api/v1/devices/{SERIAL}"), &()).await;
+    left.unwrap();
+    second.until("alone", |device| device.connected && device.moving.is_none()).await;
+    // Whose it is the dispatcher knows still: it is sent to the second.
+    dispatched_anew(&world, &agent).await;
+    second.until_ready().await;
+    assert_eq!(agent.dials().await, [dialled(&second)]);
+    for tunnel in [first, second] {
+        tunnel.stop().await;
+    }
+    agent.stop().await;
+    world.stop().await;
+}
+
+/// Steps 3 to 5 of a device that was dispatched before.
+async fn dispatched_anew(world: &World, agent: &Agent) {
+    let dispatched = || {
+        let text = world.ops.metrics();
+        let of = |line: &str| {
+            line.strip_prefix("homing_dispatcher_dispatches_total{result=\"ok\"} ")?.parse::<u64>().ok()
+        };
+        text.lines().find_map(of).unwrap_or_default()
+    };
+    let before = dispatched();
+    agent.press().await;
+    let waiting = async {
+        while dispatched() == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting).await.expect("not dispatched anew");
 }
 
 /// A move of a device that is away waits for it, over a restart of the tunnel server.

@@ -202,7 +202,8 @@ pub async fn change(
 /// Unregister a device
 ///
 /// The claim is released: another owner may register it. Refused while it is added to a recording
-/// server. With `tunnel_server`, the registration that a device left behind there when it moved.
+/// server. With `tunnel_server`, the registration that a device left behind there when it moved; or, of a device that two
+/// tunnel servers keep, the one that it shall leave: the other goes on.
 #[utoipa::path(delete, path = "/api/v1/devices/{serial}", tag = "devices",
     params(("serial" = String, Path, description = "Serial number"), At),
     responses((status = 204, description = "Released"), (status = 404, body = views::Problem),
@@ -217,12 +218,22 @@ pub async fn unregister(
         None => registered(&app, &serial)?,
         Some(server) => registered_at(&app, &serial, &server)?,
     };
-    // What stayed behind when the device moved is nothing that is recorded.
-    if device.hardware.is_some() && !device.moved() {
+    let keeps = |device: &&views::Device| device.moving.as_ref().is_some_and(|moving| moving.keep);
+    let others = app.world.registrations(serial).into_iter();
+    let other =
+        others.filter(|other| other.tunnel_server != device.tunnel_server).find(|other| keeps(&other));
+    let other = other.filter(|_| keeps(&&device));
+    // What stayed behind when the device moved is nothing that is recorded; nor what another goes on with.
+    if device.hardware.is_some() && !device.moved() && other.is_none() {
         let message = format!("{serial} is still added to a recording server; remove its hardware first.");
         return Err(Failure::new(StatusCode::CONFLICT, Problem::new("still-added", message)));
     }
     let server = tunnel_server(&app, Some(&device.tunnel_server))?;
+    if let Some(other) = other {
+        // First: it tells the device to forget this one.
+        let other = tunnel_server(&app, Some(&other.tunnel_server))?;
+        app.world.device(other.name(), other.undo_move(serial).await.map_err(passed_through)?);
+    }
     server.unregister(serial).await.map_err(passed_through)?;
     app.world.device_removed(server.name(), serial);
     app.record(&caller, "unregister-device", &serial.to_string(), &format!("from {}", server.name())).await?;

@@ -33,6 +33,9 @@ use utoipa::ToSchema;
 pub struct MoveTo {
     /// Name of another tunnel server of this management server.
     tunnel_server: String,
+    /// The device stays where it is as well, and holds a tunnel to both. To end that, unregister it at one of them.
+    #[serde(default)]
+    keep: bool,
 }
 
 /// Move a device to another tunnel server
@@ -66,8 +69,9 @@ pub async fn begin(
         );
         return Err(conflict("already-registered", message));
     }
-    let sent = send(&app, serial, &old, &new).await;
+    let sent = send(&app, serial, &old, &new, asked.keep).await;
     let detail = match &sent {
+        Ok(()) if asked.keep => format!("kept by {} and {}", old.name(), new.name()),
         Ok(()) => format!("from {} to {}", old.name(), new.name()),
         Err(failure) => {
             format!("from {} to {} failed: {}", old.name(), new.name(), failure.problem.error.message)
@@ -96,6 +100,11 @@ pub async fn undo(
     let Some((from, moving)) = from.and_then(|device| Some((device, device.moving.as_ref()?))) else {
         return Err(conflict("not-moving", format!("{serial} is not being moved.")));
     };
+    if moving.keep {
+        let message =
+            format!("{serial} is kept by two tunnel servers: unregister it at the one that it shall leave.");
+        return Err(conflict("kept-by-both", message));
+    }
     let there = all.iter().find(|device| Some(&device.tunnel_server) == moving.tunnel_server.as_ref());
     let has_gone = moving.state == MoveState::Moved || there.is_some_and(|there| there.connected);
     let old = devices::tunnel_server(&app, Some(&from.tunnel_server))?;
@@ -166,16 +175,34 @@ pub async fn withdraw_offer(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The four steps of the module's head.
+/// The four steps of the module's head. A device that `old` shall `keep` is then the same for `new`, the other way round.
 async fn send(
     app: &App,
     serial: SerialNumber,
     old: &TunnelServer,
     new: &TunnelServer,
+    keep: bool,
 ) -> Result<(), Failure> {
-    let to = order(old, new).await?;
+    let to = order(old, new, keep).await?;
     app.world.device(old.name(), old.begin_move(serial, &to).await.map_err(passed_through)?);
-    let registered = async { new.register(&old.handover(serial).await?).await };
+    let registered = async {
+        let device = new.register(&old.handover(serial).await?).await?;
+        if !keep {
+            return Ok(device);
+        }
+        let back = async {
+            let here = order(new, old, keep).await.map_err(|failure| failure.problem.error)?;
+            new.begin_move(serial, &here).await.map_err(|error| passed_through(error).problem.error)
+        };
+        match back.await {
+            Ok(device) => Ok(device),
+            // It is at both all the same, until the dispatcher sends it to the second alone.
+            Err(problem) => {
+                tracing::warn!(%serial, code = problem.code, "the second server was not told of the first");
+                Ok(device)
+            }
+        }
+    };
     match registered.await {
         Ok(device) => {
             app.world.device(new.name(), device);
@@ -204,7 +231,7 @@ async fn call_back(
         app.world.device(old.name(), old.undo_move(serial).await.map_err(passed_through)?);
         return Ok(());
     };
-    let to = order(new, old).await?;
+    let to = order(new, old, false).await?;
     app.world.device(new.name(), new.begin_move(serial, &to).await.map_err(passed_through)?);
     match old.undo_move(serial).await {
         Ok(device) => app.world.device(old.name(), device),
@@ -245,7 +272,7 @@ async fn take_password(
 }
 
 /// What `from` has to be told to send a device to `to`.
-async fn order(from: &TunnelServer, to: &TunnelServer) -> Result<tunnel::Move, Failure> {
+async fn order(from: &TunnelServer, to: &TunnelServer, keep: bool) -> Result<tunnel::Move, Failure> {
     let target = to.server().await.map_err(passed_through)?;
     let here = from.server().await.map_err(passed_through)?;
     if target.public.is_empty() {
@@ -256,6 +283,7 @@ async fn order(from: &TunnelServer, to: &TunnelServer) -> Result<tunnel::Move, F
     Ok(tunnel::Move {
         target: Target { servers: target.public, trust_anchor: target.trust_anchor },
         account: Some(target.account).filter(|account| *account != here.account),
+        keep,
     })
 }
 

@@ -253,15 +253,21 @@ async fn begin_move(
     Json(to): Json<Move>,
 ) -> Json<Device> {
     tunnel.note(format!(
-        "move {serial} to {} trusting {} account {}",
+        "move {serial} to {} trusting {} account {}{}",
         to.target.servers.join(","),
         to.target.trust_anchor,
-        to.account.as_deref().unwrap_or("-")
+        to.account.as_deref().unwrap_or("-"),
+        if to.keep { " keeping it" } else { "" },
     ));
     let mut device = tunnel.devices.lock().unwrap()[&serial].clone();
     let state = if device.connected { MoveState::Trying } else { MoveState::Queued };
-    device.moving =
-        Some(Moving { state, servers: to.target.servers, since: Timestamp::now(), problem: None });
+    device.moving = Some(Moving {
+        state,
+        keep: to.keep,
+        servers: to.target.servers,
+        since: Timestamp::now(),
+        problem: None,
+    });
     tunnel.put(device.clone());
     Json(device)
 }

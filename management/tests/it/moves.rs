@@ -43,6 +43,38 @@ async fn arrive(site: &Site) {
     site.until_device("moved", |device| device["word"] == "Moved").await;
 }
 
+/// The goal: both servers are told of each other, and one of them lets the device go without a word of harm to the other.
+#[tokio::test]
+async fn a_device_is_kept_by_two_tunnel_servers_until_it_leaves_one() {
+    let site = with_a_device("Gate").await;
+    let asked_for = Some(json!({"tunnel_server": "other", "keep": true}));
+    let (status, kept) = site.call(Method::PUT, &path("/move"), asked_for).await;
+    assert_eq!((status, &kept["moving"]["keep"]), (StatusCode::OK, &json!(true)), "{kept}");
+    let serial_1 = serial(1);
+    let told = asked(&site.tunnel);
+    assert!(told[0].starts_with(&format!("move {serial_1} to other.example:8443")), "{told:?}");
+    assert!(told[0].ends_with(" keeping it"), "{told:?}");
+    let told = asked(&site.second);
+    assert_eq!(told[0], format!("register {serial_1} {}", "a".repeat(64)));
+    assert!(
+        told[1].starts_with(&format!("move {serial_1} to ")) && told[1].ends_with(" keeping it"),
+        "{told:?}"
+    );
+
+    let (status, problem) = site.call(Method::DELETE, &path("/move"), None).await;
+    assert_eq!((status, &problem["error"]["code"]), (StatusCode::CONFLICT, &json!("kept-by-both")));
+    let (status, body) = site.call(Method::DELETE, &path("?tunnel_server=sts"), None).await;
+    assert_eq!(status, StatusCode::NO_CONTENT, "{body}");
+    assert_eq!(
+        asked(&site.second),
+        [format!("undo {serial_1}")],
+        "first: it tells the device to forget the other"
+    );
+    assert_eq!(asked(&site.tunnel), [format!("unregister {serial_1}")]);
+    let now = site.until_device("left", |device| device["tunnel_server"] == "other").await;
+    assert_eq!(now["moving"], Value::Null);
+}
+
 /// The goal: both tunnel servers are told in the right order, the page sees where the device is, and undoing brings
 /// it back the same way.
 #[tokio::test]

@@ -23,16 +23,17 @@ function named(device) {
  * @param {import("./dom.js").Child[]} options.intro
  * @param {ReturnType<typeof field>[]} options.fields
  * @param {(error: unknown) => ReturnType<typeof field> | undefined} [options.place] where an error belongs
+ * @param {import("./dom.js").Child[]} [options.choices] below the fields
  * @param {import("./dom.js").Child[]} [options.more] other buttons
  * @param {() => Promise<unknown>} options.act
  */
-function form({ title, testid, action, intro, fields, place, more = [], act }) {
+function form({ title, testid, action, intro, fields, place, choices = [], more = [], act }) {
   const general = h("div", { class: "field-error", role: "alert", hidden: true });
   const go = h("button", { class: "button primary", type: "submit", "data-testid": `${testid}-submit` }, action);
   const dialog = openDialog({
     title,
     testid,
-    body: [...intro, ...fields.map((field) => field.box), general],
+    body: [...intro, ...fields.map((field) => field.box), ...choices, general],
     foot: [...more, h("button", { class: "button", type: "button", onclick: () => dialog.close() }, "Cancel"), go],
     submit: async () => {
       general.hidden = true;
@@ -84,13 +85,18 @@ export function moveDevice(device) {
   const text = device.connected
     ? "It is told to dial the other server as well, and keeps its tunnel here until it is there. Recording goes on."
     : "It is offline now. It goes when it comes back.";
+  const keep = /** @type {HTMLInputElement} */ (h("input", { type: "checkbox", "data-testid": "move-keep" }));
   form({
     title: `Move ${named(device)}`,
     testid: "move-dialog",
     action: "Move",
     intro: [h("p", {}, `From ${device.tunnel_server} to another tunnel server. ${text}`)],
     fields: [to],
-    act: () => call("PUT", `/api/v1/devices/${device.serial}/move`, { tunnel_server: to.element.value }),
+    choices: [
+      h("label", { class: "check" }, keep, h("span", {}, `Keep it at ${device.tunnel_server} as well`)),
+      h("p", { class: "field-hint" }, "It holds a tunnel to both then. Where one of them fails, recording goes on by the other."),
+    ],
+    act: () => call("PUT", `/api/v1/devices/${device.serial}/move`, { tunnel_server: to.element.value, keep: keep.checked }),
   });
 }
 
@@ -102,6 +108,16 @@ export function undoMove(device, to) {
     text: gone ? `It is told to dial ${device.tunnel_server} again, and keeps its tunnel to ${to} until it is there.` : `It stays at ${device.tunnel_server}, and ${to} forgets it.`,
     action: gone ? "Bring it back" : "Keep it here",
     act: () => call("DELETE", `/api/v1/devices/${device.serial}/move`),
+  });
+}
+
+/** One of two tunnel servers that keep a device lets it go. @param {Device} device its registration there @param {string} other */
+export function leave(device, other) {
+  confirmThen({
+    title: `Shall ${named(device)} leave ${device.tunnel_server}?`,
+    text: `${device.tunnel_server} forgets it, and it stays at ${other}.`,
+    action: `Leave ${device.tunnel_server}`,
+    act: () => call("DELETE", `/api/v1/devices/${device.serial}?tunnel_server=${encodeURIComponent(device.tunnel_server)}`),
   });
 }
 
@@ -219,6 +235,8 @@ export function movingWords(moving) {
   switch (moving.state) {
     case "queued":
       return { title: `Goes to ${to}`, text: `It is told when it comes back.${problem}`, to };
+    case "both":
+      return { title: `At ${to}, too`, text: `It holds a tunnel to both. Where one of them fails, recording goes on by the other.${problem}`, to };
     case "trying":
       return { title: `On its way to ${to}`, text: `It tries to reach the other server, and keeps its tunnel here until it is there.${problem}`, to };
     default:

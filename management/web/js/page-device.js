@@ -1,7 +1,7 @@
 // A registered device: where it stands on the way from a label to a picture, and what to do next.
 
 import { call, words } from "./api.js";
-import { movingWords, moveDevice, releaseLeft, rename, showPassword, targets, transfer, undoMove, unregister } from "./device-dialogs.js";
+import { leave, movingWords, moveDevice, releaseLeft, rename, showPassword, targets, transfer, undoMove, unregister } from "./device-dialogs.js";
 import { addHardware, badge, correctRegistration } from "./dialogs.js";
 import { h, icon, menu, morph, toast } from "./dom.js";
 import { bitrate, bytes, duration, full, plural, sentence, sinceThen } from "./format.js";
@@ -80,6 +80,7 @@ export class DevicePage {
     // While it moves it is registered at two tunnel servers; the move is told by the one that it leaves.
     const from = store.registrations(device.serial).find((known) => known.moving) ?? device;
     const moving = from.moving;
+    const kept = store.registrations(device.serial).filter((known) => known.moving?.keep);
     return h(
       "div",
       { class: "page", "data-testid": "device-page", "data-key": `device-${device.serial}` },
@@ -98,7 +99,7 @@ export class DevicePage {
           h("button", { class: "button", type: "button", onclick: () => rename(device) }, icon("edit"), "Rename"),
           menu("More", "device-more", [
             targets(device).length > 0 && !moving && ["tunnel", "Move to another server…", "move", () => moveDevice(device)],
-            moving && ["refresh", moving.state === "moved" ? "Bring it back…" : "Undo the move…", "undo-move", () => undoMove(from, movingWords(moving).to)],
+            moving && !moving.keep && ["refresh", moving.state === "moved" ? "Bring it back…" : "Undo the move…", "undo-move", () => undoMove(from, movingWords(moving).to)],
             ["user", "Give to another owner…", "transfer", () => transfer(device)],
             ["eye", "Show the password…", "show-password", () => showPassword(device)],
             ["trash", "Unregister…", "unregister", () => unregister(device), "danger"],
@@ -131,7 +132,8 @@ export class DevicePage {
               "div",
               { class: "actions" },
               moving.state === "moved" && device !== from && h("button", { class: "button small primary", type: "button", "data-testid": "finish-move", onclick: () => releaseLeft(from) }, "Finish the move"),
-              h("button", { class: "button small", type: "button", onclick: () => undoMove(from, movingWords(moving).to) }, moving.state === "moved" ? "Bring it back" : "Undo"),
+              !moving.keep && h("button", { class: "button small", type: "button", onclick: () => undoMove(from, movingWords(moving).to) }, moving.state === "moved" ? "Bring it back" : "Undo"),
+              moving.keep && kept.map((at, index) => h("button", { class: "button small", type: "button", "data-testid": `leave-${at.tunnel_server}`, onclick: () => leave(at, kept[1 - index]?.tunnel_server ?? movingWords(moving).to) }, `Leave ${at.tunnel_server}`)),
             ),
           ),
         ),

@@ -37,7 +37,7 @@
  * @typedef {{name: string, upstream_mbit?: number, limit_mbit?: number, devices: string[], bps: number, minute_bps: number, warn_percent: number, state: "unknown"|"room"|"full"}} Site
  * @typedef {{ok: boolean, code: string, message: string, certificate?: {fingerprint: string, trust_anchor: string, names: string[]}, name?: string, public: string[]}} Tested
  *
- * @typedef {{state: "queued"|"trying"|"moved", tunnel_server?: string, servers: string[], since: string, problem?: Problem}} Moving
+ * @typedef {{state: "queued"|"trying"|"moved"|"both", keep: boolean, tunnel_server?: string, servers: string[], since: string, problem?: Problem}} Moving
  *
  * @typedef {object} TunnelServer
  * @property {string} name

@@ -144,6 +144,10 @@ pub struct Move {
     /// The other server's dispatcher account, to which the claim is offered; none if that is this one's, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
+    /// The device stays here as well: it holds a tunnel to both. The other server is told the same about this one, so
+    /// that whichever the dispatcher sends it to sends it to the other.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// How far a move is.
@@ -158,6 +162,8 @@ pub enum MoveState {
     /// It is there, and was told to forget this server. The registration here is kept until it is deleted, so that
     /// the move can be undone.
     Moved,
+    /// It is there and stays here.
+    Both,
 }
 
 /// A move, as it stands.
@@ -166,6 +172,9 @@ pub enum MoveState {
 pub struct Moving {
     /// How far.
     pub state: MoveState,
+    /// It is to stay here as well.
+    #[serde(default)]
+    pub keep: bool,
     /// Where to, `host:port`.
     pub servers: Vec<String>,
     /// When the state was entered.

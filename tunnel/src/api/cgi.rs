@@ -283,8 +283,11 @@ async fn redirect(State(api): State<Api>, request: axum::extract::Request) -> Re
         if is_home {
             return api.relay.call_back(serial, &api.stop).await.map(drop);
         }
-        let order =
-            Move { target: Target { servers, trust_anchor: api.neighbours.to_string() }, account: None };
+        let order = Move {
+            target: Target { servers, trust_anchor: api.neighbours.to_string() },
+            account: None,
+            keep: false,
+        };
         api.relay.send(serial, order, &api.stop).await.map(drop)
     })
     .await?;

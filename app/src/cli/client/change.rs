@@ -15,7 +15,7 @@ pub(in crate::cli) struct Release {
     /// Their serial numbers.
     #[arg(required = true)]
     serials: Vec<SerialNumber>,
-    /// Only what a device left behind at this tunnel server when it moved.
+    /// Only what a device left behind at this tunnel server when it moved; or, of one that two keep, at this one.
     #[arg(long, value_name = "NAME")]
     left_at: Option<String>,
     #[command(flatten)]
@@ -29,6 +29,9 @@ pub(in crate::cli) struct Move {
     /// Name of the tunnel server that it shall go to.
     #[arg(required_unless_present = "undo", conflicts_with = "undo")]
     to: Option<String>,
+    /// It stays where it is as well, and holds a tunnel to both. To end that, unregister it with --left-at.
+    #[arg(long, conflicts_with = "undo")]
+    keep: bool,
     /// It stays, or comes back.
     #[arg(long)]
     undo: bool,
@@ -103,10 +106,13 @@ pub(super) async fn send(options: Move) -> Result<(), Failure> {
     let client = options.at.client()?;
     let path = format!("/api/v1/devices/{}/move", options.serial);
     let device: Device = match &options.to {
-        Some(to) => client.send(Method::PUT, &path, &json!({ "tunnel_server": to })).await?,
+        Some(to) => {
+            client.send(Method::PUT, &path, &json!({ "tunnel_server": to, "keep": options.keep })).await?
+        }
         None => client.send(Method::DELETE, &path, &()).await?,
     };
     let told = match &options.to {
+        Some(to) if options.keep && device.connected => format!("goes to {to} as well"),
         // A device is quick where nothing is in its way.
         Some(to) if device.tunnel_server == *to && device.connected => format!("is at {to}"),
         Some(to) if device.connected => {
