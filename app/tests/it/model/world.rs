@@ -263,7 +263,7 @@ impl Tunnel {
         let there: tunnel::Server = to.api.get("/api/v1/server").await?;
         let target = Target { servers: there.public, trust_anchor: there.trust_anchor };
         let path = |what: &str| format!("/api/v1/devices/{serial}/{what}");
-        let asked = tunnel::Move { target, account: Some(account.to_owned()) };
+        let asked = tunnel::Move { target, account: Some(account.to_owned()), keep: false };
         let _: Device = self.api.send(Method::PUT, &path("move"), &asked).await?;
         let device: NewDevice = self.api.get(&path("handover")).await?;
         let _: Device = to.api.send(Method::POST, "/api/v1/devices", &device).await?;
