@@ -33,6 +33,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     time::Sleep,
 };
 use tower::ServiceExt;
@@ -76,6 +77,9 @@ const HTTP2_PING: Duration = Duration::from_secs(20);
 /// A connection of HTTP/2 that has asked for nothing in so long is ended in order; what it has under way goes on.
 const HTTP2_IDLE: Duration = Duration::from_secs(60);
 
+/// Of the first line, as much as tells whom it is for.
+const FIRST_LINE_BYTES: usize = 128;
+
 /// Between looks at the beginning of a connection that is not whole yet.
 const FIRST_BYTES_PAUSE: Duration = Duration::from_millis(10);
 
@@ -88,7 +92,13 @@ pub struct Wire {
     pub plain: bool,
     /// HTTP/2 beside 1.1: by ALPN, which `tls` must offer, or by its preface.
     pub http2: bool,
+    /// Where a connection of HTTP/1.1 is served that begins so, if not where it was taken: beside what it asks for,
+    /// neither has to be woken on another thread.
+    pub home: Option<Home>,
 }
+
+/// Looks at the first bytes of a connection, as many as there are.
+pub type Home = Arc<dyn Fn(&[u8]) -> Option<Handle> + Send + Sync>;
 
 /// In a request's extensions: whether it came by TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +169,7 @@ pub async fn serve_with<A, F>(
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
-    let wire = Wire { plain: tls.is_none(), tls, http2: false };
+    let wire = Wire { plain: tls.is_none(), tls, http2: false, home: None };
     serve_on(listener, answer, wire, Limits::default(), stop).await;
 }
 
@@ -186,7 +196,10 @@ where
                 () = stop.cancelled() => return,
             };
             match begun {
-                Ok(Ok(Begun::Plain(tcp))) => connection(tcp, peer, Encrypted(false), answer, stop).await,
+                Ok(Ok(Begun::Plain(tcp))) => match home(&tcp, &wire).await {
+                    Some(home) => at_home(tcp, peer, answer, stop, &home).await,
+                    None => connection(tcp, peer, Encrypted(false), answer, stop).await,
+                },
                 Ok(Ok(Begun::Plain2(tcp))) => connection2(tcp, peer, Encrypted(false), answer, stop).await,
                 Ok(Ok(Begun::Tls(tls))) => connection(*tls, peer, Encrypted(true), answer, stop).await,
                 Ok(Ok(Begun::Tls2(tls))) => connection2(*tls, peer, Encrypted(true), answer, stop).await,
@@ -196,6 +209,33 @@ where
         }
     })
     .await;
+}
+
+/// The runtime that a connection is best served on.
+async fn home(tcp: &TcpStream, wire: &Wire) -> Option<Handle> {
+    let home = wire.home.as_ref()?;
+    let mut bytes = [0; FIRST_LINE_BYTES];
+    let count = tcp.peek(&mut bytes).await.ok()?;
+    home(&bytes[..count])
+}
+
+/// Serves a connection there; it ends here, where it is counted.
+async fn at_home<A, F>(tcp: TcpStream, peer: SocketAddr, answer: A, stop: Stop, home: &Handle)
+where
+    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    // A socket belongs to the runtime that it was made on.
+    let Ok(tcp) = tcp.into_std() else { return };
+    let its_stop = stop.clone();
+    let serving = async move {
+        match TcpStream::from_std(tcp) {
+            Ok(tcp) => connection(tcp, peer, Encrypted(false), answer, its_stop).await,
+            Err(error) => tracing::debug!(%peer, %error, "connection not moved"),
+        }
+    };
+    // It fails only when that runtime ends, and then so does the process.
+    let _ = stop.spawn_on(serving, home).await;
 }
 
 /// What a connection turned out to be.

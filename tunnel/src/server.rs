@@ -305,7 +305,8 @@ impl Bound {
             None => None,
         };
         // Who may not come without TLS is told so, and why.
-        let wire = Wire { tls, plain: true, http2: true };
+        let wire =
+            Wire { tls, plain: true, http2: true, home: Some(crate::proxy::home(Arc::clone(&self.devices))) };
         let period = figures::period(self.config.get().limits.uplink_settings().ping_interval);
         let service = api::service(api, proxy, &self.ops);
         self.ops.report("tunnel", Ok(()));

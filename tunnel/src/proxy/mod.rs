@@ -26,7 +26,13 @@ use crate::{
     reach::{ReachError, TunnelHandle},
 };
 use axum::{body::Body, response::IntoResponse};
-use homing_base::{Live, Stop, crowd::network, http::Failure, rate::Rate, tls::PrivateCa};
+use homing_base::{
+    Live, Stop,
+    crowd::network,
+    http::{Failure, Home},
+    rate::Rate,
+    tls::PrivateCa,
+};
 use homing_protocol::{
     SerialNumber, Step,
     api::{
@@ -202,6 +208,23 @@ fn device(authority: &Authority) -> Result<SerialNumber, Failure> {
     })
 }
 
+/// Connections of a client that asks for one device are served on the thread of its uplink.
+pub(crate) fn home(devices: Arc<Devices>) -> Home {
+    Arc::new(move |first| {
+        let serial = serial_in_first_line(first)?;
+        Some(devices.connected(serial)?.worker.clone())
+    })
+}
+
+/// `GET http://00408c702009/… HTTP/1.1`, `CONNECT 00408c702009:554 HTTP/1.1`: as far as it is there.
+fn serial_in_first_line(first: &[u8]) -> Option<SerialNumber> {
+    let target = first.split(|byte| *byte == b' ').nth(1)?;
+    let target = target.strip_prefix(b"http://").unwrap_or(target);
+    let host = target.split(|byte| matches!(byte, b'/' | b':')).next()?;
+    let host = std::str::from_utf8(host).ok()?;
+    host.strip_prefix(CLIENT_ID).unwrap_or(host).parse().ok()
+}
+
 /// A port that the device's policy does not have, or not for this.
 fn refuse_port(
     serial: SerialNumber,
@@ -254,6 +277,23 @@ fn later(status: StatusCode, problem: Problem, wait: Duration) -> Response<Body>
 mod tests {
     use super::*;
     use http::HeaderName;
+
+    #[test]
+    fn whom_a_connection_is_for_is_told_by_its_first_line() {
+        let serial = "00408C702009".parse().ok();
+        for (line, found) in [
+            ("GET http://00408c702009/axis-cgi/jpg HTTP/1.1\r\nHost: x", serial),
+            ("GET http://4.00408c702009:80/ HTTP/1.1", serial),
+            ("CONNECT 00408C702009:554 HTTP/1.1", serial),
+            ("GET /api/v1/devices HTTP/1.1", None),
+            ("GET http://example.com/ HTTP/1.1", None),
+            ("PRI * HTTP/2.0", None),
+            ("GET", None),
+            ("", None),
+        ] {
+            assert_eq!(serial_in_first_line(line.as_bytes()), found, "{line}");
+        }
+    }
 
     #[test]
     fn what_concerns_one_connection_is_stripped_and_the_rest_is_not() {
