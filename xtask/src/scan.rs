@@ -80,8 +80,8 @@ struct Server {
     child: Child,
     folder: PathBuf,
     tls_1_2: bool,
-    /// External and API of the dispatcher, external and internal of the tunnel server, the page.
-    ports: [u16; 5],
+    /// External and API of the dispatcher; external, internal and gateway of the tunnel server; the page.
+    ports: [u16; 6],
 }
 
 impl Server {
@@ -90,12 +90,13 @@ impl Server {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).context("target/scan/server")?;
         let ports = free_ports()?;
-        let [dispatcher, api, external, internal, page] = ports;
+        let [dispatcher, api, external, internal, gateway, page] = ports;
         let data = |role: &str| folder.join(role).display().to_string();
         let config = format!(
             "[dispatcher]\nexternal = \"127.0.0.1:{dispatcher}\"\napi = \"127.0.0.1:{api}\"\ntls_1_2 = {tls_1_2}\n\
              operator_token = \"{PASSWORD}\"\ndata = {:?}\n[tunnel]\nexternal = \"127.0.0.1:{external}\"\ninternal = \"127.0.0.1:{internal}\"\n\
-             tls_1_2 = {tls_1_2}\ndata = {:?}\npassword = \"{PASSWORD}\"\n[recording]\nretention_gb = 1\n\
+             tls_1_2 = {tls_1_2}\ndata = {:?}\npassword = \"{PASSWORD}\"\n[tunnel.gateway]\n\
+             rtsps = \"127.0.0.1:{gateway}\"\n[recording]\nretention_gb = 1\n\
              data = {:?}\n[management]\nlisten = \"127.0.0.1:{page}\"\ntls = \"own\"\ndata = {:?}\n",
             data("dispatcher"),
             data("tunnel"),
@@ -140,7 +141,7 @@ impl Server {
 
     /// What a scanner needs to know: its TLS listeners, `devices` for those that devices dial; and its APIs.
     fn describe(&self) -> String {
-        let [dispatcher, api, external, internal, page] = self.ports;
+        let [dispatcher, api, external, internal, gateway, page] = self.ports;
         let ca = self.folder.join("dispatcher/dispatcher-ca.pem");
         let apis = format!(
             "\"dispatcher_api\":{{\"url\":\"https://127.0.0.1:{api}\",\"ca\":{ca:?},\"operator_token\":\"{PASSWORD}\"}},\
@@ -153,13 +154,14 @@ impl Server {
             )
         };
         format!(
-            "{{\"folder\":{:?},\"tls_1_2\":{},{apis},\"listeners\":[{},{},{},{},{}]}}",
+            "{{\"folder\":{:?},\"tls_1_2\":{},{apis},\"listeners\":[{},{},{},{},{},{}]}}",
             self.folder,
             self.tls_1_2,
             listener("dispatcher, for devices", dispatcher, "dispatcher", true),
             listener("dispatcher, API", api, "dispatcher", false),
             listener("tunnel server, for devices", external, "tunnel", true),
             listener("tunnel server, for VMSs", internal, "tunnel", false),
+            listener("tunnel server, RTSPS", gateway, "tunnel", false),
             listener("the page", page, "management", false),
         )
     }
@@ -175,9 +177,9 @@ impl Drop for Server {
 }
 
 /// Held until all are known, so that they differ.
-fn free_ports() -> anyhow::Result<[u16; 5]> {
+fn free_ports() -> anyhow::Result<[u16; 6]> {
     let mut held = Vec::new();
-    let mut ports = [0; 5];
+    let mut ports = [0; 6];
     for port in &mut ports {
         let listener = TcpListener::bind("127.0.0.1:0").context("a free port")?;
         *port = listener.local_addr().context("a free port")?.port();
