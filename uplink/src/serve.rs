@@ -262,6 +262,9 @@ async fn drive(
         loop {
             while let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 match accepted {
+                    Some(Ok((request, mut answer))) if is_malformed(&request) => {
+                        answer.send_reset(h2::Reason::PROTOCOL_ERROR);
+                    }
                     Some(Ok((request, answer))) => {
                         let request = request.map(|stream| Body::received(Receiver::Served(stream)));
                         spawn(Incoming { request, uplink: uplink.clone(), answer: Some(answer) });
@@ -288,6 +291,12 @@ async fn drive(
         }
     })
     .await
+}
+
+/// What is malformed (RFC 9113 §8.2.1) and yet passes `h2`: space around a field's value.
+fn is_malformed<B>(request: &Request<B>) -> bool {
+    let mut values = request.headers().values().map(HeaderValue::as_bytes);
+    values.any(|value| matches!(value, [b' ' | b'\t', ..] | [.., b' ' | b'\t']))
 }
 
 /// What the end of HTTP/2 on this transport means.
