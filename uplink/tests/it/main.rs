@@ -1,8 +1,9 @@
-//! Both ends of an uplink against each other over real sockets, against three other HTTP/2 stacks, and against
-//! hostile peers.
+//! Both ends of an uplink against each other over real sockets, against three other HTTP/2 stacks, against RFC 9113 rule by
+//! rule, and against hostile peers.
 //!
 //! `world` has the server and the device of every test; the other modules are one subject each.
 
+mod conformance;
 mod ending;
 mod exchange;
 mod flood;
