@@ -155,6 +155,8 @@ pub struct State {
     window_until: Option<Duration>,
     falling_back: bool,
     phase: Phase,
+    /// When the next attempt was due before what was set was tried.
+    due: Duration,
     /// The dispatcher that is dialled or connected, or next.
     dispatcher: usize,
     /// Counts uplinks to dispatchers.
@@ -175,6 +177,7 @@ impl State {
             window_until: None,
             falling_back: false,
             phase: Phase::Idle,
+            due: Duration::ZERO,
             dispatcher: 0,
             session: 0,
             links,
@@ -264,6 +267,7 @@ impl State {
         }
         self.window_until = Some(now + self.settings.press_window);
         self.backoff.reset();
+        self.due = now;
         // Somebody stands there: no waiting for an interval, nor for what was set before and does not work.
         if let Phase::Waiting { until } = &mut self.phase {
             *until = now;
@@ -356,10 +360,12 @@ impl State {
                 let pressed = self.window_until.is_some();
                 let spread = self.settings.fallback_after / FALLBACK_SPREAD;
                 let wait = if pressed { Duration::ZERO } else { spread.mul_f64(self.random.random()) };
-                self.phase = Phase::Waiting { until: now + wait };
+                self.phase = Phase::Waiting { until: self.due.max(now + wait) };
                 self.dial_if_due(now, commands);
             }
-            Phase::Waiting { .. } if !wanted || patient => self.phase = Phase::Idle,
+            Phase::Waiting { until } if !wanted || patient => {
+                (self.phase, self.due) = (Phase::Idle, until);
+            }
             Phase::Waiting { .. } => self.dial_if_due(now, commands),
             Phase::Dialing | Phase::Connected { .. } if !wanted => {
                 self.phase = Phase::Leaving;
@@ -518,14 +524,17 @@ mod tests {
     }
 
     #[test]
-    fn dispatched_and_lost_in_the_same_moment_it_goes_back_at_once() {
+    fn dispatched_and_lost_in_the_same_moment_it_goes_back_after_its_interval() {
         let mut state = State::new(settings(), 1, []);
         state.handle(seconds(1), Event::Pressed);
         state.handle(seconds(2), Event::DispatcherConnected);
         state.handle(seconds(3), set("a", true));
         state.handle(seconds(3), up("a"));
         assert_eq!(state.handle(seconds(3), Event::DispatcherEnded), []);
-        assert_eq!(state.handle(seconds(4), down("a")), [Command::DialDispatcher(0)]);
+        assert_eq!(state.handle(seconds(4), down("a")), []);
+        let due = state.next_timeout().unwrap();
+        assert!(due > seconds(4) && due < seconds(3) + PATIENCE, "{due:?}");
+        assert_eq!(state.handle(due, Event::Tick), [Command::DialDispatcher(0)]);
     }
 
     #[test]

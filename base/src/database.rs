@@ -24,6 +24,8 @@ const EMPTYING: Duration = Duration::from_millis(50);
 const EMPTYING_ATTEMPTS: u32 = 10;
 const EMPTYING_PAUSE: Duration = Duration::from_millis(20);
 
+const BUSY: &str = "write-ahead log not emptied: somebody reads the database all the time";
+
 /// Opens (or makes) the database and brings its schema up to date.
 ///
 /// `migrations` are SQL scripts in order; how many have been applied is kept in `PRAGMA user_version`,
@@ -91,15 +93,17 @@ pub struct Log {
     options: SqliteConnectOptions,
     connection: Mutex<Option<SqliteConnection>>,
     asked: AtomicU64,
-    /// All who had asked before this one have been served.
+    /// All who had asked before this one have been served, or told that it cannot be done now.
     served: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Log {
     /// The log of the database that this pool has open.
     pub fn of(pool: &SqlitePool) -> Self {
         let options = pool.connect_options().as_ref().clone().busy_timeout(EMPTYING);
-        Log { options, connection: Mutex::default(), asked: AtomicU64::new(0), served: AtomicU64::new(0) }
+        let [asked, served, failed] = std::array::from_fn(|_| AtomicU64::new(0));
+        Log { options, connection: Mutex::default(), asked, served, failed }
     }
 
     /// Empties it; whoever asks while that is being done for others is served together with who else asks.
@@ -112,6 +116,7 @@ impl Log {
         if self.served.load(Ordering::Acquire) >= number {
             return Ok(());
         }
+        anyhow::ensure!(self.failed.load(Ordering::Acquire) < number, BUSY);
         let serving = self.asked.load(Ordering::Acquire);
         // Taken out: whatever it was in the middle of when this is cut short ends with it.
         let mut connection = match place.take() {
@@ -130,7 +135,8 @@ impl Log {
             }
             tokio::time::sleep(EMPTYING_PAUSE).await;
         }
-        anyhow::bail!("write-ahead log not emptied: somebody reads the database all the time")
+        self.failed.store(serving, Ordering::Release);
+        anyhow::bail!(BUSY)
     }
 }
 

@@ -380,10 +380,18 @@ impl Devices {
         let lock = || self.newly_tunnelled.lock().unwrap_or_else(PoisonError::into_inner);
         lock().push(serial);
         let _turn = self.storing_tunnelled.lock().await;
-        // Empty: who had the turn before has stored this one, too.
         let serials = std::mem::take(&mut *lock());
+        if serials.is_empty() {
+            // Who had the turn before has stored this one, too.
+            return Ok(());
+        }
         let now = Timestamp::now();
-        self.update(&serials, None, |_, standing| standing.tunnelled(now)).await
+        let stored = self.update(&serials, None, |_, standing| standing.tunnelled(now)).await;
+        if stored.is_err() {
+            // The others may be luckier.
+            lock().extend(serials.into_iter().filter(|other| *other != serial));
+        }
+        stored
     }
 
     async fn update(

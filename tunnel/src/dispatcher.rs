@@ -22,7 +22,10 @@ use homing_protocol::{
 use homing_uplink::Fingerprint;
 use http::{Method, StatusCode};
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::Notify;
@@ -39,6 +42,8 @@ pub(crate) struct Dispatcher {
     /// What it signs its word about our devices' keys with.
     voucher_key: Secret,
     problem: Mutex<Option<ProblemDetail>>,
+    /// The last question for changes failed.
+    is_silent: AtomicBool,
     recovered: Notify,
     metrics: Arc<Metrics>,
 }
@@ -91,6 +96,7 @@ impl Dispatcher {
             leaf,
             voucher_key,
             problem: Mutex::default(),
+            is_silent: AtomicBool::new(false),
             recovered: Notify::new(),
             metrics,
         })
@@ -216,10 +222,14 @@ impl Dispatcher {
     /// something.
     pub async fn changes(&self, after: u64) -> Result<Changes, Failed> {
         // Of one that could not be reached, it counts that it answers, not when something has changed.
-        let wait = if self.problem().is_some() { Duration::ZERO } else { CHANGES_WAIT };
+        let wait = match self.is_silent.load(Ordering::Relaxed) {
+            true => Duration::ZERO,
+            false => CHANGES_WAIT,
+        };
         let path = format!("/api/v1/changes?after={after}&wait_s={}", wait.as_secs());
         match self.there.get().client.wait::<Changes>(&path, wait).await.map_err(|error| self.failed(error)) {
             Ok(told) => {
+                self.is_silent.store(false, Ordering::Relaxed);
                 self.reached();
                 let changes = told.changes.into_iter().map(|told| self.checked(told)).collect();
                 Ok(Changes { changes, ..told })

@@ -282,7 +282,8 @@ impl Errands {
             self.enter(serial, moving, MoveState::Trying).await?;
             return Err(hitch);
         }
-        self.devices.change(serial, |standing| standing.let_go(target)).await?;
+        let (is_gone, now) = (self.devices.connected(serial).is_none(), Timestamp::now());
+        self.devices.change(serial, |standing| standing.let_go(target, is_gone, now)).await?;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use homing_protocol::{
     api::{
         Problem, ProblemDetail, Target,
         dispatcher::{ANOTHER_KEY, Contested, Registration, RegistrationState},
-        tunnel::{Access, RelayState},
+        tunnel::{Access, MoveState, RelayState},
     },
 };
 use homing_uplink::Fingerprint;
@@ -104,9 +104,15 @@ impl Standing {
 
     /// It is at the other tunnel server, and was told to forget us. A dispatch that began before may send it here all the
     /// same: then it is told again.
-    pub fn let_go(&mut self, target: &Target) {
+    pub fn let_go(&mut self, target: &Target, is_gone: bool, now: Timestamp) {
         let is_on_its_way = self.relay == RelayState::Dispatching;
-        self.errand.with(target, |moving| moving.let_go = !is_on_its_way);
+        self.errand.with(target, |moving| {
+            moving.let_go = !is_on_its_way;
+            // That its uplink here stood may have been noted only now.
+            if is_gone {
+                moving.enter(MoveState::Moved, now);
+            }
+        });
     }
 
     /// The account that its claim is still to be offered to.
@@ -140,7 +146,7 @@ impl Standing {
         if told.state == RegistrationState::Transferred {
             return self.transferred(told);
         }
-        if matches!(told.state, RegistrationState::Dispatching | RegistrationState::Dispatched) {
+        if told.state == RegistrationState::Dispatching {
             self.errand.sent_here();
         }
         let known = self.fingerprint;
@@ -253,7 +259,7 @@ impl Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use homing_protocol::api::{Problem, tunnel::MoveState};
+    use homing_protocol::api::Problem;
 
     fn told(seq: u64, state: RegistrationState, step: Step, key: Option<u8>) -> Registration {
         Registration {
@@ -326,7 +332,7 @@ mod tests {
         let moved = |standing: &mut Standing| {
             standing.errand.send(there.clone(), Some("beta".into()), false, now);
             standing.errand.with(&there, |moving| moving.enter(MoveState::Moved, now));
-            standing.let_go(&there);
+            standing.let_go(&there, true, now);
         };
         let is_wanted_there =
             |standing: &Standing| standing.errand.moving.as_ref().map(|moving| moving.state);

@@ -3,12 +3,12 @@
 use super::{Body, Path, Query, account, passed_through};
 use crate::{App, gate::Caller, tunnels, views};
 use axum::{Json, extract::State, http::StatusCode};
-use homing_base::http::Failure;
+use homing_base::{client::CallError, http::Failure};
 use homing_protocol::{
     Oak, Secret, SerialNumber, Step,
     api::{
         Problem,
-        tunnel::{ChangeDevice, NewDevice, RelayState},
+        tunnel::{self, ChangeDevice, NewDevice, RelayState},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -187,7 +187,7 @@ pub async fn change(
     changed.extend(change.oak.is_some().then_some("OAK"));
     changed.extend(change.user.is_some().then_some("user"));
     changed.extend(change.password.is_some().then_some("password"));
-    let answered = server.change(serial, &change).await;
+    let answered = change_all(&app, serial, &server, &change).await;
     let detail = match (&answered, changed.as_slice()) {
         (Ok(device), []) => format!("name: {}", device.name),
         (Ok(_), changed) => format!("corrected: {}", changed.join(", ")),
@@ -197,6 +197,26 @@ pub async fn change(
     let device = answered.map_err(passed_through)?;
     app.world.device(server.name(), device);
     Ok(Json(registered(&app, &serial.to_string())?.1))
+}
+
+/// Changes a registration; what is corrected, also at another server that keeps the device.
+async fn change_all(
+    app: &App,
+    serial: SerialNumber,
+    server: &tunnels::TunnelServer,
+    change: &ChangeDevice,
+) -> Result<tunnel::Device, CallError> {
+    let changed = server.change(serial, change).await?;
+    let keeps = |device: &views::Device| device.moving.as_ref().is_some_and(|moving| moving.keep);
+    for other in app.world.registrations(serial) {
+        if other.tunnel_server != server.name()
+            && keeps(&other)
+            && let Ok(other) = tunnel_server(app, Some(&other.tunnel_server))
+        {
+            app.world.device(other.name(), other.change(serial, change).await?);
+        }
+    }
+    Ok(changed)
 }
 
 /// Unregister a device
@@ -214,23 +234,44 @@ pub async fn unregister(
     Path(serial): Path<String>,
     Query(at): Query<At>,
 ) -> Result<StatusCode, Failure> {
+    let leaves = at.tunnel_server.is_some();
     let (serial, device) = match at.tunnel_server {
         None => registered(&app, &serial)?,
         Some(server) => registered_at(&app, &serial, &server)?,
     };
-    let keeps = |device: &&views::Device| device.moving.as_ref().is_some_and(|moving| moving.keep);
-    let others = app.world.registrations(serial).into_iter();
-    let other =
-        others.filter(|other| other.tunnel_server != device.tunnel_server).find(|other| keeps(&other));
-    let other = other.filter(|_| keeps(&&device));
+    let keeps = |device: &views::Device| device.moving.as_ref().is_some_and(|moving| moving.keep);
+    let other = app.world.registrations(serial).into_iter();
+    let other = other.filter(|other| other.tunnel_server != device.tunnel_server);
+    let other = other.into_iter().next().filter(|other| keeps(other) || keeps(&device));
+    let refused =
+        |code: &str, message: String| Failure::new(StatusCode::CONFLICT, Problem::new(code, message));
+    if let Some(other) = &other {
+        let (here, there) = (&device.tunnel_server, &other.tunnel_server);
+        if !leaves {
+            let message = format!("{serial} is kept by {here:?} and {there:?}: say which it shall leave.");
+            return Err(refused("kept-by-both", message));
+        }
+        if !keeps(&device) {
+            let message = format!(
+                "{here:?} does not know that {there:?} keeps {serial}, too: have it kept anew first."
+            );
+            return Err(refused("half-kept", message));
+        }
+        if !other.connected {
+            let message = format!(
+                "{serial} is not connected to {there:?}: it would be nowhere. Wait until it is there."
+            );
+            return Err(refused("not-there-yet", message));
+        }
+    }
     // What stayed behind when the device moved is nothing that is recorded; nor what another goes on with.
     if device.hardware.is_some() && !device.moved() && other.is_none() {
         let message = format!("{serial} is still added to a recording server; remove its hardware first.");
-        return Err(Failure::new(StatusCode::CONFLICT, Problem::new("still-added", message)));
+        return Err(refused("still-added", message));
     }
     let server = tunnel_server(&app, Some(&device.tunnel_server))?;
-    if let Some(other) = other {
-        // First: it tells the device to forget this one.
+    if let Some(other) = other.filter(keeps) {
+        // First: it tells the device to forget this one. Where the rest fails, it is asked for once more.
         let other = tunnel_server(&app, Some(&other.tunnel_server))?;
         app.world.device(other.name(), other.undo_move(serial).await.map_err(passed_through)?);
     }

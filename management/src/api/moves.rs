@@ -58,11 +58,21 @@ pub async fn begin(
         let message = format!("{serial} is at {:?} already.", new.name());
         return Err(conflict("already-there", message));
     }
+    let there = app.world.registrations(serial).into_iter().find(|known| known.tunnel_server == new.name());
+    let is_half_kept = |there: &views::Device| {
+        let keeps = device.moving.as_ref().is_some_and(|moving| moving.keep);
+        asked.keep && keeps && there.moving.is_none()
+    };
+    if there.as_ref().is_some_and(is_half_kept) {
+        let here = order(&new, &old, true).await?;
+        app.world.device(new.name(), new.begin_move(serial, &here).await.map_err(passed_through)?);
+        return Ok(Json(devices::registered(&app, &serial.to_string())?.1));
+    }
     if device.moving.is_some() {
         let message = format!("{serial} is being moved already; undo that first.");
         return Err(conflict("already-moving", message));
     }
-    if app.world.registrations(serial).iter().any(|known| known.tunnel_server == new.name()) {
+    if there.is_some() {
         let message = format!(
             "{serial} has a registration at {:?} still, from an earlier move: undo that, or release what is left there.",
             new.name()
@@ -185,25 +195,15 @@ async fn send(
 ) -> Result<(), Failure> {
     let to = order(old, new, keep).await?;
     app.world.device(old.name(), old.begin_move(serial, &to).await.map_err(passed_through)?);
-    let registered = async {
-        let device = new.register(&old.handover(serial).await?).await?;
-        if !keep {
-            return Ok(device);
-        }
-        let back = async {
-            let here = order(new, old, keep).await.map_err(|failure| failure.problem.error)?;
-            new.begin_move(serial, &here).await.map_err(|error| passed_through(error).problem.error)
-        };
-        match back.await {
-            Ok(device) => Ok(device),
-            // It is at both all the same, until the dispatcher sends it to the second alone.
-            Err(problem) => {
-                tracing::warn!(%serial, code = problem.code, "the second server was not told of the first");
-                Ok(device)
-            }
-        }
-    };
+    let registered = async { new.register(&old.handover(serial).await?).await };
     match registered.await {
+        Ok(device) if keep => {
+            app.world.device(new.name(), device);
+            // Where this fails both have it all the same: whoever reads so asks for it once more.
+            let here = order(new, old, keep).await?;
+            app.world.device(new.name(), new.begin_move(serial, &here).await.map_err(passed_through)?);
+            Ok(())
+        }
         Ok(device) => {
             app.world.device(new.name(), device);
             Ok(())

@@ -63,6 +63,19 @@ async fn a_device_is_kept_by_two_tunnel_servers_until_it_leaves_one() {
 
     let (status, problem) = site.call(Method::DELETE, &path("/move"), None).await;
     assert_eq!((status, &problem["error"]["code"]), (StatusCode::CONFLICT, &json!("kept-by-both")));
+    let (status, problem) = site.call(Method::DELETE, &path(""), None).await;
+    assert_eq!((status, &problem["error"]["code"]), (StatusCode::CONFLICT, &json!("kept-by-both")));
+    let (status, problem) = site.call(Method::DELETE, &path("?tunnel_server=sts"), None).await;
+    assert_eq!((status, &problem["error"]["code"]), (StatusCode::CONFLICT, &json!("not-there-yet")));
+    assert_eq!((asked(&site.tunnel), asked(&site.second)), (vec![], vec![]), "nobody is told anything");
+
+    site.second.connect(serial_1, true);
+    let there = |device: &Value| device["tunnel_server"] == "other" && device["connected"] == true;
+    site.until_device("there", there).await;
+    let correction = json!({"password": "corrected"});
+    assert_eq!(site.call(Method::PATCH, &path(""), Some(correction)).await.0, StatusCode::OK);
+    let told = ["password corrected own false".to_owned()];
+    assert_eq!((asked(&site.tunnel), asked(&site.second)), (told.to_vec(), told.to_vec()), "both are told");
     let (status, body) = site.call(Method::DELETE, &path("?tunnel_server=sts"), None).await;
     assert_eq!(status, StatusCode::NO_CONTENT, "{body}");
     assert_eq!(

@@ -96,7 +96,7 @@ export function moveDevice(device) {
       h("label", { class: "check" }, keep, h("span", {}, `Keep it at ${device.tunnel_server} as well`)),
       h("p", { class: "field-hint" }, "It holds a tunnel to both then. Where one of them fails, recording goes on by the other."),
     ],
-    act: () => call("PUT", `/api/v1/devices/${device.serial}/move`, { tunnel_server: to.element.value, keep: keep.checked }),
+    act: () => call("PUT", `/api/v1/devices/${device.serial}/move`, { tunnel_server: to.element.value, keep: keep.checked || undefined }),
   });
 }
 

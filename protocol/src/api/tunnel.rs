@@ -146,7 +146,7 @@ pub struct Move {
     pub account: Option<String>,
     /// The device stays here as well: it holds a tunnel to both. The other server is told the same about this one, so
     /// that whichever the dispatcher sends it to sends it to the other.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep: bool,
 }
 

@@ -21,6 +21,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    sync::{mpsc, oneshot},
     task::JoinSet,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -65,29 +66,51 @@ fn memory_kb() -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// How long one device takes to answer, beside an attack on its server and beside none: a second server, in the same
-/// process, answers for the machine and for whatever else runs on it.
+/// How long one device takes to answer, beside an attack on its server and beside none: a second server, on a thread of its
+/// own, answers for the machine and for whatever else runs on it.
 struct Beside<'w> {
     world: &'w World,
     serial: SerialNumber,
-    quiet: World,
+    quiet: mpsc::Sender<oneshot::Sender<Duration>>,
     memory_kb: u64,
+}
+
+async fn ask(world: &World, serial: SerialNumber) -> Duration {
+    let asked = Instant::now();
+    let request = Request::builder().uri("/headers").body(Bytes::new()).unwrap();
+    let answer = within(world.handle.request(serial, request)).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    within(answer.into_body().collect(4096)).await.unwrap();
+    asked.elapsed()
+}
+
+/// A world where nothing happens; it ends with the sender.
+fn quiet_world(serial: SerialNumber) -> mpsc::Sender<oneshot::Sender<Duration>> {
+    let (asks, mut asked) = mpsc::channel::<oneshot::Sender<Duration>>(1);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let world = World::new().await;
+            let _device = world.ready(&serial.to_string()).await;
+            while let Some(answer) = asked.recv().await {
+                let _ = answer.send(ask(&world, serial).await);
+            }
+        });
+    });
+    asks
 }
 
 impl<'w> Beside<'w> {
     async fn new(world: &'w World, serial: SerialNumber) -> Self {
-        let quiet = World::new().await;
-        quiet.ready(&serial.to_string()).await;
-        Beside { world, serial, quiet, memory_kb: memory_kb() }
+        let beside = Beside { world, serial, quiet: quiet_world(serial), memory_kb: 0 };
+        beside.ask_quiet().await;
+        Beside { memory_kb: memory_kb(), ..beside }
     }
 
-    async fn ask(&self, world: &World) -> Duration {
-        let asked = Instant::now();
-        let request = Request::builder().uri("/headers").body(Bytes::new()).unwrap();
-        let answer = within(world.handle.request(self.serial, request)).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
-        within(answer.into_body().collect(4096)).await.unwrap();
-        asked.elapsed()
+    async fn ask_quiet(&self) -> Duration {
+        let (answer, answered) = oneshot::channel();
+        self.quiet.send(answer).await.unwrap();
+        within(answered).await.unwrap()
     }
 
     /// Asks both in turn until `over`, and compares.
@@ -95,8 +118,8 @@ impl<'w> Beside<'w> {
         let (mut times, mut quiet) = (Vec::new(), Vec::new());
         let began = Instant::now();
         while !over() || times.len() < 50 {
-            times.push(self.ask(self.world).await);
-            quiet.push(self.ask(&self.quiet).await);
+            times.push(ask(self.world, self.serial).await);
+            quiet.push(self.ask_quiet().await);
             assert!(began.elapsed() < DEADLINE, "{attack} goes on");
             tokio::task::yield_now().await;
         }

@@ -102,13 +102,19 @@ pub(super) async fn release(options: Release) -> Result<(), Failure> {
     }
 }
 
+/// What a management server of before does not know is left out where it is not meant.
+fn order(to: &str, keep: bool) -> Value {
+    match keep {
+        true => json!({ "tunnel_server": to, "keep": true }),
+        false => json!({ "tunnel_server": to }),
+    }
+}
+
 pub(super) async fn send(options: Move) -> Result<(), Failure> {
     let client = options.at.client()?;
     let path = format!("/api/v1/devices/{}/move", options.serial);
     let device: Device = match &options.to {
-        Some(to) => {
-            client.send(Method::PUT, &path, &json!({ "tunnel_server": to, "keep": options.keep })).await?
-        }
+        Some(to) => client.send(Method::PUT, &path, &order(to, options.keep)).await?,
         None => client.send(Method::DELETE, &path, &()).await?,
     };
     let told = match &options.to {
