@@ -227,9 +227,10 @@ impl Dispatcher {
             false => CHANGES_WAIT,
         };
         let path = format!("/api/v1/changes?after={after}&wait_s={}", wait.as_secs());
-        match self.there.get().client.wait::<Changes>(&path, wait).await.map_err(|error| self.failed(error)) {
+        let told = self.there.get().client.wait::<Changes>(&path, wait).await;
+        self.is_silent.store(told.is_err(), Ordering::Relaxed);
+        match told.map_err(|error| self.failed(error)) {
             Ok(told) => {
-                self.is_silent.store(false, Ordering::Relaxed);
                 self.reached();
                 let changes = told.changes.into_iter().map(|told| self.checked(told)).collect();
                 Ok(Changes { changes, ..told })

@@ -39,6 +39,9 @@ pub(crate) const PREFACE: usize = 24;
 
 const HEAD: usize = 9;
 
+/// A flag of DATA (RFC 9113 §6.1).
+const PADDED: u8 = 0x8;
+
 /// Longer ones end HTTP/2 by themselves: we allow none (RFC 9113 §4.2).
 const FRAME_MAX: i64 = 16_384;
 
@@ -73,10 +76,12 @@ impl Allowance {
         Self { left: BURST, counted: Instant::now() }
     }
 
-    /// A frame from the peer, with a payload of so many bytes.
-    pub fn receive(&mut self, kind: u8, length: usize) -> Result<(), Flood> {
+    /// A frame from the peer, with these flags and a payload of so many bytes.
+    pub fn receive(&mut self, kind: u8, flags: u8, length: usize) -> Result<(), Flood> {
         let length = (length as i64).min(FRAME_MAX);
         self.left -= match kind {
+            // How much of it is padding is not asked: it earns nothing. Video is not padded.
+            0 if length > 0 && flags & PADDED != 0 => FRAME / 2,
             0 if length > 0 => DATA - length,
             _ => FRAME + length,
         };
@@ -128,8 +133,8 @@ impl Watched {
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Flood> {
         let Self { allowance, incoming, .. } = self;
         let mut flood = Ok(());
-        incoming.pass(bytes, |kind, length| {
-            let counted = allowance.receive(kind, length);
+        incoming.pass(bytes, |kind, flags, length| {
+            let counted = allowance.receive(kind, flags, length);
             if flood.is_ok() {
                 flood = counted;
             }
@@ -140,7 +145,7 @@ impl Watched {
     /// HTTP/2 bytes of ours.
     pub fn send(&mut self, bytes: &[u8]) {
         let Self { allowance, outgoing, .. } = self;
-        outgoing.pass(bytes, |kind, _| match kind {
+        outgoing.pass(bytes, |kind, _, _| match kind {
             0 => allowance.send_data(),
             1 => allowance.send_headers(),
             _ => {}
@@ -158,7 +163,7 @@ struct Frames {
 }
 
 impl Frames {
-    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, usize)) {
+    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, u8, usize)) {
         loop {
             let skipped = self.to_skip.min(bytes.len());
             self.to_skip -= skipped;
@@ -171,10 +176,10 @@ impl Frames {
             self.have += taken;
             bytes = &bytes[taken..];
             if self.have == HEAD {
-                let [a, b, c, kind, ..] = self.head;
+                let [a, b, c, kind, flags, ..] = self.head;
                 let length = u32::from_be_bytes([0, a, b, c]) as usize;
                 (self.have, self.to_skip) = (0, length);
-                each(kind, length);
+                each(kind, flags, length);
             }
         }
     }
@@ -199,7 +204,7 @@ mod tests {
             let (mut frames, mut seen) = (Frames { to_skip: PREFACE, ..Frames::default() }, Vec::new());
             stream
                 .chunks(piece)
-                .for_each(|bytes| frames.pass(bytes, |kind, length| seen.push((kind, length))));
+                .for_each(|bytes| frames.pass(bytes, |kind, _, length| seen.push((kind, length))));
             assert_eq!(seen, [(4, 12), (0, 3000), (6, 8), (0, 0)], "in pieces of {piece}");
         }
     }
@@ -211,25 +216,25 @@ mod tests {
         for _second in 0..100 {
             // 64 viewers with sound in 160-byte pieces and sender reports, all at once.
             for _ in 0..64 * 50 {
-                device.receive(0, 160).unwrap();
+                device.receive(0, 0, 160).unwrap();
             }
             for _ in 0..64 * 2 {
-                device.receive(0, 60).unwrap();
+                device.receive(0, 0, 60).unwrap();
             }
             // A thousand small requests.
             for _ in 0..1000 {
                 device.send_headers();
                 for kind in [1, 8, 8, 0] {
-                    device.receive(kind, if kind == 1 { 200 } else { 4 }).unwrap();
+                    device.receive(kind, 0, if kind == 1 { 200 } else { 4 }).unwrap();
                 }
             }
             // An upload in small pieces, acknowledged piece by piece.
             for _ in 0..1000 {
                 device.send_data();
-                device.receive(8, 4).unwrap();
-                device.receive(8, 4).unwrap();
+                device.receive(8, 0, 4).unwrap();
+                device.receive(8, 0, 4).unwrap();
             }
-            device.receive(6, 8).unwrap();
+            device.receive(6, 0, 8).unwrap();
             tokio::time::advance(Duration::from_secs(1)).await;
         }
     }
@@ -239,11 +244,13 @@ mod tests {
         for kind in [0, 1, 2, 3, 4, 6, 7, 8, 9, 200] {
             let mut device = Allowance::new();
             tokio::time::advance(Duration::from_secs(3600)).await;
-            let flood = (0..10_002).find_map(|_| device.receive(kind, 0).err());
+            let flood = (0..10_002).find_map(|_| device.receive(kind, 0, 0).err());
             assert_eq!(flood, Some(Flood(name(kind))));
         }
         let mut device = Allowance::new();
-        assert!((0..100_000).any(|_| device.receive(0, 1).is_err()), "data byte by byte");
+        assert!((0..100_000).any(|_| device.receive(0, 0, 1).is_err()), "data byte by byte");
+        let mut device = Allowance::new();
+        assert!((0..100_000).any(|_| device.receive(0, PADDED, 256).is_err()), "padding");
         let mut device = Allowance::new();
         assert!((0..100_000).any(|_| device.receive_framing(6, 0).is_err()), "WebSocket");
     }

@@ -7,7 +7,10 @@ use crate::{
 };
 use homing_protocol::{
     Step,
-    api::{dispatcher::RegistrationState, tunnel::RelayState},
+    api::{
+        dispatcher::RegistrationState,
+        tunnel::{self, RelayState},
+    },
 };
 use homing_uplink::{DialError, EndReason};
 use http::StatusCode;
@@ -130,7 +133,9 @@ async fn step_7_tunnel_a_device_that_goes_is_shown_so_with_the_reason() {
     let (device, serving) = world.ready("00408C702009").await;
     world.site.stop();
     within(serving).await.unwrap();
-    let gone = world.device_until(device.serial, |device| !device.connected).await;
+    // That it was there is stored in its own time.
+    let is_gone = |device: &tunnel::Device| !device.connected && device.step == Step::Tunnel;
+    let gone = world.device_until(device.serial, is_gone).await;
     assert_eq!(gone.problem.unwrap().code, "uplink-lost");
     assert_eq!((gone.step, gone.relay), (Step::Tunnel, RelayState::Dispatched));
     assert!(gone.since.is_some());

@@ -66,7 +66,7 @@ impl State {
     /// What can be judged by a frame's head.
     fn begin_frame(&mut self, head: Head) -> Received {
         self.allowance
-            .receive(head.kind, head.length)
+            .receive(head.kind, head.flags, head.length)
             .map_err(|flood| Fault { reason: EndReason::Flooded { frames: flood.0 }, code: None })?;
         if !self.peer.is_known && (head.kind != frame::SETTINGS || head.has(frame::ACK)) {
             return Err(Fault::new(Code::PROTOCOL_ERROR, "what came is no beginning of HTTP/2"));
