@@ -150,7 +150,8 @@ impl Server {
         let listener = |name: &str, port: u16, role: &str, devices: bool| {
             let ca = self.folder.join(role).join(format!("{role}-ca.pem"));
             format!(
-                "{{\"name\":\"{name}\",\"address\":\"127.0.0.1:{port}\",\"ca\":{ca:?},\"devices\":{devices}}}"
+                "{{\"name\":\"{name}\",\"address\":\"127.0.0.1:{port}\",\"ca\":{ca:?},\"devices\":{devices},\"http\":{}}}",
+                port != gateway
             )
         };
         format!(
