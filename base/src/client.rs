@@ -22,6 +22,9 @@ use hyper_util::{
 use serde::{Serialize, de::DeserializeOwned};
 use std::{sync::Arc, time::Duration};
 
+/// Connections to a peer that are kept for the next call.
+const KEPT: usize = 4;
+
 /// The longest JSON answer that is read.
 const ANSWER_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
@@ -128,7 +131,7 @@ impl ApiClient {
             base,
             authorization,
             seen,
-            client: Client::builder(TokioExecutor::new()).build(connector),
+            client: Client::builder(TokioExecutor::new()).pool_max_idle_per_host(KEPT).build(connector),
         })
     }
 
@@ -242,7 +245,11 @@ impl ApiClient {
             Ok(self.client.request(request).await)
         };
         let mut answered = ask().await?;
-        if answered.as_ref().is_err_and(|error| !error.is_connect()) && method.is_idempotent() {
+        for _ in 0..KEPT {
+            // A peer that has restarted has broken every connection that was kept, not one alone.
+            if !(method.is_idempotent() && answered.as_ref().is_err_and(|error| !error.is_connect())) {
+                break;
+            }
             answered = ask().await?;
         }
         answered.map_err(|error| self.unreachable(&chain(&error)))
@@ -333,19 +340,28 @@ mod tests {
     async fn a_kept_connection_that_broke_is_no_failure_of_what_may_be_repeated() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        // Each connection answers once, and breaks under the second request.
+        // Each connection answers once, and breaks under the second request; the first three do so together.
+        let together = Arc::new(tokio::sync::Barrier::new(3));
+        let connection = |mut tcp: tokio::net::TcpStream, together: Option<Arc<tokio::sync::Barrier>>| async move {
+            let mut head = [0; 1024];
+            assert!(tcp.read(&mut head).await.unwrap() > 0);
+            if let Some(together) = together {
+                together.wait().await;
+            }
+            tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n42").await.unwrap();
+            let _ = tcp.read(&mut head).await;
+        };
         let peer = async {
-            loop {
-                let (mut tcp, _) = listener.accept().await.unwrap();
-                let mut head = [0; 1024];
-                assert!(tcp.read(&mut head).await.unwrap() > 0);
-                tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n42").await.unwrap();
-                let _ = tcp.read(&mut head).await;
+            let mut open = tokio::task::JoinSet::new();
+            for count in 0.. {
+                let (tcp, _) = listener.accept().await.unwrap();
+                open.spawn(connection(tcp, (count < 3).then(|| together.clone())));
             }
         };
         let client = ApiClient::new("peer", &url, &Auth::Nobody, None).unwrap();
         let calls = async {
-            assert_eq!(client.get::<u8>("/").await.unwrap(), 42);
+            let three = tokio::join!(client.get::<u8>("/"), client.get::<u8>("/"), client.get::<u8>("/"));
+            assert_eq!((three.0.unwrap(), three.1.unwrap(), three.2.unwrap()), (42, 42, 42));
             assert_eq!(client.send::<_, u8>(Method::PUT, "/", &1).await.unwrap(), 42);
             let posted = client.send::<_, u8>(Method::POST, "/", &1).await.unwrap_err();
             assert!(matches!(posted, CallError::Unreachable { .. }), "{posted}");
