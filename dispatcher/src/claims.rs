@@ -95,6 +95,13 @@ pub(crate) struct Standing {
     target: Target,
 }
 
+/// The OAK of a new registration beside the one that was proven last.
+struct Compared {
+    /// The proven one's verifier.
+    sealed: Vec<u8>,
+    is_same: bool,
+}
+
 impl Standing {
     fn stands(&self) -> bool {
         self.claimed.is_some() || self.contends()
@@ -146,14 +153,18 @@ impl Store {
         new: &NewRegistration,
         rules: Rules,
     ) -> Result<Generation, PutError> {
-        let known = self.compare(account, serial, &new.oak).await?;
-        let mut touched = Touched::of(account);
-        let mut change = self.begin().await?;
-        let put = self.put_in(&mut change, (account, serial, new), rules, known, &mut touched).await;
-        if matches!(put, Ok(_) | Err(PutError::Claimed(_))) {
-            self.commit(change, touched).await?;
+        loop {
+            let compared = self.compare(account, serial, &new.oak).await?;
+            let mut touched = Touched::of(account);
+            let mut change = self.begin().await?;
+            let put = self.put_in(&mut change, (account, serial, new), rules, compared, &mut touched).await;
+            if matches!(put, Ok(Some(_)) | Err(PutError::Claimed(_))) {
+                self.commit(change, touched).await?;
+            }
+            if let Some(put) = put.transpose() {
+                return put;
+            }
         }
-        put
     }
 
     /// Whether it is the OAK of a device that was offered to this account; `None` where that cannot be known, and
@@ -163,31 +174,33 @@ impl Store {
         account: AccountId,
         serial: SerialNumber,
         oak: &Oak,
-    ) -> anyhow::Result<Option<(Generation, bool)>> {
+    ) -> anyhow::Result<Option<Compared>> {
         let mut change = self.pool().begin().await.context("database")?;
         let rows = standing(&mut change, serial).await?;
         let Some(claim) = rows.into_iter().find(|row| row.claimed.is_some() && row.account != account) else {
             return Ok(None);
         };
-        let Some(sealed) = &claim.verifier else { return Ok(None) };
         if !is_offered(&mut change, serial, &claim, account).await? {
             return Ok(None);
         }
         change.rollback().await.context("database")?;
-        let verifier = self.vault().open_sealed(&verifier_purpose(serial), sealed)?;
+        let Some(sealed) = claim.verifier else { return Ok(None) };
+        let verifier = self.vault().open_sealed(&verifier_purpose(serial), &sealed)?;
         let oak = oak.clone();
         let key = crate::dispatch::derive(serial, oak).await?;
-        Ok(Some((claim.generation, verifier.matches(hex(&key.verifier()).expose()))))
+        Ok(Some(Compared { is_same: verifier.matches(hex(&key.verifier()).expose()), sealed }))
     }
 
+    /// `None` if something else than this was compared, or nothing: the owner may have had its device prove its OAK
+    /// meanwhile, or have offered it.
     async fn put_in(
         &self,
         change: &mut Transaction<'_, Sqlite>,
         (account, serial, new): (AccountId, SerialNumber, &NewRegistration),
         rules: Rules,
-        known: Option<(Generation, bool)>,
+        compared: Option<Compared>,
         touched: &mut Touched,
-    ) -> Result<Generation, PutError> {
+    ) -> Result<Option<Generation>, PutError> {
         let now = Timestamp::now();
         let rows = standing(change, serial).await?;
         let claim = rows.iter().find(|row| row.claimed.is_some() && row.account != account);
@@ -198,6 +211,10 @@ impl Store {
             audited(change, account, Action::ClaimRefused, serial, "").await?;
             let since = claim.claimed.as_deref().unwrap_or_default().parse();
             return Err(PutError::Claimed(since.context("time of a claim")?));
+        }
+        let proven = claim.and_then(|claim| claim.verifier.as_ref());
+        if proven != compared.as_ref().map(|compared| &compared.sealed) {
+            return Ok(None);
         }
         let own = rows.iter().find(|row| row.account == account);
         if own.is_none() {
@@ -213,13 +230,11 @@ impl Store {
             }
         }
         let listed = lists::listed(change, self.vault(), serial).await?;
-        let known =
-            known.filter(|(generation, _)| claim.is_some_and(|claim| claim.generation == *generation));
-        let is_proven = match (&listed, known) {
+        let is_proven = match (&listed, compared) {
             (Some(oak), _) if *oak != new.oak => return Err(PutError::WrongOak),
             (None, _) if rules.listed_only => return Err(PutError::Unlisted),
-            (None, Some((_, false))) => return Err(PutError::WrongOak),
-            (Some(_), _) | (None, Some((_, true))) => true,
+            (None, Some(Compared { is_same: false, .. })) => return Err(PutError::WrongOak),
+            (Some(_), _) | (None, Some(_)) => true,
             (None, None) => false,
         };
         let enters = claim.is_none() && !is_proven && own.is_none_or(|own| !own.stands());
@@ -280,7 +295,7 @@ impl Store {
         if is_proven {
             self.settle(change, serial, generation, &new.oak, None, touched).await?;
         }
-        Ok(generation)
+        Ok(Some(generation))
     }
 
     /// What was sealed of a registration: of this account's, and for this destination.

@@ -213,7 +213,7 @@ impl Dispatcher {
     pub async fn arrived(&self, serial: SerialNumber, key: Fingerprint) -> Result<Registration, Failed> {
         let path = format!("/api/v1/registrations/{serial}/arrived");
         let arrived = Arrived { fingerprint: key.to_string() };
-        let told = self.there.get().client.send(Method::POST, &path, &arrived).await;
+        let told = self.there.get().client.send(Method::PUT, &path, &arrived).await;
         let told: Registration = told.inspect(|_| self.reached()).map_err(|error| self.failed(error))?;
         Ok(self.checked(told))
     }

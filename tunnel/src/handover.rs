@@ -21,9 +21,13 @@ use homing_uplink::UplinkAddress;
 use http::StatusCode;
 use jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
+use std::time::Duration;
 
 /// A dispatcher's limit as well.
 const SERVERS_MAX: usize = 4;
+
+/// Who orders a move waits so long for a dispatcher that may be away.
+const OFFER_DEADLINE: Duration = Duration::from_secs(3);
 
 impl Relay {
     /// Sends a device to another tunnel server, and offers its claim to that one's account.
@@ -51,16 +55,15 @@ impl Relay {
                            account's.";
             return Err(Failure::new(StatusCode::CONFLICT, Problem::new("other-account", message)));
         }
-        // A dispatcher that is away learns of it later; one that says no is heard before anything is done.
+        // A dispatcher that is away learns of it later; one that says no is heard before anything is done. It is asked
+        // even if it was away a moment ago: the other account is refused until it knows of the offer.
         let offered = match &account {
-            Some(to) if self.dispatcher().problem().is_none() => {
-                match self.tell_offer(serial, to, stop).await {
-                    Ok(()) => true,
-                    Err(Failed::Later(_)) => false,
-                    Err(Failed::Refused(status, problem)) => return Err(Failure::new(status, problem)),
-                }
-            }
-            _ => false,
+            Some(to) => match tokio::time::timeout(OFFER_DEADLINE, self.tell_offer(serial, to, stop)).await {
+                Ok(Ok(())) => true,
+                Err(_) | Ok(Err(Failed::Later(_))) => false,
+                Ok(Err(Failed::Refused(status, problem))) => return Err(Failure::new(status, problem)),
+            },
+            None => false,
         };
         let servers = target.servers.join(", ");
         self.devices()

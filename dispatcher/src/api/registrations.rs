@@ -232,7 +232,7 @@ pub(super) async fn withdraw(
 }
 
 /// The device has come to the account's tunnel server by another way
-#[utoipa::path(post, path = "/api/v1/registrations/{serial}/arrived", tag = "registrations",
+#[utoipa::path(put, path = "/api/v1/registrations/{serial}/arrived", tag = "registrations",
     security(("account" = [])), params(("serial" = String, Path, description = "Serial number")),
     request_body = Arrived,
     responses((status = 200, body = Registration), (status = 404, body = Problem),

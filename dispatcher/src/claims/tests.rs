@@ -196,6 +196,42 @@ async fn step_2_an_offered_device_goes_to_whoever_registers_it_with_the_right_oa
     assert_eq!(told.join(", "), expected);
 }
 
+/// Goal: comparing takes a while, outside of any lock; what happens meanwhile neither loses the transfer nor lets an
+/// OAK pass that was compared with an older one.
+#[tokio::test]
+async fn step_2_an_offered_device_goes_over_whatever_happens_while_its_oak_is_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, accounts) = store(folder.path(), 2).await;
+    let [alpha, beta] = accounts[..] else { unreachable!() };
+    let generation = store.put(alpha, SERIAL, &new(OAK), RULES).await.unwrap();
+    prove(&store, generation, &OAK).await.unwrap();
+    dispatch(&store, generation).await;
+    let put = async |compared: Option<Compared>| {
+        let mut change = store.begin().await.unwrap();
+        let registration = new(OAK);
+        let what = (beta, SERIAL, &registration);
+        let put = store.put_in(&mut change, what, RULES, compared, &mut Touched::of(beta)).await.unwrap();
+        change.commit().await.unwrap();
+        put
+    };
+    let unoffered = store.compare(beta, SERIAL, &OAK).await.unwrap();
+    store.offer(alpha, SERIAL, "a2").await.unwrap();
+    assert_eq!(put(unoffered).await, None, "offered meanwhile");
+
+    let earlier = store.compare(beta, SERIAL, &OAK).await.unwrap();
+    let again = store.put(alpha, SERIAL, &new(OAK), RULES).await.unwrap();
+    prove(&store, again, &OAK).await.unwrap();
+    assert_eq!(put(earlier).await, None, "proven again meanwhile");
+    dispatch(&store, again).await;
+
+    let compared = store.compare(beta, SERIAL, &OAK).await.unwrap();
+    store.put(alpha, SERIAL, &new(OAK), RULES).await.unwrap();
+    assert!(put(compared).await.is_some(), "its owner alone was there again");
+    assert_eq!(state(&store, alpha).await.0, State::Transferred);
+    let come = store.get(beta, SERIAL).await.unwrap().unwrap();
+    assert_eq!((come.state, come.fingerprint.as_deref()), (State::Waiting, Some("F1")));
+}
+
 /// Goal: where no OAK was kept to compare with, the device's next proof decides; and offers and signposts end.
 #[tokio::test]
 async fn step_5_a_transfer_waits_for_a_proof_where_the_oak_is_not_known() {

@@ -34,7 +34,7 @@ async fn offer(sts: &Sts, to: &str) -> Result<(), CallError> {
 
 async fn arrived(sts: &Sts, fingerprint: &str) -> Result<Registration, CallError> {
     let path = format!("/api/v1/registrations/{SERIAL}/arrived");
-    sts.api.send(Method::POST, &path, &Arrived { fingerprint: fingerprint.into() }).await
+    sts.api.send(Method::PUT, &path, &Arrived { fingerprint: fingerprint.into() }).await
 }
 
 /// Goal: the operator takes a claim away, for whoever holds the label; the account is told, and it is in the audit log.

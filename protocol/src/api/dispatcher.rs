@@ -9,7 +9,7 @@
 //! | `DELETE /api/v1/registrations/{serial}` | nothing; the claim is released |
 //! | `PUT /api/v1/registrations/{serial}/offer` [`Offer`] | nothing; that account may take the device over, by registering it |
 //! | `DELETE /api/v1/registrations/{serial}/offer` | nothing; the offer is withdrawn |
-//! | `POST /api/v1/registrations/{serial}/arrived` [`Arrived`] | [`Registration`], dispatched: the device came by another way, and its secrets are forgotten |
+//! | `PUT /api/v1/registrations/{serial}/arrived` [`Arrived`] | [`Registration`], dispatched: the device came by another way, and its secrets are forgotten |
 //! | `GET /api/v1/changes?after=SEQ&wait_s=25` | [`Changes`]; held back until there is one |
 //!
 //! A tunnel server always has one `changes` request open. Asking `after=N` acknowledges everything up

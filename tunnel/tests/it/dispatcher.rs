@@ -5,7 +5,7 @@ use axum::{
     extract::{Path, Query, State},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
-    routing::{get, post, put},
+    routing::{get, put},
 };
 use homing_base::{
     Stop,
@@ -101,7 +101,7 @@ impl Dispatcher {
         let router = Router::new()
             .route("/api/v1/registrations/{serial}", put(register).delete(release))
             .route("/api/v1/registrations/{serial}/offer", put(offer).delete(withdraw))
-            .route("/api/v1/registrations/{serial}/arrived", post(arrived))
+            .route("/api/v1/registrations/{serial}/arrived", put(arrived))
             .route("/api/v1/changes", get(changes))
             .layer(axum::Extension(stop.clone()))
             .with_state(self.clone());
