@@ -196,10 +196,12 @@ where
                 () = stop.cancelled() => return,
             };
             match begun {
-                Ok(Ok(Begun::Plain(tcp))) => match home(&tcp, &wire).await {
-                    Some(home) => at_home(tcp, peer, answer, stop, &home).await,
-                    None => connection(tcp, peer, Encrypted(false), answer, stop).await,
-                },
+                Ok(Ok(Begun::Plain(tcp))) => {
+                    match stop.token().run_until_cancelled(home(&tcp, &wire)).await.flatten() {
+                        Some(home) => at_home(tcp, peer, answer, stop, &home).await,
+                        None => connection(tcp, peer, Encrypted(false), answer, stop).await,
+                    }
+                }
                 Ok(Ok(Begun::Plain2(tcp))) => connection2(tcp, peer, Encrypted(false), answer, stop).await,
                 Ok(Ok(Begun::Tls(tls))) => connection(*tls, peer, Encrypted(true), answer, stop).await,
                 Ok(Ok(Begun::Tls2(tls))) => connection2(*tls, peer, Encrypted(true), answer, stop).await,
@@ -215,7 +217,8 @@ where
 async fn home(tcp: &TcpStream, wire: &Wire) -> Option<Handle> {
     let home = wire.home.as_ref()?;
     let mut bytes = [0; FIRST_LINE_BYTES];
-    let count = tcp.peek(&mut bytes).await.ok()?;
+    // Who has not begun by then is timed out where it was taken.
+    let count = tokio::time::timeout(HEAD_DEADLINE, tcp.peek(&mut bytes)).await.ok()?.ok()?;
     home(&bytes[..count])
 }
 

@@ -156,7 +156,7 @@ impl Bound {
         let policy = if config.tls_1_2 { TlsPolicy::Tls12AndUp } else { TlsPolicy::Tls13 };
         let device_tls = server_tls_config(self.leaf.clone(), policy).context("TLS for devices")?;
         let api_tls = server_config(self.leaf.clone())?;
-        let counted = Counted::open(self.store.pool().clone(), self.metrics.clone()).await?;
+        let counted = Counted::open(self.store.writer().clone(), self.metrics.clone()).await?;
         let counted = Arc::new(counted);
         let devices = Arc::new(Devices {
             store: self.store.clone(),

@@ -211,6 +211,11 @@ impl Store {
         &self.pool
     }
 
+    /// For transactions that write, those of others' tables as well.
+    pub fn writer(&self) -> &SqlitePool {
+        &self.writer
+    }
+
     pub fn vault(&self) -> &Vault {
         &self.vault
     }

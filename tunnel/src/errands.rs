@@ -20,7 +20,7 @@ use anyhow::Context;
 use homing_base::{
     Live, Stop,
     onvif::{
-        Device,
+        Device, DeviceError,
         uplinks::{TellError, Uplinks},
     },
 };
@@ -55,6 +55,9 @@ const PACE: BackoffSettings = BackoffSettings {
 /// Between looks whether a device that is kept by two servers is at both.
 const KEPT_PACE: Duration = Duration::from_secs(10);
 
+/// Between attempts at one of those that refuses the user and password.
+const KEPT_REFUSED_PACE: Duration = Duration::from_secs(600);
+
 /// Characters of a device's own words that are shown.
 const SHOWN: usize = 200;
 
@@ -72,6 +75,8 @@ pub(crate) struct Errands {
 enum Hitch {
     /// To be shown, and tried again.
     Problem(ProblemDetail),
+    /// The same: the device does not take the registered user and password.
+    WrongCredentials(ProblemDetail),
     /// It was changed, or the device has gone: look again.
     Changed,
     /// To be tried again.
@@ -152,6 +157,7 @@ impl Errands {
                 }
             };
             let target = errand.moving.as_ref().map(|moving| &moving.target);
+            let mut is_refused = false;
             match Box::pin(carried_out).await {
                 // What a cut connection does to a call is no problem of the device.
                 Err(_) if connected.uplink.is_closed() => {
@@ -161,12 +167,19 @@ impl Errands {
                 Ok(()) | Err(Hitch::Changed) => continue,
                 Err(Hitch::Later) => (),
                 Err(Hitch::Problem(problem)) => self.show(serial, target, problem).await,
+                Err(Hitch::WrongCredentials(problem)) => {
+                    self.show(serial, target, problem).await;
+                    is_refused = true;
+                }
                 Err(Hitch::Internal(error)) => {
                     tracing::error!(%serial, error = format!("{error:#}"), "errand");
                 }
             }
+            // A move ends; one that is kept would be refused for years, and cameras lock out who is wrong too often.
+            let is_kept = errand.moving.as_ref().is_some_and(|moving| moving.keep);
+            let pause = if is_refused && is_kept { KEPT_REFUSED_PACE } else { pace.next_interval() };
             tokio::select! {
-                () = tokio::time::sleep(pace.next_interval()) => (),
+                () = tokio::time::sleep(pause) => (),
                 () = self.until_other(serial, errand, changed) => pace.reset(),
                 _ = connected.uplink.closed() => (),
             }
@@ -331,7 +344,11 @@ impl Errands {
 fn hitch(error: TellError<String>) -> Hitch {
     let said = shown(&error.to_string());
     let message = format!("The device cannot be told where to dial: {said}");
-    Hitch::Problem(Problem::at(Step::Connect, "move-refused", message).error)
+    let problem = Problem::at(Step::Connect, "move-refused", message).error;
+    match error {
+        TellError::Call { error: DeviceError::WrongCredentials, .. } => Hitch::WrongCredentials(problem),
+        _ => Hitch::Problem(problem),
+    }
 }
 
 /// Whether an uplink of the device's list leads to one of these, `host:port`.

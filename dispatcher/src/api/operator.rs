@@ -57,7 +57,7 @@ pub(super) async fn add(
     _: Operator,
     Body(new): Body<NewAccount>,
 ) -> Result<(StatusCode, Json<WithPassword>), Response> {
-    let password = accounts::make(api.store.pool(), &new.name).await.map_err(refused)?;
+    let password = accounts::make(api.store.writer(), &new.name).await.map_err(refused)?;
     Ok((StatusCode::CREATED, Json(WithPassword { name: new.name, password })))
 }
 
@@ -85,7 +85,7 @@ pub(super) async fn change(
     Path(name): Path,
     Body(change): Body<ChangeAccount>,
 ) -> Result<Json<accounts::Account>, Response> {
-    accounts::set(state.store.pool(), &name, change).await.map_err(refused)?;
+    accounts::set(state.store.writer(), &name, change).await.map_err(refused)?;
     one(state, operator, Path(name)).await
 }
 
@@ -100,7 +100,7 @@ pub(super) async fn password(
     _: Operator,
     Path(name): Path,
 ) -> Result<Json<WithPassword>, Response> {
-    let password = accounts::new_password(api.store.pool(), &name).await.map_err(refused)?;
+    let password = accounts::new_password(api.store.writer(), &name).await.map_err(refused)?;
     Ok(Json(WithPassword { name, password }))
 }
 
