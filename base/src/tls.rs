@@ -4,16 +4,20 @@
 //! |---|---|
 //! | `ca` | the private CA, and its successor |
 //! | `leaf` | what a listener shows |
+//! | `https` | whether it does |
 //! | [`expiry`] | when certificates end, and the warnings before |
 //! | [`look()`] | what a server shows that nobody trusts yet |
 
 mod ca;
 pub mod expiry;
+mod https;
 mod leaf;
 mod look;
 mod seen;
+mod verifier;
 
 pub use ca::PrivateCa;
+pub use https::{Files, Https};
 pub use leaf::{LEAF_LIFE, Leaf};
 pub use look::{Shown, fingerprint_of_pem, look};
 pub use seen::Seen;
@@ -75,8 +79,8 @@ pub fn client_config(trust: Option<&str>) -> anyhow::Result<rustls::ClientConfig
 /// # Errors
 /// As [`client_config`].
 pub fn seeing_client_config(trust: Option<&str>) -> anyhow::Result<(rustls::ClientConfig, Arc<Seen>)> {
-    let seen = Arc::new(Seen::new(roots(trust)?)?);
-    let config = client_builder()?.dangerous().with_custom_certificate_verifier(seen.clone());
+    let (verifier, seen) = Seen::verifier(roots(trust)?)?;
+    let config = client_builder()?.dangerous().with_custom_certificate_verifier(verifier);
     Ok((config.with_no_client_auth(), seen))
 }
 

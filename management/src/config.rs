@@ -1,7 +1,7 @@
 //! What a management server can be told, and what it refuses to be told.
 
 use anyhow::{Context, bail, ensure};
-use homing_base::{tls, vault::refuse_readable_by_others};
+use homing_base::tls::{self, Files, Https};
 use homing_protocol::{Oak, Secret, SerialNumber, secret::Credentials};
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
@@ -18,12 +18,12 @@ pub struct Config {
     /// Database and own CA.
     pub data: PathBuf,
     /// HTTPS or not.
-    pub tls: Tls,
-    /// For [`Tls::Files`]: the certificate chain.
+    pub tls: Https,
+    /// For [`Https::Files`]: the certificate chain.
     pub certificate: PathBuf,
-    /// For [`Tls::Files`]: its private key.
+    /// For [`Https::Files`]: its private key.
     pub key: PathBuf,
-    /// For [`Tls::Own`]: names and addresses in the certificate.
+    /// For [`Https::Own`]: names and addresses in the certificate.
     pub names: Vec<String>,
     /// Allows plain HTTP on addresses other than loopback.
     pub plain_beyond_loopback: bool,
@@ -41,18 +41,6 @@ pub struct Config {
     pub tunnel_servers: Vec<TunnelServer>,
     /// For the demo.
     pub simulated_cameras: Vec<SimulatedCamera>,
-}
-
-/// How the page is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Tls {
-    /// Plain HTTP.
-    Off,
-    /// HTTPS with a certificate from a CA of our own.
-    Own,
-    /// HTTPS with PEM files.
-    Files,
 }
 
 /// A tunnel server and how to log in to its internal address.
@@ -121,7 +109,7 @@ impl Default for Config {
         Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             data: PathBuf::from("/var/lib/homing/management"),
-            tls: Tls::Off,
+            tls: Https::Off,
             certificate: PathBuf::new(),
             key: PathBuf::new(),
             names: vec!["localhost".into(), "127.0.0.1".into()],
@@ -143,7 +131,7 @@ impl Config {
     /// # Errors
     /// Says which key is wrong and what to write instead.
     pub fn check(&self) -> anyhow::Result<()> {
-        if self.tls == Tls::Off && !self.listen.ip().is_loopback() && !self.plain_beyond_loopback {
+        if self.tls == Https::Off && !self.listen.ip().is_loopback() && !self.plain_beyond_loopback {
             bail!(
                 "management.listen = {}: without HTTPS the page is served on loopback only; set tls = \"own\" or \
                  \"files\", or plain_beyond_loopback = true behind a proxy that speaks HTTPS",
@@ -174,17 +162,12 @@ impl Config {
     /// # Errors
     /// When files are missing, do not belong together, or the key can be read by others.
     pub(crate) fn leaf(&self) -> anyhow::Result<Option<Arc<tls::Leaf>>> {
-        match self.tls {
-            Tls::Off => Ok(None),
-            Tls::Own => {
-                let ca = Arc::new(tls::PrivateCa::open(&self.data, "management")?);
-                Ok(Some(tls::Leaf::issued_by(ca, self.names.clone(), tls::LEAF_LIFE)?))
-            }
-            Tls::Files => {
-                refuse_readable_by_others(&self.key).context("management.key")?;
-                Ok(Some(tls::Leaf::from_files(&self.certificate, &self.key)?))
-            }
-        }
+        let files = Files { certificate: &self.certificate, key: &self.key, key_name: "management.key" };
+        self.tls.leaf(
+            || tls::PrivateCa::open(&self.data, "management").map(Arc::new),
+            self.names.clone(),
+            files,
+        )
     }
 }
 
@@ -209,7 +192,7 @@ mod tests {
         let error = open.check().unwrap_err().to_string();
         assert!(error.contains("loopback only") && error.contains("plain_beyond_loopback"), "{error}");
         Config { plain_beyond_loopback: true, ..open.clone() }.check().unwrap();
-        Config { tls: Tls::Own, ..open }.check().unwrap();
+        Config { tls: Https::Own, ..open }.check().unwrap();
         Config::default().check().unwrap();
     }
 

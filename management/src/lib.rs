@@ -39,7 +39,7 @@ pub mod views;
 pub mod web;
 pub mod world;
 
-pub use config::{Config, REFERENCE, SimulatedCamera, Tls, TunnelServer};
+pub use config::{Config, REFERENCE, SimulatedCamera, TunnelServer};
 
 use accounts::{Accounts, Lifetimes};
 use anyhow::Context;

@@ -4,7 +4,7 @@
 
 mod vms;
 
-pub use vms::{Callbacks, Plain, Tls, Unanswered, Vms};
+pub use vms::{Callbacks, Plain, Unanswered, Vms};
 
 use crate::guard::PASSWORD_MIN;
 use anyhow::{Context, bail, ensure};

@@ -61,7 +61,7 @@ mod uplinks;
 
 pub use config::{
     Bandwidth, Callbacks, Config, Dispatcher, Gateway, GatewayUser, Limits, MAY_CHANGE, Plain, REFERENCE,
-    Tls, Unanswered, Vms,
+    Unanswered, Vms,
 };
 pub use events::{Event, EventId, Events, NoEventId};
 pub use reach::{ReachError, RtspLink, TunnelHandle};

@@ -8,7 +8,7 @@
 use crate::{
     api::{self, Api, ServerFacts},
     callbacks::Callbacks,
-    config::{Config, Plain, Tls},
+    config::{Config, Plain},
     devices::Devices,
     dispatcher::Dispatcher,
     errands::Errands,
@@ -30,7 +30,7 @@ use anyhow::Context;
 use homing_base::{
     Live, Ops, Stop, Workers,
     http::{self, Wire},
-    tls::{LEAF_LIFE, Leaf, PrivateCa, expiry, server_config_for},
+    tls::{Files, LEAF_LIFE, Leaf, PrivateCa, expiry, server_config_for},
     vault,
 };
 use homing_protocol::secret::Credentials;
@@ -174,18 +174,9 @@ fn vms_certificate(
     ca: &Arc<PrivateCa>,
 ) -> anyhow::Result<Option<Arc<Leaf>>> {
     let vms = &config.vms;
-    Ok(match vms.tls {
-        Tls::Off => None,
-        Tls::Own => {
-            let leaf = Leaf::issued_by(Arc::clone(ca), vms.known_as(internal), LEAF_LIFE);
-            Some(leaf.context("[tunnel.vms] names")?)
-        }
-        Tls::Files => {
-            vault::refuse_readable_by_others(&vms.private_key).context("[tunnel.vms] private_key")?;
-            let leaf = Leaf::from_files(&vms.certificate, &vms.private_key);
-            Some(leaf.context("[tunnel.vms] certificate")?)
-        }
-    })
+    let files =
+        Files { certificate: &vms.certificate, key: &vms.private_key, key_name: "[tunnel.vms] private_key" };
+    vms.tls.leaf(|| Ok(Arc::clone(ca)), vms.known_as(internal), files).context("[tunnel.vms]")
 }
 
 impl Bound {

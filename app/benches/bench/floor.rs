@@ -7,7 +7,7 @@
 use crate::{
     devices::{Camera, DEVICE_BYTES_PER_S, Sending},
     harness::{DATA, Folder, Process, seconds},
-    whole::{PSS, cpu_s_within},
+    whole::{PSS, cpu_s_within, median},
 };
 use anyhow::{Context, ensure};
 use rcgen::{CertificateParams, KeyPair};
@@ -42,6 +42,10 @@ pub const SMALL_BUFFERS: usize = 2 * 1024;
 
 /// After switching a load on or off, until every burst is on its way.
 const SWITCHED: Duration = Duration::from_secs(2);
+
+/// Of [`Load::beside`].
+const ROUNDS: usize = 3;
+const ROUND: Duration = Duration::from_secs(12);
 
 /// Cameras that send through a relay, and what comes out of it.
 pub struct Load {
@@ -83,6 +87,21 @@ impl Load {
             "only {received} of {expected} bytes arrived: the machine is too busy to measure"
         );
         Ok(cpu / time.as_secs_f64())
+    }
+
+    /// What a server takes to carry everything, and the bare relay in its turns: % of a core, the median of some rounds.
+    pub async fn beside(&self, server: &Process, bare: &Bare) -> anyhow::Result<[f64; 2]> {
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        for round in 1..=ROUNDS {
+            floor.push(100.0 * bare.load.cores(&bare.process, ROUND).await?);
+            ours.push(100.0 * self.cores(server, ROUND).await?);
+            println!(
+                "round {round}: {:.1} %, the bare relay {:.1} % of a core",
+                ours[round - 1],
+                floor[round - 1]
+            );
+        }
+        Ok([median(ours), median(floor)])
     }
 }
 

@@ -8,15 +8,13 @@ use crate::{
     devices::{Camera, World},
     floor::{Bare, LARGE_BUFFERS, Load, count},
     report::Figure,
-    whole::{block_on, median},
+    whole::block_on,
 };
 use anyhow::ensure;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio::task::JoinSet;
 
 const CAMERAS: u32 = 200;
-const ROUNDS: usize = 3;
-const ROUND: Duration = Duration::from_secs(12);
 /// What a relay may cost, as a multiple of the floor.
 const BAR: f64 = 1.25;
 
@@ -32,24 +30,11 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
         }
         let floor = Bare::start(CAMERAS, LARGE_BUFFERS, Camera::Video).await?;
 
-        let (mut ours, mut bare) = (Vec::new(), Vec::new());
-        for round in 1..=ROUNDS {
-            bare.push(floor.load.cores(&floor.process, ROUND).await?);
-            ours.push(load.cores(&world.server, ROUND).await?);
-            println!(
-                "round {round}: tunnel server {:.3}, bare relay {:.3} of a core",
-                ours[round - 1],
-                bare[round - 1]
-            );
-        }
+        let [ours, bare] = load.beside(&world.server, &floor).await?;
         ensure!(world.connected() == CAMERAS as usize, "uplinks were lost while measuring");
         watching.shutdown().await;
         world.end().await;
-        let figure = Figure::plain(
-            format!("{CAMERAS} × 500 kbit/s, CPU of the relay"),
-            100.0 * median(ours),
-            "% of a core",
-        );
-        Ok(vec![figure.against("bare tokio-rustls", 100.0 * median(bare)).ratio_bar(BAR)])
+        let figure = Figure::plain(format!("{CAMERAS} × 500 kbit/s, CPU of the relay"), ours, "% of a core");
+        Ok(vec![figure.against("bare tokio-rustls", bare).ratio_bar(BAR)])
     })
 }

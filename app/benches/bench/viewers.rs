@@ -5,23 +5,18 @@ use crate::{
     devices::{Camera, PASSWORD, World},
     floor::{Bare, Load},
     report::Figure,
-    whole::{block_on, median},
+    whole::block_on,
 };
 use anyhow::{Context, ensure};
 use homing_base::rtsp::{Event, Session};
 use homing_protocol::secret::Credentials;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 use tokio::{net::TcpStream, task::JoinSet};
 
 const VIEWERS: u32 = 200;
-const ROUNDS: usize = 3;
-const ROUND: Duration = Duration::from_secs(12);
 /// What the gateway may cost, as a multiple of plain copying.
 const BAR: f64 = 1.5;
 
@@ -41,22 +36,13 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
         load.sending.store(false, Ordering::Relaxed);
         let floor = Bare::copying(VIEWERS, Camera::Rtp).await?;
 
-        let (mut ours, mut bare) = (Vec::new(), Vec::new());
-        for round in 1..=ROUNDS {
-            bare.push(floor.load.cores(&floor.process, ROUND).await?);
-            ours.push(load.cores(&world.server, ROUND).await?);
-            println!(
-                "round {round}: gateway {:.3}, plain copying {:.3} of a core",
-                ours[round - 1],
-                bare[round - 1]
-            );
-        }
+        let [ours, bare] = load.beside(&world.server, &floor).await?;
         ensure!(watching.len() == VIEWERS as usize, "viewers were lost while measuring");
         watching.shutdown().await;
         world.end().await;
         let what = format!("{VIEWERS} viewers on one camera of 500 kbit/s, CPU of the gateway");
-        let figure = Figure::plain(what, 100.0 * median(ours), "% of a core");
-        Ok(vec![figure.against("plain copying", 100.0 * median(bare)).ratio_bar(BAR)])
+        let figure = Figure::plain(what, ours, "% of a core");
+        Ok(vec![figure.against("plain copying", bare).ratio_bar(BAR)])
     })
 }
 

@@ -3,13 +3,11 @@
 //! Invariant: nothing is sent through the connection but the handshake, with a key of no meaning for servers that want one;
 //! it is closed once the server has shown itself.
 
-use super::expiry;
+use super::{expiry, verifier::Verifier};
 use anyhow::Context;
 use rustls::{
-    DigitallySignedStruct, Error, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName},
 };
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpStream;
@@ -36,19 +34,29 @@ pub struct Shown {
 pub async fn look(tcp: TcpStream, host: &str) -> anyhow::Result<Shown> {
     let ours = rcgen::generate_simple_self_signed(vec!["looks".to_owned()]).context("a key to show")?;
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let looker =
-        Arc::new(Looker { chain: Mutex::default(), algorithms: provider.signature_verification_algorithms });
+    let chain: Arc<Mutex<Vec<CertificateDer<'static>>>> = Arc::default();
+    let looks = Arc::clone(&chain);
+    // Takes any chain, and keeps it; the server must have its key all the same.
+    let looker = Verifier {
+        judge: Box::new(move |end_entity, intermediates, _, _| {
+            let chain = std::iter::once(end_entity).chain(intermediates);
+            *looks.lock().unwrap_or_else(PoisonError::into_inner) =
+                chain.map(|der| der.clone().into_owned()).collect();
+            Ok(())
+        }),
+        algorithms: provider.signature_verification_algorithms,
+    };
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(looker.clone())
+        .with_custom_certificate_verifier(Arc::new(looker))
         .with_client_auth_cert(
             vec![ours.cert.der().clone()],
             PrivateKeyDer::Pkcs8(ours.signing_key.serialize_der().into()),
         )?;
     let name = ServerName::try_from(host.to_owned()).context("host")?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
-    let chain = looker.chain.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let chain = chain.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let (Some(own), Some(last)) = (chain.first(), chain.last()) else {
         connected?;
         anyhow::bail!("it showed no certificate");
@@ -88,49 +96,4 @@ fn names(der: &[u8]) -> anyhow::Result<Vec<String>> {
         _ => None,
     };
     Ok(alternative.value.general_names.iter().filter_map(name).collect())
-}
-
-/// Takes any chain, and keeps it; the server must have its key all the same.
-#[derive(Debug)]
-struct Looker {
-    chain: Mutex<Vec<CertificateDer<'static>>>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for Looker {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let chain = std::iter::once(end_entity).chain(intermediates);
-        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) =
-            chain.map(|der| der.clone().into_owned()).collect();
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
 }

@@ -151,19 +151,8 @@ impl Tunnel {
         oak: Oak,
         password: &str,
     ) -> Result<Device, CallError> {
-        let (name, description) = ("Front door".to_owned(), String::new());
-        let new = NewDevice {
-            serial,
-            oak,
-            user: "root".into(),
-            password: password.into(),
-            name,
-            description,
-            access: Default::default(),
-            fingerprint: None,
-            own_password: false,
-            proposed_password: None,
-        };
+        let new =
+            NewDevice { name: "Front door".to_owned(), ..NewDevice::new(serial, oak, "root", password) };
         self.api.send(Method::POST, "/api/v1/devices", &new).await
     }
 

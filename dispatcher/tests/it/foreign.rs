@@ -234,18 +234,8 @@ async fn start(folder: &Path, maker: &Maker, devices: usize, tls_1_2: bool) -> (
 }
 
 async fn register(tunnel: &Tunnel, serial: SerialNumber) -> tunnel::Device {
-    let new = tunnel::NewDevice {
-        serial,
-        oak: OAK,
-        user: USER.into(),
-        password: PASSWORD.into(),
-        name: serial.to_string(),
-        description: String::new(),
-        access: Default::default(),
-        fingerprint: None,
-        own_password: false,
-        proposed_password: None,
-    };
+    let new =
+        tunnel::NewDevice { name: serial.to_string(), ..tunnel::NewDevice::new(serial, OAK, USER, PASSWORD) };
     tunnel.api.send(Method::POST, "/api/v1/devices", &new).await.unwrap()
 }
 

@@ -125,16 +125,9 @@ pub async fn register(
         return Err(Failure::new(StatusCode::CONFLICT, problem));
     }
     let device = NewDevice {
-        serial,
-        oak,
-        user: asked.user,
-        password: asked.password,
         name: asked.name,
         description: asked.description,
-        access: Default::default(),
-        fingerprint: None,
-        own_password: false,
-        proposed_password: None,
+        ..NewDevice::new(serial, oak, asked.user, asked.password)
     };
     let answered = server.register(&device).await;
     let detail = match &answered {

@@ -269,7 +269,7 @@ async fn users_and_tokens_come_and_go() {
 #[tokio::test]
 async fn https_with_a_certificate_from_its_own_ca() {
     use homing_base::client::{ApiClient, Auth};
-    let site = Site::start_with(|config| config.tls = homing_management::config::Tls::Own).await;
+    let site = Site::start_with(|config| config.tls = homing_base::tls::Https::Own).await;
     let trust = std::fs::read_to_string(site.data().join("management-ca.pem")).unwrap();
     let client = |trust: Option<&str>| {
         let auth = Auth::Bearer(site.token.as_str().into());

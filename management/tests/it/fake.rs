@@ -233,17 +233,13 @@ async fn change(
 async fn handover(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialNumber>) -> Json<NewDevice> {
     let device = tunnel.devices.lock().unwrap()[&serial].clone();
     let oak = if device.name == "Sealed" { "0000-0000-0000" } else { "0123-4567-89AB" };
+    let password = if device.own_password { "own-secret" } else { "device-secret" };
     Json(NewDevice {
-        serial,
-        oak: oak.parse().unwrap(),
-        user: device.user,
-        password: if device.own_password { "own-secret" } else { "device-secret" }.into(),
         name: device.name,
         description: device.description,
-        access: Default::default(),
         fingerprint: Some("a".repeat(64)),
         own_password: device.own_password,
-        proposed_password: None,
+        ..NewDevice::new(serial, oak.parse().unwrap(), device.user, password)
     })
 }
 

@@ -77,6 +77,24 @@ pub struct NewDevice {
     pub proposed_password: Option<Secret>,
 }
 
+impl NewDevice {
+    /// What is on a device's label and its own user and password; everything else by default.
+    pub fn new(serial: SerialNumber, oak: Oak, user: impl Into<String>, password: impl Into<Secret>) -> Self {
+        NewDevice {
+            serial,
+            oak,
+            user: user.into(),
+            password: password.into(),
+            name: String::new(),
+            description: String::new(),
+            access: Access::default(),
+            fingerprint: None,
+            own_password: false,
+            proposed_password: None,
+        }
+    }
+}
+
 /// What the internal address's proxy gives of a device, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -224,18 +224,7 @@ async fn dispatch(State(api): State<Api>, request: axum::extract::Request) -> Re
     let registered = async move {
         if api.devices.record(serial).is_none() {
             let Credentials { user, password } = known.clone().unwrap_or_else(|| api.factory.clone());
-            let new = NewDevice {
-                serial,
-                oak: oak.clone(),
-                user,
-                password,
-                name: String::new(),
-                description: String::new(),
-                access: Default::default(),
-                fingerprint: None,
-                own_password: false,
-                proposed_password: None,
-            };
+            let new = NewDevice::new(serial, oak.clone(), user, password);
             match api.relay.register(new, &api.stop).await {
                 // By somebody else, meanwhile.
                 Err(failure) if failure.problem.error.code == "already-registered" => (),

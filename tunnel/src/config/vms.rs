@@ -2,6 +2,7 @@
 //! told.
 
 use anyhow::ensure;
+use homing_base::tls::Https;
 use homing_protocol::Secret;
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::PathBuf};
@@ -14,16 +15,16 @@ const CALLBACKS_MAX: usize = 4;
 #[serde(default, deny_unknown_fields)]
 pub struct Vms {
     /// HTTPS, and with which certificate.
-    pub tls: Tls,
+    pub tls: Https,
     /// Who may speak plain HTTP.
     pub plain: Plain,
     /// Whether clients may speak TLS 1.2.
     pub tls_1_2: bool,
-    /// For [`Tls::Own`]: further DNS names and addresses in the certificate.
+    /// For [`Https::Own`]: further DNS names and addresses in the certificate.
     pub names: Vec<String>,
-    /// For [`Tls::Files`]: PEM certificate chain.
+    /// For [`Https::Files`]: PEM certificate chain.
     pub certificate: PathBuf,
-    /// For [`Tls::Files`]: PEM private key.
+    /// For [`Https::Files`]: PEM private key.
     pub private_key: PathBuf,
     /// Whether user and password are asked for.
     pub credentials: bool,
@@ -68,18 +69,6 @@ pub enum Unanswered {
     Refuse,
 }
 
-/// Whether the internal address offers HTTPS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Tls {
-    /// It does not.
-    Off,
-    /// With a certificate of the private CA.
-    Own,
-    /// With PEM files.
-    Files,
-}
-
 /// Who may speak plain HTTP to the internal address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -95,7 +84,7 @@ pub enum Plain {
 impl Default for Vms {
     fn default() -> Self {
         Vms {
-            tls: Tls::Own,
+            tls: Https::Own,
             plain: Plain::Loopback,
             tls_1_2: false,
             names: Vec::new(),
@@ -128,15 +117,15 @@ impl Vms {
     pub(super) fn check(&self, internal: SocketAddr) -> anyhow::Result<()> {
         let files = [&self.certificate, &self.private_key].map(|path| !path.as_os_str().is_empty());
         ensure!(
-            files == [self.tls == Tls::Files; 2],
+            files == [self.tls == Https::Files; 2],
             "[tunnel.vms] certificate and private_key go with tls = \"files\", both of them"
         );
         ensure!(
-            self.tls != Tls::Off || self.plain != Plain::Nobody,
+            self.tls != Https::Off || self.plain != Plain::Nobody,
             "[tunnel.vms] tls = \"off\" and plain = \"nobody\": nobody could speak to the internal address"
         );
         ensure!(
-            self.tls != Tls::Off || self.plain == Plain::Everywhere || internal.ip().is_loopback(),
+            self.tls != Https::Off || self.plain == Plain::Everywhere || internal.ip().is_loopback(),
             "[tunnel.vms] tls = \"off\", and internal is {internal}: passwords would cross the network readably. Set \
              tls = \"own\", or plain = \"everywhere\" where the network is trusted"
         );
@@ -204,11 +193,11 @@ mod tests {
             let message = config(inside, vms).check().unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         };
-        refused(Vms { tls: Tls::Off, ..Vms::default() }, "readably");
-        refused(Vms { tls: Tls::Off, plain: Plain::Nobody, ..Vms::default() }, "nobody could");
-        refused(Vms { tls: Tls::Files, certificate: "a.pem".into(), ..Vms::default() }, "both of them");
+        refused(Vms { tls: Https::Off, ..Vms::default() }, "readably");
+        refused(Vms { tls: Https::Off, plain: Plain::Nobody, ..Vms::default() }, "nobody could");
+        refused(Vms { tls: Https::Files, certificate: "a.pem".into(), ..Vms::default() }, "both of them");
         refused(Vms { private_key: "a.key".into(), ..Vms::default() }, "go with tls");
-        config("127.0.0.1:8081", Vms { tls: Tls::Off, ..Vms::default() }).check().unwrap();
+        config("127.0.0.1:8081", Vms { tls: Https::Off, ..Vms::default() }).check().unwrap();
 
         let warned = |internal: &str, vms: Vms| {
             let config = config(internal, vms);

@@ -2,13 +2,13 @@
 
 use crate::{
     device,
-    world::{World, code, password, within},
+    world::{World, code, password, text, through, within},
 };
 use bytes::Bytes;
 use homing_base::tls::client_config;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde_json::json;
@@ -19,16 +19,6 @@ use tokio::{
 };
 
 const DEVICE: &str = "/api/v1/devices/00408C702009";
-
-fn through(method: Method, uri: &str, body: impl Into<Bytes>) -> Request<Bytes> {
-    let request = Request::builder().method(method).uri(uri).header("proxy-authorization", password());
-    request.body(body.into()).unwrap()
-}
-
-async fn text(response: Response<Incoming>) -> String {
-    let body = within(response.into_body().collect()).await.unwrap().to_bytes();
-    String::from_utf8(body.to_vec()).unwrap()
-}
 
 async fn connect(world: &World, target: &str) -> (u16, TcpStream) {
     let mut tcp = TcpStream::connect(world.internal).await.unwrap();

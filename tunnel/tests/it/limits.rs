@@ -3,7 +3,7 @@
 use crate::{
     device::Device,
     pressure::{UPGRADE, head, tls},
-    world::{World, code, password, send_from, within},
+    world::{World, code, send_from, through, within},
 };
 use bytes::Bytes;
 use homing_base::crowd::Networks;
@@ -25,10 +25,6 @@ async fn from(source: [u8; 4], to: SocketAddr) -> TcpStream {
 /// Whether it is closed without a word.
 async fn is_closed(mut tcp: TcpStream) -> bool {
     !matches!(within(tcp.read(&mut [0])).await, Ok(1..))
-}
-
-fn through(uri: &str) -> Request<Bytes> {
-    Request::get(uri).header(header::PROXY_AUTHORIZATION, password()).body(Bytes::new()).unwrap()
 }
 
 /// Goal: an address that connects all the time is turned away before TLS, and a device elsewhere is not.
@@ -60,7 +56,7 @@ async fn requests_to_one_device_are_limited_and_to_the_next_are_not() {
     world.ready("00408C70200A").await;
     let mut refused = None;
     for _ in 0..30 {
-        let response = world.send(through("http://00408c702009/headers")).await;
+        let response = world.send(through(Method::GET, "http://00408c702009/headers", "")).await;
         if response.status() == StatusCode::TOO_MANY_REQUESTS {
             refused = Some(response);
             break;
@@ -74,7 +70,10 @@ async fn requests_to_one_device_are_limited_and_to_the_next_are_not() {
     assert_eq!(code(&answer), "too-many-requests");
     assert!(answer["error"]["message"].as_str().unwrap().contains("requests_per_second_per_device"));
     assert_eq!(world.metric("homing_tunnel_limited_total{limit=\"requests-per-device\"}"), 1.0);
-    assert_eq!(world.send(through("http://00408c70200a/headers")).await.status(), StatusCode::OK);
+    assert_eq!(
+        world.send(through(Method::GET, "http://00408c70200a/headers", "")).await.status(),
+        StatusCode::OK
+    );
 }
 
 /// Goal: one script in a loop does not keep the VMS out.

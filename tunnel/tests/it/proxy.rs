@@ -2,7 +2,7 @@
 
 use crate::{
     device::Device,
-    world::{PASSWORD, USER, World, code, password, send_from, within},
+    world::{PASSWORD, USER, World, code, password, send_from, text, through, within},
 };
 use bytes::Bytes;
 use homing_base::client::basic;
@@ -14,16 +14,6 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-
-fn through(method: Method, uri: &str, body: impl Into<Bytes>) -> Request<Bytes> {
-    let request = Request::builder().method(method).uri(uri).header("proxy-authorization", password());
-    request.body(body.into()).unwrap()
-}
-
-async fn text(response: Response<Incoming>) -> String {
-    let body = within(response.into_body().collect()).await.unwrap().to_bytes();
-    String::from_utf8(body.to_vec()).unwrap()
-}
 
 async fn problem(response: Response<Incoming>) -> serde_json::Value {
     serde_json::from_str(&text(response).await).unwrap()

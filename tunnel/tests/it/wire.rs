@@ -2,11 +2,11 @@
 
 use crate::{
     device::Device,
-    world::{PASSWORD, USER, World, code, form, password, send_from, within},
+    world::{PASSWORD, USER, World, code, form, password, send_from, text, within},
 };
 use bytes::Bytes;
-use homing_base::tls::client_config;
-use homing_tunnel::{Plain, Tls};
+use homing_base::tls::{Https, client_config};
+use homing_tunnel::Plain;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -47,11 +47,6 @@ async fn ask(client: &mut Client2, request: Request<Bytes>) -> Response<Incoming
     let answered = within(client.send_request(request.map(Full::new))).await.unwrap();
     assert_eq!(answered.version(), Version::HTTP_2);
     answered
-}
-
-async fn text(response: Response<Incoming>) -> String {
-    let body = within(response.into_body().collect()).await.unwrap().to_bytes();
-    String::from_utf8(body.to_vec()).unwrap()
 }
 
 fn through(method: Method, uri: &str) -> http::request::Builder {
@@ -170,7 +165,7 @@ async fn plain_http_is_refused_in_words_where_it_is_not_allowed() {
     assert_eq!(ask(&mut client, api).await.status(), StatusCode::OK);
     drop(world);
 
-    let world = World::with(true, |config| config.vms.tls = Tls::Off).await;
+    let world = World::with(true, |config| config.vms.tls = Https::Off).await;
     assert_eq!(world.api(Method::GET, "/api/v1/server", None).await.0, StatusCode::OK);
 }
 

@@ -289,17 +289,10 @@ async fn start(
 }
 
 pub fn new_device(device: &Device) -> NewDevice {
+    let password = device.lock.lock().unwrap().password.clone();
     NewDevice {
-        serial: device.serial,
-        oak: device::OAK.parse().unwrap(),
-        user: device::USER.into(),
-        password: device.lock.lock().unwrap().password.as_str().into(),
         name: "Entrance".into(),
-        description: String::new(),
-        access: Default::default(),
-        fingerprint: None,
-        own_password: false,
-        proposed_password: None,
+        ..NewDevice::new(device.serial, device::OAK.parse().unwrap(), device::USER, password)
     }
 }
 
@@ -327,6 +320,18 @@ pub async fn within<F: Future>(future: F) -> F::Output {
 /// The body of an API problem.
 pub fn code(answer: &Value) -> &str {
     answer["error"]["code"].as_str().unwrap_or_else(|| panic!("{answer}"))
+}
+
+/// A request to the proxy.
+pub fn through(method: Method, uri: &str, body: impl Into<Bytes>) -> Request<Bytes> {
+    let request = Request::builder().method(method).uri(uri).header("proxy-authorization", password());
+    request.body(body.into()).unwrap()
+}
+
+/// The whole body of an answer.
+pub async fn text(response: Response<Incoming>) -> String {
+    let body = within(response.into_body().collect()).await.unwrap().to_bytes();
+    String::from_utf8(body.to_vec()).unwrap()
 }
 
 /// A registration as a browser's form would send it.

@@ -278,27 +278,25 @@ def orderly_goaway(up):
     up.until(lambda: False)
 
 
-def small_window(up):
-    up.set((INITIAL_WINDOW_SIZE, 1))
+def grows(up, window, then, steps):
+    # An answer in a window of so many bytes, with further SETTINGS, after each update by so much as it may have come to.
+    up.set((INITIAL_WINDOW_SIZE, window))
     up.send(up.head(1))
-    lengths = [up.grown_to(1)]
-    up.send(window_update(1, 2))
-    lengths.append(up.grown_to(3))
-    up.send(window_update(1, 2))
-    lengths.append(up.grown_to(5))
+    lengths = [up.grown_to(window)]
+    if then is not None:
+        up.set((INITIAL_WINDOW_SIZE, then))
+    for update, length in steps:
+        up.send(window_update(1, update))
+        lengths.append(up.grown_to(length))
     up.told = str(lengths)
+
+
+def small_window(up):
+    grows(up, 1, None, [(2, 3), (2, 5)])
 
 
 def negative_window(up):
-    up.set((INITIAL_WINDOW_SIZE, 3))
-    up.send(up.head(1))
-    lengths = [up.grown_to(3)]
-    up.set((INITIAL_WINDOW_SIZE, 1))
-    up.send(window_update(1, 2))
-    lengths.append(up.grown_to(3))
-    up.send(window_update(1, 1))
-    lengths.append(up.grown_to(4))
-    up.told = str(lengths)
+    grows(up, 3, 1, [(2, 3), (1, 4)])
 
 
 def connection_window(up):

@@ -233,18 +233,8 @@ impl Tunnel {
         oak: Oak,
         right_password: bool,
     ) -> Result<Device, CallError> {
-        let new = NewDevice {
-            serial,
-            oak,
-            user: "root".into(),
-            password: if right_password { PASSWORD } else { "wrong" }.into(),
-            name: String::new(),
-            description: String::new(),
-            access: Default::default(),
-            fingerprint: None,
-            own_password: false,
-            proposed_password: None,
-        };
+        let password = if right_password { PASSWORD } else { "wrong" };
+        let new = NewDevice::new(serial, oak, "root", password);
         self.api.send(Method::POST, "/api/v1/devices", &new).await
     }
 
