@@ -612,19 +612,21 @@ mod tests {
         let source =
             Source::shared(&Settings { key_interval: 10_000, audio: false, ..settings("keys") }).unwrap();
         let mut watch = source.watch();
-        let mut first = None;
-        let mut keys_us: Vec<i64> = Vec::new();
+        let (mut last_key_us, mut keys, mut late) = (None, 0, 0);
         for _ in 0..70 {
             watch.ask_for_key();
             let unit = next(&mut watch).await;
-            first.get_or_insert(unit.is_key);
+            let since_us = last_key_us.map(|last| unit.taken_us - last);
             if unit.is_key {
-                keys_us.push(unit.taken_us);
+                assert!(since_us.is_none_or(|since| since >= KEY_PAUSE_US), "{since_us:?}");
+                (last_key_us, late) = (Some(unit.taken_us), 0);
+                keys += 1;
             }
+            // Counted in pictures, not in time: a busy machine leaves some out.
+            late += usize::from(since_us.is_some_and(|since| since > KEY_PAUSE_US) && !unit.is_key);
+            assert!(last_key_us.is_some() && late <= 2, "{late} pictures after the pause");
         }
-        assert_eq!(first, Some(true));
-        assert!((2..=3).contains(&keys_us.len()), "{} key frames", keys_us.len());
-        assert!(keys_us.windows(2).all(|pair| pair[1] - pair[0] >= KEY_PAUSE_US));
+        assert!(keys >= 2, "{keys} key frames");
     }
 
     /// Goal: a watcher that sleeps is told how much it lost; the others are not held up.
