@@ -2,7 +2,8 @@
 //! error of each device, with its step.
 //!
 //! It has a file of its own, `history.sqlite`, as nothing else depends on it: what happens is gathered for a second and
-//! written together, so that thousands of devices that come back at once cost one commit.
+//! written together, so that thousands of devices that come back at once cost one commit, and a statement for each kind of
+//! thing that happened.
 //!
 //! Invariant: at most [`CONNECTIONS_KEPT`] connections of a device are kept, and [`PENDING_MAX`] entries are in memory.
 //! A crash loses a second of it, and what stood then is shown as ended at a time that is not known.
@@ -15,7 +16,8 @@ use homing_protocol::{
 };
 use homing_uplink::{EndReason, UplinkStats};
 use jiff::Timestamp;
-use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use serde::Serialize;
+use sqlx::{Row, SqlitePool, sqlite::SqliteRow};
 use std::{
     collections::{BTreeSet, HashMap},
     net::SocketAddr,
@@ -80,28 +82,97 @@ pub(crate) struct History {
 }
 
 enum Entry {
-    Began {
-        session: Session,
-        serial: SerialNumber,
-        since: Timestamp,
-        peer: SocketAddr,
-        dialled: Option<String>,
-    },
-    Ended {
-        session: Session,
-        until: Timestamp,
-        code: &'static str,
-        reason: String,
-        bytes: (u64, u64),
-    },
-    Problem {
-        serial: SerialNumber,
-        problem: PastProblem,
-    },
-    Forgotten {
-        serial: SerialNumber,
-    },
+    Began(Began),
+    Ended(Ended),
+    Problem(Wrong),
+    Forgotten(SerialNumber),
 }
+
+#[derive(Serialize)]
+struct Began {
+    id: i64,
+    serial: SerialNumber,
+    since_ms: i64,
+    peer: SocketAddr,
+    dialled: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Ended {
+    id: i64,
+    until_ms: i64,
+    code: &'static str,
+    reason: String,
+    bytes_in: i64,
+    bytes_out: i64,
+}
+
+#[derive(Serialize)]
+struct Wrong {
+    serial: SerialNumber,
+    problem: PastProblem,
+}
+
+/// What has happened, sorted by what is to be done: forgetting comes first, and what is to be forgotten is not in it.
+#[derive(Default)]
+struct Batch {
+    forgotten: BTreeSet<SerialNumber>,
+    began: Vec<Began>,
+    ended: Vec<Ended>,
+    wrong: Vec<Wrong>,
+}
+
+impl Batch {
+    fn of(entries: Vec<Entry>) -> Batch {
+        let mut batch = Batch::default();
+        // From the newest: what happened before a device was forgotten is forgotten with it.
+        for entry in entries.into_iter().rev() {
+            match entry {
+                Entry::Began(began) if !batch.forgotten.contains(&began.serial) => batch.began.push(began),
+                Entry::Problem(wrong) if !batch.forgotten.contains(&wrong.serial) => batch.wrong.push(wrong),
+                Entry::Began(_) | Entry::Problem(_) => {}
+                Entry::Ended(ended) => batch.ended.push(ended),
+                Entry::Forgotten(serial) => drop(batch.forgotten.insert(serial)),
+            }
+        }
+        // The last problem of a device is the one that stays.
+        batch.wrong.reverse();
+        batch
+    }
+
+    /// One statement for all rows: each of its own would wake SQLite's thread and its caller once more.
+    fn statements(&self) -> anyhow::Result<Vec<(&'static str, String)>> {
+        let longer: BTreeSet<_> = self.began.iter().map(|began| began.serial).collect();
+        let all = [
+            (self.forgotten.len(), FORGET_CONNECTIONS, serde_json::to_string(&self.forgotten)?),
+            (self.forgotten.len(), FORGET_PROBLEMS, serde_json::to_string(&self.forgotten)?),
+            (self.began.len(), BEGIN, serde_json::to_string(&self.began)?),
+            (self.ended.len(), END, serde_json::to_string(&self.ended)?),
+            (self.wrong.len(), REMEMBER, serde_json::to_string(&self.wrong)?),
+            (longer.len(), SHORTEN, serde_json::to_string(&longer)?),
+        ];
+        Ok(all.into_iter().filter(|(rows, ..)| *rows > 0).map(|(_, sql, rows)| (sql, rows)).collect())
+    }
+}
+
+const FORGET_CONNECTIONS: &str = "DELETE FROM connection WHERE serial IN (SELECT value FROM json_each($1))";
+const FORGET_PROBLEMS: &str = "DELETE FROM last_problem WHERE serial IN (SELECT value FROM json_each($1))";
+const BEGIN: &str = "
+INSERT INTO connection (id, serial, since_ms, peer, dialled)
+SELECT value->>'id', value->>'serial', value->>'since_ms', value->>'peer', value->>'dialled' FROM json_each($1)";
+const END: &str = "
+UPDATE connection SET until_ms = ended.value->>'until_ms', code = ended.value->>'code',
+    reason = ended.value->>'reason', bytes_in = ended.value->>'bytes_in', bytes_out = ended.value->>'bytes_out'
+FROM json_each($1) AS ended WHERE connection.id = ended.value->>'id'";
+const REMEMBER: &str = "
+INSERT OR REPLACE INTO last_problem SELECT value->>'serial', value->'problem' FROM json_each($1)";
+/// To [`CONNECTIONS_KEPT`].
+const SHORTEN: &str = "
+DELETE FROM connection WHERE id IN (
+    SELECT id FROM (
+        SELECT id, row_number() OVER (PARTITION BY serial ORDER BY id DESC) AS place FROM connection
+        WHERE serial IN (SELECT value FROM json_each($1)))
+    WHERE place > $2)";
 
 impl History {
     /// Opens `history.sqlite` in a folder, or makes it.
@@ -147,29 +218,36 @@ impl History {
 
     /// Step 7: an uplink stands.
     pub fn began(&self, serial: SerialNumber, peer: SocketAddr, dialled: Option<String>) -> Session {
-        let session = Session(self.next.fetch_add(1, Ordering::Relaxed));
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.standing.fetch_add(1, Ordering::AcqRel);
-        self.note(Entry::Began { session, serial, since: Timestamp::now(), peer, dialled });
-        session
+        let since_ms = Timestamp::now().as_millisecond();
+        self.note(Entry::Began(Began { id, serial, since_ms, peer, dialled }));
+        Session(id)
     }
 
     /// It has ended.
     pub fn ended(&self, session: Session, reason: &EndReason, stats: &UplinkStats) {
-        let bytes = (stats.bytes_in, stats.bytes_out);
-        let (code, reason) = (end_code(reason), reason.to_string());
-        self.note(Entry::Ended { session, until: Timestamp::now(), code, reason, bytes });
+        let bytes = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.note(Entry::Ended(Ended {
+            id: session.0,
+            until_ms: Timestamp::now().as_millisecond(),
+            code: end_code(reason),
+            reason: reason.to_string(),
+            bytes_in: bytes(stats.bytes_in),
+            bytes_out: bytes(stats.bytes_out),
+        }));
         self.standing.fetch_sub(1, Ordering::AcqRel);
         self.wake.notify_one();
     }
 
     /// What went wrong last.
     pub fn problem(&self, serial: SerialNumber, problem: PastProblem) {
-        self.note(Entry::Problem { serial, problem });
+        self.note(Entry::Problem(Wrong { serial, problem }));
     }
 
     /// Nothing of a device is kept that is no longer registered.
     pub fn forget(&self, serial: SerialNumber) {
-        self.note(Entry::Forgotten { serial });
+        self.note(Entry::Forgotten(serial));
     }
 
     /// The connections of a device, the newest first; what has happened before is in it.
@@ -224,23 +302,9 @@ impl History {
             return Ok(());
         }
         let mut transaction = self.pool.begin().await.context("history of connections")?;
-        let mut longer = BTreeSet::new();
-        for entry in entries {
-            if let Entry::Began { serial, .. } = &entry {
-                longer.insert(*serial);
-            }
-            write_entry(&mut transaction, entry).await.context("history of connections")?;
-        }
-        for serial in longer {
-            sqlx::query(
-                "DELETE FROM connection WHERE serial = $1 AND id <=
-                 (SELECT id FROM connection WHERE serial = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)",
-            )
-            .bind(serial.to_string())
-            .bind(CONNECTIONS_KEPT)
-            .execute(&mut *transaction)
-            .await
-            .context("history of connections")?;
+        for (sql, rows) in Batch::of(entries).statements()? {
+            let query = sqlx::query(sql).bind(rows).bind(CONNECTIONS_KEPT);
+            query.execute(&mut *transaction).await.context("history of connections")?;
         }
         transaction.commit().await.context("history of connections")
     }
@@ -248,43 +312,6 @@ impl History {
     fn pending(&self) -> MutexGuard<'_, Vec<Entry>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn write_entry(connection: &mut SqliteConnection, entry: Entry) -> anyhow::Result<()> {
-    let query = match entry {
-        Entry::Began { session, serial, since, peer, dialled } => sqlx::query(
-            "INSERT INTO connection (id, serial, since_ms, peer, dialled) VALUES ($1, $2, $3, $4, $5)",
-        )
-        .bind(session.0)
-        .bind(serial.to_string())
-        .bind(since.as_millisecond())
-        .bind(peer.to_string())
-        .bind(dialled),
-        Entry::Ended { session, until, code, reason, bytes } => sqlx::query(
-            "UPDATE connection SET until_ms = $2, code = $3, reason = $4, bytes_in = $5, bytes_out = $6
-             WHERE id = $1",
-        )
-        .bind(session.0)
-        .bind(until.as_millisecond())
-        .bind(code)
-        .bind(reason)
-        .bind(i64::try_from(bytes.0).unwrap_or(i64::MAX))
-        .bind(i64::try_from(bytes.1).unwrap_or(i64::MAX)),
-        Entry::Problem { serial, problem } => {
-            sqlx::query("INSERT OR REPLACE INTO last_problem VALUES ($1, $2)")
-                .bind(serial.to_string())
-                .bind(serde_json::to_string(&problem)?)
-        }
-        Entry::Forgotten { serial } => {
-            sqlx::query("DELETE FROM last_problem WHERE serial = $1")
-                .bind(serial.to_string())
-                .execute(&mut *connection)
-                .await?;
-            sqlx::query("DELETE FROM connection WHERE serial = $1").bind(serial.to_string())
-        }
-    };
-    query.execute(connection).await?;
-    Ok(())
 }
 
 fn connection(row: &SqliteRow) -> anyhow::Result<Connection> {
@@ -369,6 +396,32 @@ mod tests {
         assert_eq!(history.of(serial(2)).await.unwrap().len(), 1);
         history.forget(serial(1));
         assert!(history.of(serial(1)).await.unwrap().is_empty());
+    }
+
+    /// Goal: what is written together is the same as what is written one by one, in whatever order it happened.
+    #[tokio::test]
+    async fn forgotten_and_registered_again_within_a_second_it_is_a_new_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path()).await.unwrap();
+        let peer: SocketAddr = "192.0.2.1:4000".parse().unwrap();
+        let problem = |message: &str| PastProblem {
+            at: Timestamp::UNIX_EPOCH,
+            problem: homing_protocol::api::Problem::new("uplink-lost", message).error,
+        };
+        let old = history.began(serial(1), peer, None);
+        history.problem(serial(1), problem("The old one's."));
+        history.problem(serial(2), problem("Its first."));
+        history.forget(serial(1));
+        history.ended(old, &EndReason::PeerClosed, &stats(1));
+        let new = history.began(serial(1), peer, None);
+        history.ended(new, &EndReason::PeerClosed, &stats(u64::MAX));
+        history.problem(serial(2), problem("Its last."));
+        let kept = history.of(serial(1)).await.unwrap();
+        assert_eq!(kept.len(), 1);
+        assert_eq!((kept[0].code.as_deref(), kept[0].bytes_in), (Some("device-closed"), i64::MAX as u64));
+        let remembered = history.remembered().await.unwrap();
+        assert_eq!(remembered[&serial(1)].problem, None);
+        assert_eq!(remembered[&serial(2)].problem, Some(problem("Its last.")));
     }
 
     /// Goal: after a crash nothing is shown as standing, and numbers are not used twice.
