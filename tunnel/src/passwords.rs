@@ -55,10 +55,7 @@ pub(crate) async fn replace(
     let store = devices.store();
     let Some(secrets) = store.secrets(serial).await? else { return Ok(Outcome::Done) };
     let (given, proposed) = (secrets.credentials, store.proposed_password(serial).await?);
-    let is_default = {
-        let text = Secret::new(format!("{}:{}", given.user, given.password.expose()));
-        defaults.iter().any(|known| text.matches(known))
-    };
+    let is_default = is_default(&given, defaults);
     let session = |credentials: &Credentials| {
         // Basic is all that some devices know; it travels inside TLS, to a key that was vouched for.
         Device::new(Through(uplink), serial.host(), credentials.clone(), ANSWER_DEADLINE).allow_basic()
@@ -104,6 +101,11 @@ pub(crate) async fn replace(
     }
 }
 
+fn is_default(credentials: &Credentials, defaults: &[String]) -> bool {
+    let text = Secret::new(format!("{}:{}", credentials.user, credentials.password.expose()));
+    defaults.iter().any(|known| text.matches(known))
+}
+
 /// Whose a device's password is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Password {
@@ -117,6 +119,11 @@ pub(crate) enum Password {
 }
 
 impl Password {
+    /// Of a device that is registered with these: only what may be a factory default is looked at when it comes.
+    pub fn registered(credentials: &Credentials, defaults: &[String]) -> Self {
+        if is_default(credentials, defaults) { Password::Unknown } else { Password::Given }
+    }
+
     /// The word in the database.
     pub fn word(self) -> &'static str {
         match self {

@@ -11,6 +11,7 @@ use crate::{
 use anyhow::Context;
 use homing_base::{Vault, database, vault::SealedColumn};
 use homing_protocol::{Oak, Secret, SerialNumber, Step, api::tunnel::RelayState, secret::Credentials};
+use serde::Serialize;
 use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 use std::path::Path;
 
@@ -159,7 +160,8 @@ impl Registrations {
         .bind(serde_json::to_string(&record.access)?)
         .execute(&mut *transaction)
         .await?;
-        save_standing(&mut transaction, record.serial, &record.standing).await.context("registrations")?;
+        let standing = std::iter::once((record.serial, &record.standing));
+        save_standings(&mut transaction, standing).await.context("registrations")?;
         transaction.commit().await.context("registrations")
     }
 
@@ -209,9 +211,8 @@ impl Registrations {
         acknowledged: Option<u64>,
     ) -> anyhow::Result<()> {
         let mut transaction = self.pool.begin().await.context("registrations")?;
-        for (serial, standing) in standings {
-            save_standing(&mut transaction, *serial, standing).await.context("registrations")?;
-        }
+        let standings = standings.iter().map(|(serial, standing)| (*serial, standing));
+        save_standings(&mut transaction, standings).await.context("registrations")?;
         if let Some(seq) = acknowledged {
             sqlx::query("UPDATE acknowledged SET seq = $1")
                 .bind(sql_integer(seq))
@@ -334,32 +335,54 @@ fn oak_purpose(serial: impl std::fmt::Display) -> String {
     format!("OAK of {serial}")
 }
 
-async fn save_standing(
-    connection: &mut SqliteConnection,
+/// A [`Standing`] in the table's columns.
+#[derive(Serialize)]
+struct StandingRow {
     serial: SerialNumber,
-    standing: &Standing,
+    relay: &'static str,
+    step: u8,
+    seq: i64,
+    fingerprint: Option<String>,
+    problem: Option<String>,
+    adopted: bool,
+    contested: Option<String>,
+    errand: Option<String>,
+    password_state: &'static str,
+}
+
+impl StandingRow {
+    fn new(serial: SerialNumber, standing: &Standing) -> serde_json::Result<Self> {
+        let errand = (standing.errand != Errand::default()).then_some(&standing.errand);
+        Ok(StandingRow {
+            serial,
+            relay: relay_word(standing.relay),
+            step: standing.step.number(),
+            seq: sql_integer(standing.seq),
+            fingerprint: standing.fingerprint.map(|fingerprint| fingerprint.to_string()),
+            problem: standing.problem.as_ref().map(serde_json::to_string).transpose()?,
+            adopted: standing.adopted,
+            contested: standing.contested.as_ref().map(serde_json::to_string).transpose()?,
+            errand: errand.map(serde_json::to_string).transpose()?,
+            password_state: standing.password.word(),
+        })
+    }
+}
+
+/// By one statement: one for each would wake SQLite's thread and its caller once more for each.
+async fn save_standings<'a>(
+    connection: &mut SqliteConnection,
+    standings: impl Iterator<Item = (SerialNumber, &'a Standing)>,
 ) -> anyhow::Result<()> {
-    let problem = standing.problem.as_ref().map(serde_json::to_string).transpose()?;
-    let contested = standing.contested.as_ref().map(serde_json::to_string).transpose()?;
-    let errand = (standing.errand != Errand::default()).then_some(&standing.errand);
-    let errand = errand.map(serde_json::to_string).transpose()?;
-    sqlx::query(
-        "UPDATE registration SET relay = $2, step = $3, seq = $4, fingerprint = $5, problem = $6, adopted = $7,
-         contested = $8, errand = $9, password_state = $10
-         WHERE serial = $1",
-    )
-    .bind(serial.to_string())
-    .bind(relay_word(standing.relay))
-    .bind(i64::from(standing.step.number()))
-    .bind(sql_integer(standing.seq))
-    .bind(standing.fingerprint.map(|fingerprint| fingerprint.to_string()))
-    .bind(problem)
-    .bind(standing.adopted)
-    .bind(contested)
-    .bind(errand)
-    .bind(standing.password.word())
-    .execute(connection)
-    .await?;
+    let rows: Result<Vec<_>, _> =
+        standings.map(|(serial, standing)| StandingRow::new(serial, standing)).collect();
+    let update = sqlx::query(
+        "UPDATE registration SET relay = new.value->>'relay', step = new.value->>'step', seq = new.value->>'seq',
+             fingerprint = new.value->>'fingerprint', problem = new.value->>'problem',
+             adopted = new.value->>'adopted', contested = new.value->>'contested',
+             errand = new.value->>'errand', password_state = new.value->>'password_state'
+         FROM json_each($1) AS new WHERE registration.serial = new.value->>'serial'",
+    );
+    update.bind(serde_json::to_string(&rows?)?).execute(connection).await?;
     Ok(())
 }
 

@@ -86,9 +86,11 @@ impl Relay {
             Some(key) => Standing::handed_over(self.adopt(serial, &key)?),
         };
         let proposed = new.proposed_password.filter(|_| standing.adopted);
-        if new.own_password && standing.adopted && proposed.is_none() {
-            standing.password = Password::Own;
-        }
+        standing.password = match proposed {
+            Some(_) => Password::Unknown,
+            None if new.own_password && standing.adopted => Password::Own,
+            None => self.password_state(&secrets),
+        };
         let (name, description) = (tidy(&name), tidy(&description));
         let record = Record { serial, name, description, user, access, standing };
         check(&record, &secrets)?;
@@ -122,6 +124,10 @@ impl Relay {
             self.devices.for_dispatcher.notify_one();
         }
         Ok((device, relayed))
+    }
+
+    fn password_state(&self, secrets: &Secrets) -> Password {
+        Password::registered(&secrets.credentials, &self.config.get().default_passwords)
     }
 
     /// The key that another tunnel server vouches for.
@@ -174,7 +180,7 @@ impl Relay {
         if !corrects {
             return Ok(changed);
         }
-        let password = if change.own_password { Password::Own } else { Password::Unknown };
+        let password = if change.own_password { Password::Own } else { self.password_state(&secrets) };
         self.devices.change(serial, |standing| standing.password = password).await?;
         self.devices.get(serial).ok_or_else(|| not_registered(serial))
     }
