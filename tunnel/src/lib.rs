@@ -15,7 +15,7 @@
 //! A move to another tunnel server: `handover.rs` (what is asked), `moves.rs` (pure), `errands.rs` (what the device is
 //! told). A device's own password instead of a factory default: `passwords.rs`. How devices are and were connected:
 //! `figures.rs` (rates), `history.rs` (on disk). Devices that share an Internet connection, and a limit: `sites.rs`. What
-//! a VMS is asked and told of them: `callbacks.rs`.
+//! a VMS is asked and told of them: `callbacks.rs`. What waits for a client's socket: `outbox.rs`.
 //!
 //! | to | use |
 //! |---|---|
@@ -44,6 +44,7 @@ mod locks;
 mod metrics;
 mod moves;
 mod orders;
+mod outbox;
 mod passwords;
 mod proxy;
 mod public;

@@ -7,20 +7,17 @@
 //! Back-pressure: what the VMS does not take stays within [`GATHERED_MAX_BYTES`] here and the stream's window in the
 //! uplink; then the device waits with this stream, and with no other.
 
-use bytes::{Buf, Bytes};
+use crate::outbox::Outbox;
+use bytes::Bytes;
 use homing_uplink::WebSocketStream;
 use std::{
     cell::RefCell,
-    collections::VecDeque,
     future::Future,
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-/// Chunks in one `writev`.
-const GATHERED_MAX: usize = 32;
 
 /// Bytes that wait for the VMS to take them before no more are taken from the stream.
 const GATHERED_MAX_BYTES: usize = 64 * 1024;
@@ -47,8 +44,7 @@ pub(crate) struct Splice<C> {
     client: C,
     device: WebSocketStream,
     /// From the device, not yet written.
-    down: VecDeque<Bytes>,
-    down_bytes: usize,
+    down: Outbox,
     device_ended: bool,
     /// From the VMS, not yet sent.
     up: Bytes,
@@ -57,7 +53,7 @@ pub(crate) struct Splice<C> {
 impl<C: AsyncRead + AsyncWrite + Unpin> Splice<C> {
     /// `early` is what the VMS sent before it had its answer.
     pub fn new(client: C, early: Bytes, device: WebSocketStream) -> Self {
-        Splice { client, device, down: VecDeque::new(), down_bytes: 0, device_ended: false, up: early }
+        Splice { client, device, down: Outbox::default(), device_ended: false, up: early }
     }
 
     /// Device to VMS. Ready when the device has ended and everything is written, or the VMS does not read any more.
@@ -70,43 +66,19 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Splice<C> {
                 }
                 return Pin::new(&mut self.client).poll_shutdown(cx);
             }
-            let mut slices = [IoSlice::new(&[]); GATHERED_MAX];
-            for (slice, chunk) in slices.iter_mut().zip(&self.down) {
-                *slice = IoSlice::new(chunk);
-            }
-            let filled = self.down.len().min(GATHERED_MAX);
-            let written = ready!(Pin::new(&mut self.client).poll_write_vectored(cx, &slices[..filled]))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.written(written);
+            ready!(self.down.poll_write(cx, &mut self.client))?;
         }
     }
 
     /// Takes what has come, as far as there is room.
     fn gather(&mut self, cx: &mut Context<'_>) {
-        while !self.device_ended && self.down.len() < GATHERED_MAX && self.down_bytes < GATHERED_MAX_BYTES {
+        while !self.device_ended && !self.down.is_full() && self.down.bytes() < GATHERED_MAX_BYTES {
             match self.device.poll_chunk(cx) {
-                Poll::Ready(Some(Ok(chunk))) => {
-                    self.down_bytes += chunk.len();
-                    self.down.push_back(chunk);
-                }
+                Poll::Ready(Some(Ok(chunk))) => self.down.push(chunk),
                 // A break is an end: what came before it is still delivered.
                 Poll::Ready(Some(Err(_)) | None) => self.device_ended = true,
                 Poll::Pending => break,
             }
-        }
-    }
-
-    fn written(&mut self, mut count: usize) {
-        self.down_bytes -= count;
-        while let Some(first) = self.down.front_mut() {
-            if count < first.len() {
-                first.advance(count);
-                return;
-            }
-            count -= first.len();
-            self.down.pop_front();
         }
     }
 

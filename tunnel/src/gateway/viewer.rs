@@ -20,15 +20,16 @@ use super::{
     hub::{Cursor, Unit},
     url::Target,
 };
+use crate::outbox::Outbox;
 use anyhow::bail;
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::BytesMut;
 use homing_media::rtsp::{Decoder, DecoderLimits, Message, Method, Request, Response};
 use homing_protocol::{SerialNumber, Step};
 use prometheus_client::metrics::gauge::Gauge;
 use std::{
     collections::VecDeque,
     future::poll_fn,
-    io::{self, IoSlice},
+    io,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, LazyLock},
@@ -53,9 +54,6 @@ const FIRST_KEY: Duration = Duration::from_secs(5);
 
 /// For a last word to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// Slices in one `writev`.
-const GATHERED: usize = 32;
 
 /// Bytes that are taken for a client before it has taken those before.
 const GATHERED_BYTES: usize = 64 * 1024;
@@ -94,8 +92,7 @@ pub(super) struct Viewer<S> {
 struct Wire {
     input: BytesMut,
     decoder: Decoder,
-    output: VecDeque<Bytes>,
-    output_bytes: usize,
+    output: Outbox,
     units: VecDeque<Unit>,
     is_flushed: bool,
     began: Instant,
@@ -173,8 +170,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
         let wire = Wire {
             input: BytesMut::with_capacity(1024),
             decoder: Decoder::new(LIMITS),
-            output: VecDeque::new(),
-            output_bytes: 0,
+            output: Outbox::default(),
             units: VecDeque::new(),
             is_flushed: true,
             began: now,
@@ -299,7 +295,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
         let mut sent = 0;
         if self.playing.as_ref().is_some_and(|playing| playing.as_it_is) {
             sent = unit.framed.len();
-            self.wire.put(unit.framed.clone());
+            self.wire.output.push(unit.framed.clone());
         } else {
             let mut framed = BytesMut::new();
             let mut lost = 0;
@@ -319,7 +315,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
                 }
             }
             sent += framed.len();
-            self.wire.put(framed.freeze());
+            self.wire.output.push(framed.freeze());
             if lost > 0 {
                 self.count_missed(lost);
             }
@@ -376,7 +372,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
             self.wire.units = units;
         }
         // In: unless it asks on without reading the answers.
-        while self.wire.output_bytes < GATHERED_BYTES + ANSWERS_BYTES {
+        while self.wire.output.bytes() < GATHERED_BYTES + ANSWERS_BYTES {
             match self.wire.decoder.decode(&mut self.wire.input)? {
                 // Receiver reports: signs of life.
                 Some(Message::Interleaved(_)) => self.wire.heard = Instant::now(),
@@ -436,14 +432,7 @@ impl Wire {
     fn answer(&mut self, answer: Response) {
         let mut bytes = BytesMut::with_capacity(512);
         answer.encode(&mut bytes);
-        self.put(bytes.freeze());
-    }
-
-    fn put(&mut self, bytes: Bytes) {
-        if !bytes.is_empty() {
-            self.output_bytes += bytes.len();
-            self.output.push_back(bytes);
-        }
+        self.output.push(bytes.freeze());
     }
 
     /// Ready when everything is written.
@@ -453,15 +442,11 @@ impl Wire {
         io: &mut S,
     ) -> Poll<io::Result<()>> {
         while !self.output.is_empty() {
-            let Poll::Ready(written) = self.poll_write_some(cx, io)? else {
+            if self.output.poll_write(cx, io)?.is_pending() {
                 self.stalled.get_or_insert_with(Instant::now);
                 return Poll::Pending;
-            };
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             (self.stalled, self.is_flushed) = (None, false);
-            self.written(written);
         }
         if !self.is_flushed {
             if Pin::new(io).poll_flush(cx)?.is_pending() {
@@ -471,34 +456,6 @@ impl Wire {
             (self.is_flushed, self.stalled) = (true, None);
         }
         Poll::Ready(Ok(()))
-    }
-
-    fn poll_write_some<S: AsyncWrite + Unpin>(
-        &self,
-        cx: &mut Context<'_>,
-        io: &mut S,
-    ) -> Poll<io::Result<usize>> {
-        // What is alone, as it mostly is, costs the kernel less by `send` than by `writev`.
-        if let (1, Some(bytes)) = (self.output.len(), self.output.front()) {
-            return Pin::new(io).poll_write(cx, bytes);
-        }
-        let mut slices = [IoSlice::new(&[]); GATHERED];
-        for (slice, bytes) in slices.iter_mut().zip(&self.output) {
-            *slice = IoSlice::new(bytes);
-        }
-        Pin::new(io).poll_write_vectored(cx, &slices[..self.output.len().min(GATHERED)])
-    }
-
-    fn written(&mut self, mut count: usize) {
-        self.output_bytes -= count;
-        while let Some(first) = self.output.front_mut() {
-            if count < first.len() {
-                first.advance(count);
-                return;
-            }
-            count -= first.len();
-            self.output.pop_front();
-        }
     }
 }
 
