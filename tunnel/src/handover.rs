@@ -26,8 +26,8 @@ use std::time::Duration;
 /// A dispatcher's limit as well.
 const SERVERS_MAX: usize = 4;
 
-/// Who orders a move waits so long for a dispatcher that may be away.
-const OFFER_DEADLINE: Duration = Duration::from_secs(3);
+/// Who orders a move waits so long for a dispatcher that may be away, and no longer than a caller has patience.
+const OFFER_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Relay {
     /// Sends a device to another tunnel server, and offers its claim to that one's account.

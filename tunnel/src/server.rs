@@ -85,7 +85,8 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
 
     let ca = Arc::new(PrivateCa::open(&config.data, "tunnel")?);
     let leaf = certificate(&config, &public, &ca)?;
-    let vms_leaf = vms_certificate(&config, internal.local_addr().context("internal address")?, &ca)?;
+    let internal_addr = internal.local_addr().context("internal address")?;
+    let vms_leaf = vms_certificate(&config, internal_addr, gateway.rtsps_addr(), &ca)?;
     let store = Registrations::open(&config.data).await?;
     let history = History::open(&config.data).await?;
     let voucher_key = store.voucher_key().await?;
@@ -167,16 +168,21 @@ pub(crate) fn certificate(
     Leaf::issued_by(Arc::clone(ca), names, LEAF_LIFE)
 }
 
-/// The internal address's certificate.
+/// What the VMS is shown, at the internal address and at RTSPS.
 fn vms_certificate(
     config: &Config,
     internal: SocketAddr,
+    rtsps: Option<SocketAddr>,
     ca: &Arc<PrivateCa>,
 ) -> anyhow::Result<Option<Arc<Leaf>>> {
     let vms = &config.vms;
     let files =
         Files { certificate: &vms.certificate, key: &vms.private_key, key_name: "[tunnel.vms] private_key" };
-    vms.tls.leaf(|| Ok(Arc::clone(ca)), vms.known_as(internal), files).context("[tunnel.vms]")
+    let mut names = vms.known_as(internal);
+    let rtsps = rtsps.filter(|address| !address.ip().is_unspecified());
+    let rtsps = rtsps.map(|address| address.ip().to_canonical().to_string());
+    names.extend(rtsps.filter(|address| !names.contains(address)));
+    vms.tls.leaf(|| Ok(Arc::clone(ca)), names, files).context("[tunnel.vms]")
 }
 
 impl Bound {
@@ -275,7 +281,8 @@ impl Bound {
             &self.config.get(),
             self.handle.clone(),
             Arc::clone(&self.metrics),
-            Arc::clone(&self.leaf),
+            // Without HTTPS there is no other.
+            Arc::clone(self.vms_leaf.as_ref().unwrap_or(&self.leaf)),
             &stop,
         )?;
         let rates = Arc::new(Rates::new(self.config.clone()));

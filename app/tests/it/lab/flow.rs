@@ -9,7 +9,7 @@ use super::{
 };
 use crate::harness::{seconds, wait_for};
 use jiff::{SignedDuration, Timestamp};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io;
 
 /// The goal, scenario A (offline when registered): register, relay, press, phone home, dispatch,
@@ -91,5 +91,28 @@ fn scenario_a_from_register_to_add_and_a_minute_of_recording() {
         assert!(!SECRETS.iter().any(|secret| line.contains(secret)), "a secret in the log: {line}");
         assert!(!line.contains(&world.label.1), "the OAK in the log: {line}");
     }
+    world.end();
+}
+
+/// Goal: with everything set as it is installed, a device whose line is dead, without a FIN or an ICMP message from
+/// anybody, is noticed in under 30 s, and says why; when the line is repaired it is back by itself.
+#[test]
+fn a_line_that_is_dead_is_noticed_in_under_30_seconds() {
+    let lab = Lab::new(Layout::TwoAdaptors);
+    let mut world = World::build(&lab, Encoding::default());
+    world.register().unwrap();
+    world.agent("press").unwrap();
+    world.wait_for_device("yellow", "tunnel", seconds(30));
+    lab.silence_the_site();
+    let lost = wait_for("the device is said to be lost", seconds(30), || {
+        let device = world.device()?;
+        let code = device.pointer("/problem/code").and_then(Value::as_str);
+        if code == Some("uplink-lost") { Ok(device) } else { Err(io::Error::other(device.to_string())) }
+    });
+    assert_eq!(lost["state"], "red", "{lost}");
+    let why = lost.pointer("/problem/message").and_then(Value::as_str).unwrap_or_default();
+    assert!(why.contains("nothing came from the other end"), "{why}");
+    lab.repair_the_line();
+    world.wait_for_device("yellow", "tunnel", seconds(60));
     world.end();
 }

@@ -250,6 +250,17 @@ impl Lab {
         })
     }
 
+    /// The site's line is dead: whatever is sent over it is lost, and nobody is told.
+    pub fn silence_the_site(&self) {
+        let dead = "table ip dead { chain line { type filter hook forward priority -200; policy drop; } }";
+        self.host("router").run("nft", &[dead]);
+    }
+
+    /// It is repaired.
+    pub fn repair_the_line(&self) {
+        self.host("router").run("nft", &["delete table ip dead"]);
+    }
+
     /// The provider gives the site another address: flows over the old one are dead from now on.
     pub fn give_the_site_a_new_public_address(&self) {
         let (router, internet) = (format!("{}router", self.name), format!("{}internet", self.name));
