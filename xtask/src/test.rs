@@ -28,7 +28,10 @@ type Work = fn(&mut Tally) -> anyhow::Result<()>;
 /// Name, what it does, how. Cheap ones first, so that a slip is told within seconds; nothing is built
 /// twice: clippy, page and docs work on metadata, all tests on one build.
 const STEPS: &[(&str, &str, Work)] = &[
-    ("tools", "what the tests need on this machine", |_| tools::ensure_debian_packages()),
+    ("tools", "what the tests need on this machine", |_| {
+        tools::ensure_debian_packages()?;
+        tools::ensure_open_rtsp()
+    }),
     ("fmt", "layout of the code", |_| cargo(&["fmt", "--all", "--check"])),
     ("page", "types of the page's scripts", |_| page()),
     ("clippy", "lints", |_| {

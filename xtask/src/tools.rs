@@ -6,7 +6,8 @@
 
 use anyhow::{Context, bail, ensure};
 use std::{
-    env,
+    env, fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -159,6 +160,76 @@ pub fn cargo_deny() -> anyhow::Result<PathBuf> {
     )?;
     ensure!(version(&program).is_some(), "{} was installed and does not run", program.display());
     Ok(program)
+}
+
+/// live555's `openRTSP`, which Debian 12 does not have: the one on the search path, or Debian testing's, with the libraries
+/// that it was built with, in a folder of its own. Nothing of it is installed on the machine.
+///
+/// # Errors
+/// When this is no Debian, or its packages cannot be had.
+pub fn ensure_open_rtsp() -> anyhow::Result<()> {
+    let program = crate::root().join("target/tools/openRTSP");
+    let runs = || Command::new(&program).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    if on_search_path("openRTSP").is_some() || runs() {
+        return Ok(());
+    }
+    let without = "install live555's openRTSP: Debian testing's package livemedia-utils could not be fetched";
+    let place = cache().join("openrtsp");
+    let (parts, archives, system) = (place.join("parts"), place.join("archives"), place.join("system"));
+    for folder in [&parts, &archives.join("partial"), &place.join("lists/partial"), &system] {
+        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    // The mirror that this machine uses anyway.
+    let mut mirrors = Command::new("apt-get");
+    mirrors.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"]);
+    let mirrors = mirrors.stdin(Stdio::null()).output().context(without)?.stdout;
+    let mirrors = String::from_utf8(mirrors).context(without)?;
+    let mirror = mirrors.lines().next().context(without)?;
+    let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    fs::write(parts.join("testing.list"), format!("deb [signed-by={keys}] {mirror} testing main\n"))?;
+    fs::write(place.join("status"), "")?;
+    let state = |key: &str, file: &str| format!("Dir::{key}={}", place.join(file).display());
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        for setting in [
+            "Dir::Etc::sourcelist=/dev/null".to_owned(),
+            "Dir::Etc::preferencesparts=/dev/null".to_owned(),
+            state("Etc::sourceparts", "parts"),
+            state("State", ""),
+            state("State::lists", "lists"),
+            state("State::status", "status"),
+            state("Cache", ""),
+            state("Cache::archives", "archives"),
+            "Debug::NoLocking=true".to_owned(),
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            command.args(["-o", &setting]);
+        }
+        run_quietly(command.args(arguments)).context(without)
+    };
+    apt(&["update"])?;
+    apt(&["install", "--yes", "--no-install-recommends", "--download-only", "livemedia-utils", "libc6"])?;
+    for package in fs::read_dir(&archives)?.flatten().filter(|file| file.path().is_file()) {
+        run_quietly(Command::new("dpkg-deb").arg("-x").arg(package.path()).arg(&system))?;
+    }
+    let libraries = fs::read_dir(system.join("usr/lib"))?.flatten().map(|folder| folder.path());
+    let loader = libraries
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flat_map(|folder| folder.flatten().map(|file| file.path()))
+        .find(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux")))
+        .context("libc6 without a loader")?;
+    let library = loader.parent().context("a loader's folder")?;
+    let script = format!(
+        "#!/bin/sh\nexec {} --library-path {} {}/usr/bin/openRTSP \"$@\"\n",
+        loader.display(),
+        library.display(),
+        system.display()
+    );
+    fs::create_dir_all(program.parent().context("target")?)?;
+    fs::write(&program, script)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    println!("openRTSP from Debian testing: {}", program.display());
+    Ok(())
 }
 
 fn cache() -> PathBuf {

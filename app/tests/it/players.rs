@@ -1,15 +1,16 @@
-//! The RTSP gateway and players that are not ours: ffmpeg, GStreamer and curl, over TCP and UDP, several at once.
+//! The RTSP gateway and players that are not ours: ffmpeg, GStreamer, live555's openRTSP and curl, over TCP and UDP, several
+//! at once.
 //!
 //! What a player has decoded tells by itself whether anything is missing: the simulated camera writes its frame numbers
-//! into the picture. (live555's `openRTSP` is in no package of Debian 12, nor is VLC there built with it. Its version of
-//! 2026.06.24 was tried by hand: it plays over TCP and over UDP, and is refused with a wrong password. How it logs in is a
-//! test of `protocol/src/digest/tests.rs`.)
+//! into the picture. (Debian 12 has no openRTSP, nor is VLC there built with live555: `cargo xtask test --only tools` fetches
+//! it. How it logs in is a test of `protocol/src/digest/tests.rs`, too.)
 
 use crate::harness::{Demo, Folder, output, seconds};
 use homing_camera::strip;
 use jiff::Timestamp;
 use std::{
     fs,
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -20,6 +21,8 @@ const HEIGHT: usize = 360;
 const PICTURES: usize = 24;
 /// For a player to connect and show them: 3 s of video, on a busy machine.
 const SHOWN: Duration = seconds(60);
+/// How long openRTSP watches.
+const OPEN_RTSP_S: u32 = 4;
 /// How long a device may take from the start of the demo to its first recorded frame.
 const FIRST_FRAME: Duration = seconds(60);
 
@@ -66,6 +69,28 @@ impl Cinema {
         command.args(["!", "filesink", "sync=false"]);
         command
     }
+
+    /// Writes the pictures that come in [`OPEN_RTSP_S`] as they come.
+    fn open_rtsp(&self, transport: &[&str]) -> Command {
+        let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/openRTSP");
+        let mut command =
+            Command::new(if fetched.is_file() { fetched.as_path() } else { Path::new("openRTSP") });
+        command.args(transport).args(["-V", "-v", "-b", "1000000", "-d", &OPEN_RTSP_S.to_string()]);
+        command.args(["-u", &self.user, &self.password, &self.url]);
+        command
+    }
+}
+
+/// The numbers in pictures without colour, one after the other.
+fn numbers(name: &str, raw: &[u8]) -> Vec<u32> {
+    let read = |picture| strip::read(picture, WIDTH, HEIGHT).unwrap_or_else(|| panic!("{name}: unreadable"));
+    raw.chunks_exact(WIDTH * HEIGHT).map(read).collect()
+}
+
+#[track_caller]
+fn assert_complete(name: &str, numbers: &[u32]) {
+    assert!(numbers.len() >= PICTURES, "{name}: {numbers:?}");
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{name}: {numbers:?}");
 }
 
 /// The goal: each player shows the camera's pictures without one missing, over TCP and over UDP, while all of them watch
@@ -104,15 +129,27 @@ fn ffmpeg_and_gstreamer_miss_no_picture() {
         let said = fs::read_to_string(said).unwrap();
         assert!(status.is_some_and(|status| status.success()), "{name}: {status:?}\n{said}");
         let raw = fs::read(&shown).unwrap();
-        let pictures = raw.chunks_exact(WIDTH * HEIGHT);
-        let numbers: Vec<u32> = pictures
-            .map(|picture| {
-                strip::read(picture, WIDTH, HEIGHT).unwrap_or_else(|| panic!("{name}: unreadable"))
-            })
-            .collect();
-        assert!(numbers.len() >= PICTURES, "{name}: {numbers:?}");
-        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{name}: {numbers:?}");
+        assert_complete(name, &numbers(name, &raw));
     }
+}
+
+/// The goal: live555, which most players and recorders of this field are built on, loses nothing either, over TCP and over
+/// UDP, and ends in order; with a wrong password it is told so.
+#[test]
+fn open_rtsp_misses_no_picture() {
+    let mut cinema = Cinema::open();
+    for (name, transport) in [("openRTSP over TCP", &["-t"][..]), ("openRTSP over UDP", &[])] {
+        let stream = cinema.folder.join(name);
+        fs::write(&stream, output(&mut cinema.open_rtsp(transport))).unwrap();
+        let mut decode = Command::new("ffmpeg");
+        decode.args(["-v", "error", "-xerror", "-f", "h264", "-i"]).arg(&stream);
+        decode.args(["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "gray", "-"]);
+        assert_complete(name, &numbers(name, &output(&mut decode)));
+    }
+    let password = std::mem::replace(&mut cinema.password, "guess".to_owned());
+    let refused = cinema.open_rtsp(&["-t"]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("401") && !said.contains(&password), "{said}");
 }
 
 /// The goal: what a player is refused its user can read: wrong password, unknown device; and curl asks what there is.

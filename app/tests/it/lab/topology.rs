@@ -252,7 +252,7 @@ impl Lab {
 
     /// The site's line is dead: whatever is sent over it is lost, and nobody is told.
     pub fn silence_the_site(&self) {
-        let dead = "table ip dead { chain line { type filter hook forward priority -200; policy drop; } }";
+        let dead = "table ip dead { chain line { type filter hook forward priority -200; policy drop; }; }";
         self.host("router").run("nft", &[dead]);
     }
 
