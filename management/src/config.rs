@@ -162,12 +162,9 @@ impl Config {
     /// # Errors
     /// When files are missing, do not belong together, or the key can be read by others.
     pub(crate) fn leaf(&self) -> anyhow::Result<Option<Arc<tls::Leaf>>> {
-        let files = Files { certificate: &self.certificate, key: &self.key, key_name: "management.key" };
-        self.tls.leaf(
-            || tls::PrivateCa::open(&self.data, "management").map(Arc::new),
-            self.names.clone(),
-            files,
-        )
+        let files = Files { certificate: &self.certificate, key: &self.key, key_name: "key" };
+        let ca = || tls::PrivateCa::open(&self.data, "management").map(Arc::new);
+        self.tls.leaf(ca, self.names.clone(), files).context("management")
     }
 }
 

@@ -176,8 +176,7 @@ fn vms_certificate(
     ca: &Arc<PrivateCa>,
 ) -> anyhow::Result<Option<Arc<Leaf>>> {
     let vms = &config.vms;
-    let files =
-        Files { certificate: &vms.certificate, key: &vms.private_key, key_name: "[tunnel.vms] private_key" };
+    let files = Files { certificate: &vms.certificate, key: &vms.private_key, key_name: "private_key" };
     let mut names = vms.known_as(internal);
     let rtsps = rtsps.filter(|address| !address.ip().is_unspecified());
     let rtsps = rtsps.map(|address| address.ip().to_canonical().to_string());

@@ -1,14 +1,23 @@
-//! The internal address as curl speaks to it: an HTTP client of others, as integrations use.
+//! The internal address as programs of others speak to it, which integrations use: curl, ffmpeg and GStreamer. (The RTSP
+//! gateway and players: `app/tests/it/players.rs`.)
 
 use crate::world::{PASSWORD, USER, World, within};
 use std::process::{Command, Output};
+
+async fn run(mut command: Command) -> Output {
+    let run = tokio::task::spawn_blocking(move || {
+        command
+            .output()
+            .unwrap_or_else(|error| panic!("{command:?}: {error} (cargo xtask test --only tools)"))
+    });
+    within(run).await.unwrap()
+}
 
 /// Runs curl with what is always wanted.
 async fn curl(arguments: &[&str]) -> Output {
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--noproxy", "", "--max-time", "15"]).args(arguments);
-    let run = tokio::task::spawn_blocking(move || command.output().expect("curl (Debian: curl)"));
-    within(run).await.unwrap()
+    run(command).await
 }
 
 async fn text(arguments: &[&str]) -> String {
@@ -81,4 +90,38 @@ async fn curl_speaks_to_the_api() {
     let output = curl(&["--user", &user, "--no-buffer", "--max-time", "1", &events]).await;
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(told.contains("event: reset") && told.contains("event: ready"), "{told}");
+}
+
+/// Goal: what media programs take by HTTP they take through the proxy, too: by CONNECT as ffmpeg does it, and in absolute
+/// form as GStreamer does it; with a wrong password neither gets anything.
+#[tokio::test]
+async fn media_programs_reach_a_device() {
+    let world = World::new().await;
+    world.ready("00408C702009").await;
+    let (host, url) = (world.internal, "http://00408c702009/headers");
+    let ffmpeg = async |password: &str| {
+        let mut command = Command::new("ffmpeg");
+        command.args(["-v", "error", "-http_proxy", &format!("http://{USER}:{password}@{host}")]);
+        command.args(["-f", "data", "-i", url, "-map", "0", "-c", "copy", "-f", "data", "-"]);
+        run(command).await
+    };
+    let gstreamer = async |password: &str| {
+        let mut command = Command::new("gst-launch-1.0");
+        command.args(["-q", "souphttpsrc", &format!("proxy=http://{host}"), &format!("location={url}")]);
+        command.args([&format!("proxy-id={USER}"), &format!("proxy-pw={password}")]);
+        command.args(["!", "fdsink", "fd=1"]);
+        run(command).await
+    };
+    for (name, output, refused) in [
+        ("Lavf", ffmpeg(PASSWORD).await, ffmpeg("guess").await),
+        ("GStreamer", gstreamer(PASSWORD).await, gstreamer("guess").await),
+    ] {
+        let seen = String::from_utf8_lossy(&output.stdout);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && seen.contains(&format!("user-agent: {name}")), "{seen}{said}");
+        assert!(!seen.contains("proxy-"), "{name}: {seen}");
+        // GStreamer takes the refusal's words for the answer.
+        let refused = String::from_utf8_lossy(&refused.stdout);
+        assert!(refused.is_empty() || refused.contains("unauthorized"), "{name}: {refused}");
+    }
 }
