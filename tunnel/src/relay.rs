@@ -180,7 +180,14 @@ impl Relay {
         if !corrects {
             return Ok(changed);
         }
-        let password = if change.own_password { Password::Own } else { self.password_state(&secrets) };
+        let password = if change.own_password {
+            Password::Own
+        } else if self.devices.store().proposed_password(serial).await?.is_some() {
+            // It may have been told a password of its own, and that is found out when it comes.
+            Password::Unknown
+        } else {
+            self.password_state(&secrets)
+        };
         self.devices.change(serial, |standing| standing.password = password).await?;
         self.devices.get(serial).ok_or_else(|| not_registered(serial))
     }

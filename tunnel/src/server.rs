@@ -86,7 +86,7 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let ca = Arc::new(PrivateCa::open(&config.data, "tunnel")?);
     let leaf = certificate(&config, &public, &ca)?;
     let internal_addr = internal.local_addr().context("internal address")?;
-    let vms_leaf = vms_certificate(&config, internal_addr, gateway.rtsps_addr(), &ca)?;
+    let vms_leaf = vms_certificate(&config, internal_addr, gateway.rtsps_addr(), &public, &ca)?;
     let store = Registrations::open(&config.data).await?;
     let history = History::open(&config.data).await?;
     let voucher_key = store.voucher_key().await?;
@@ -173,14 +173,23 @@ fn vms_certificate(
     config: &Config,
     internal: SocketAddr,
     rtsps: Option<SocketAddr>,
+    public: &[UplinkAddress],
     ca: &Arc<PrivateCa>,
 ) -> anyhow::Result<Option<Arc<Leaf>>> {
     let vms = &config.vms;
     let files = Files { certificate: &vms.certificate, key: &vms.private_key, key_name: "private_key" };
     let mut names = vms.known_as(internal);
-    let rtsps = rtsps.filter(|address| !address.ip().is_unspecified());
-    let rtsps = rtsps.map(|address| address.ip().to_canonical().to_string());
-    names.extend(rtsps.filter(|address| !names.contains(address)));
+    let further = match rtsps {
+        Some(rtsps) if !rtsps.ip().is_unspecified() => vec![rtsps.ip().to_canonical().to_string()],
+        // On every address: by the names that are known of this machine.
+        Some(_) => public.iter().map(|address| address.host().to_owned()).collect(),
+        None => Vec::new(),
+    };
+    for name in further {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     vms.tls.leaf(|| Ok(Arc::clone(ca)), names, files).context("[tunnel.vms]")
 }
 

@@ -169,13 +169,17 @@ pub fn cargo_deny() -> anyhow::Result<PathBuf> {
 /// When this is no Debian, or its packages cannot be had.
 pub fn ensure_open_rtsp() -> anyhow::Result<()> {
     let program = crate::root().join("target/tools/openRTSP");
-    let runs = || Command::new(&program).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    if on_search_path("openRTSP").is_some() || runs() {
+    // Without arguments it shows how it is used; a shell says that it is not there.
+    let shown = Command::new(&program).stdin(Stdio::null()).output();
+    let runs = shown.is_ok_and(|shown| String::from_utf8_lossy(&shown.stderr).contains("Usage:"));
+    if on_search_path("openRTSP").is_some() || runs {
         return Ok(());
     }
     let without = "install live555's openRTSP: Debian testing's package livemedia-utils could not be fetched";
     let place = cache().join("openrtsp");
     let (parts, archives, system) = (place.join("parts"), place.join("archives"), place.join("system"));
+    // What an earlier release was made of does not go with this one.
+    let _ = fs::remove_dir_all(&place);
     for folder in [&parts, &archives.join("partial"), &place.join("lists/partial"), &system] {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
@@ -184,7 +188,9 @@ pub fn ensure_open_rtsp() -> anyhow::Result<()> {
     mirrors.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"]);
     let mirrors = mirrors.stdin(Stdio::null()).output().context(without)?.stdout;
     let mirrors = String::from_utf8(mirrors).context(without)?;
-    let mirror = mirrors.lines().next().context(without)?;
+    let mirror = mirrors.lines().next();
+    let mirror =
+        mirror.with_context(|| format!("{without}: `apt-get update` first, no mirror of Debian is known"))?;
     let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
     fs::write(parts.join("testing.list"), format!("deb [signed-by={keys}] {mirror} testing main\n"))?;
     fs::write(place.join("status"), "")?;

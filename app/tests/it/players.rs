@@ -22,7 +22,7 @@ const PICTURES: usize = 24;
 /// For a player to connect and show them: 3 s of video, on a busy machine.
 const SHOWN: Duration = seconds(60);
 /// How long openRTSP watches.
-const OPEN_RTSP_S: u32 = 4;
+const OPEN_RTSP_S: u32 = 8;
 /// How long a device may take from the start of the demo to its first recorded frame.
 const FIRST_FRAME: Duration = seconds(60);
 

@@ -93,6 +93,22 @@ async fn a_device_that_is_cut_off_while_it_is_told_has_one_of_two_passwords_and_
 }
 
 #[tokio::test]
+async fn who_guesses_the_password_that_is_just_being_replaced_does_not_lose_the_new_one() {
+    let mut world = World::new().await;
+    let device = factory_default(Change::ThenCut);
+    let serving = world.make_ready(&device).await;
+    within(serving).await.unwrap();
+    world.device_until(device.serial, |device| !device.connected).await;
+    let path = format!("/api/v1/devices/{}", device.serial);
+    let correction = serde_json::json!({ "password": "a-wrong-guess" });
+    assert_eq!(world.api(Method::PATCH, &path, Some(correction)).await.0, StatusCode::OK);
+    world.restart().await;
+    device.lock.lock().unwrap().change = Change::Onvif;
+    world.connect(&device).await;
+    world.until_own(&device).await;
+}
+
+#[tokio::test]
 async fn a_password_that_somebody_chose_and_any_where_it_is_switched_off_are_left() {
     for (password, adjust) in [
         ("chosen", (|_| ()) as fn(&mut homing_tunnel::Config)),

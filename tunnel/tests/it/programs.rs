@@ -98,16 +98,17 @@ async fn curl_speaks_to_the_api() {
 async fn media_programs_reach_a_device() {
     let world = World::new().await;
     world.ready("00408C702009").await;
-    let (host, url) = (world.internal, "http://00408c702009/headers");
+    let (host, http) = (world.internal, "http://00408c702009/headers");
+    let https = http.replace("http:", "https:");
     let ffmpeg = async |password: &str| {
         let mut command = Command::new("ffmpeg");
         command.args(["-v", "error", "-http_proxy", &format!("http://{USER}:{password}@{host}")]);
-        command.args(["-f", "data", "-i", url, "-map", "0", "-c", "copy", "-f", "data", "-"]);
+        command.args(["-f", "data", "-i", &https, "-map", "0", "-c", "copy", "-f", "data", "-"]);
         run(command).await
     };
     let gstreamer = async |password: &str| {
         let mut command = Command::new("gst-launch-1.0");
-        command.args(["-q", "souphttpsrc", &format!("proxy=http://{host}"), &format!("location={url}")]);
+        command.args(["-q", "souphttpsrc", &format!("proxy=http://{host}"), &format!("location={http}")]);
         command.args([&format!("proxy-id={USER}"), &format!("proxy-pw={password}")]);
         command.args(["!", "fdsink", "fd=1"]);
         run(command).await
