@@ -143,8 +143,9 @@ fn decode(folder: &Folder, recording: &[u8]) -> Frames {
     let mut ffmpeg = Command::new("ffmpeg")
         .args(["-v", "error", "-xerror", "-err_detect", "explode", "-i"])
         .arg(&file)
-        // Every picture that is there, as often as it is there.
-        .args(["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "gray", "-"])
+        // Every picture that is there, as often as it is there, at its own time: in ticks of a guessed rate two may meet.
+        .args(["-map", "0:v:0", "-fps_mode", "passthrough", "-enc_time_base", "-1"])
+        .args(["-f", "rawvideo", "-pix_fmt", "gray", "-"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(fs::File::create(&complaints).unwrap())

@@ -71,6 +71,9 @@ struct Registration {
     since: Option<u32>,
     /// Whether the dispatcher has the secrets now: it forgets them with every dispatch.
     entrusted: bool,
+    /// It may have them all the same: it asked for them again when the device phoned home, and the device left before it
+    /// was dispatched, as its tunnel stood (again).
+    may_be_entrusted: bool,
     /// The key that the dispatcher vouches for.
     vouched: Option<u32>,
     /// The same, as far as its tunnel server has heard of it.
@@ -116,7 +119,14 @@ impl Device {
 
     fn take(&mut self, event: Event, ways: Ways) -> Answer {
         match event {
-            Event::Press => self.pressed = true,
+            Event::Press => {
+                self.pressed = true;
+                if let Some(owner) = self.connected(ways)
+                    && let Some(registration) = &mut self.registered[owner]
+                {
+                    registration.may_be_entrusted = true;
+                }
+            }
             // Whoever has pressed and switches off presses again.
             Event::Restart => self.pressed = false,
             Event::Reset => {
@@ -134,6 +144,7 @@ impl Device {
                     corrected: false,
                     since: None,
                     entrusted: false,
+                    may_be_entrusted: false,
                     vouched: None,
                     heard: None,
                     refused: None,
@@ -238,7 +249,7 @@ impl Device {
         at_the_dispatcher
             .sort_by_key(|owner| (self.claim != Some(*owner), self.registered[*owner].unwrap().since));
         for owner in at_the_dispatcher {
-            let key = self.key;
+            let (key, was_sent) = (self.key, self.sent == Some(owner));
             let registration = self.registered[owner].as_mut().unwrap();
             // It came back, and is asked for again.
             registration.entrusted |= ways.relay[owner];
@@ -257,7 +268,7 @@ impl Device {
                 Written::Right => {
                     registration.refused = None;
                     registration.vouched = Some(key);
-                    registration.entrusted = false;
+                    (registration.entrusted, registration.may_be_entrusted) = (false, was_sent);
                     (self.claim, self.sent) = (Some(owner), Some(owner));
                 }
             }
@@ -274,6 +285,17 @@ impl Device {
     fn connected(&self, ways: Ways) -> Option<Owner> {
         let heard = |owner: Owner| self.registered[owner].and_then(|registration| registration.heard);
         self.sent.filter(|owner| heard(*owner) == Some(self.key) && ways.entrance[*owner])
+    }
+
+    /// Whether it is not known if the dispatcher can dispatch it: then its owner's tunnel server, which cannot be asked
+    /// for the secrets, has not heard of that either. Both end the same when it can be asked again.
+    pub fn is_undecided(&self, ways: Ways) -> bool {
+        let undecided = |owner: Owner| {
+            let registration = self.registered[owner]?;
+            let lacks = registration.may_be_entrusted && registration.vouched != Some(self.key);
+            Some(lacks && !registration.lost && !ways.relay[owner])
+        };
+        self.phones(ways) && self.claim.and_then(undecided) == Some(true)
     }
 
     /// What must be seen now.
