@@ -18,7 +18,7 @@ pub enum Https {
     Files,
 }
 
-/// For [`Https::Files`].
+/// The PEM files of [`Https::Files`].
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a> {
     /// PEM certificate chain.
