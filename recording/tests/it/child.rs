@@ -14,8 +14,8 @@ const FOLDER: &str = "HOMING_TEST_RECORDER_FOLDER";
 const URL: &str = "HOMING_TEST_RECORDER_URL";
 const CAMERAS: &str = "HOMING_TEST_RECORDER_CAMERAS";
 
-/// Starts this very program again, as a recording server for so many cameras of that URL. `arguments` must lead
-/// it to [`run_if_asked`].
+/// Starts this very program again, as a recording server that adds so many cameras of that URL to those of its
+/// folder. `arguments` must lead it to [`run_if_asked`].
 pub fn start(arguments: &[&str], folder: &Path, url: &str, cameras: usize) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(arguments)
@@ -47,7 +47,6 @@ async fn record(folder: &Path, url: &str, cameras: usize) {
     tokio::join!(add(router, url, cameras), async { bound.run(stop).await.unwrap() });
 }
 
-/// What was added by an earlier process is refused, and records already.
 async fn add(router: Router, url: &str, cameras: usize) {
     for number in 0..cameras {
         let url = if number == 0 { url.to_owned() } else { format!("{url}?camera={number}") };

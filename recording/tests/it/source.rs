@@ -14,6 +14,7 @@ use homing_media::rtsp::{Decoder, Message, Method, Request, Response, SessionId,
 use homing_protocol::digest::DigestGuard;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::ffmpeg;
 
@@ -150,6 +151,7 @@ struct Shared {
     /// Of the connection that sent last.
     latest: Mutex<Sent>,
     requests: Mutex<Vec<Method>>,
+    is_mute: watch::Sender<bool>,
 }
 
 /// What one connection has sent.
@@ -199,6 +201,7 @@ impl Source {
             sent: AtomicUsize::new(0),
             latest: Mutex::default(),
             requests: Mutex::default(),
+            is_mute: watch::Sender::new(false),
         });
         let of_task = shared.clone();
         // A test's own task, ended by `end` or with the test's runtime.
@@ -248,6 +251,11 @@ impl Source {
         self.shared.requests.lock().unwrap().clone()
     }
 
+    /// Leaves new connections without any answer, until it is to answer again.
+    pub fn mute(&self, is_mute: bool) {
+        self.shared.is_mute.send_replace(is_mute);
+    }
+
     /// Ends at once, with all connections.
     pub async fn end(self) {
         self.task.abort();
@@ -272,6 +280,7 @@ impl Connection {
     async fn serve(mut self) -> std::io::Result<()> {
         loop {
             let Some(request) = self.request().await? else { return Ok(()) };
+            let _ = self.shared.is_mute.subscribe().wait_for(|is_mute| !is_mute).await;
             let play = request.method == Method::Play;
             if self.answer(&request).await? && play {
                 return self.play().await;
