@@ -68,8 +68,10 @@ const BENCHMARKS: [(&str, Benchmark); 11] = [
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    if let Some(("floor", rest)) = arguments.split_first().map(|(word, rest)| (word.as_str(), rest)) {
-        return floor::main(rest);
+    match arguments.split_first().map(|(word, rest)| (word.as_str(), rest)) {
+        Some(("floor", rest)) => return floor::main(rest),
+        Some(("crowd-part", rest)) => return crowd::main(rest),
+        _ => {}
     }
     if let Some(unknown) = arguments.iter().find(|name| BENCHMARKS.iter().all(|(known, _)| known != name)) {
         let names: Vec<&str> = BENCHMARKS.iter().map(|(name, _)| *name).collect();
