@@ -55,7 +55,9 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
     let room = files.maximum.unwrap_or(u64::MAX).saturating_sub(OTHER_FILES);
     let servers = u64::from(UPLINKS).div_ceil(room.max(1)) as u32;
     let share = UPLINKS.div_ceil(servers);
-    println!("{servers} tunnel server(s) with {share} uplinks each: the limit on open files has room for {room}");
+    println!(
+        "{servers} tunnel server(s) with {share} uplinks each: the limit on open files has room for {room}"
+    );
 
     let mut parts = (0..servers).map(|_| Part::start(share)).collect::<anyhow::Result<Vec<_>>>()?;
     for part in &mut parts {
@@ -148,9 +150,12 @@ async fn hold(uplinks: u32) -> anyhow::Result<Held> {
     let mut untrue = 0;
     for minute in 1..=MINUTES {
         tokio::time::sleep(Duration::from_secs(60)).await;
-        let (told, stand) = (world.told_connected().await?, world.connected());
-        untrue = untrue.max(told.abs_diff(stand));
-        eprintln!("minute {minute}: {stand} uplinks stand, {told} are said to");
+        let wrong = world.told_wrongly().await?;
+        untrue = untrue.max(wrong);
+        eprintln!(
+            "minute {minute}: {} uplinks stand, of {wrong} devices the list is wrong",
+            world.connected()
+        );
     }
     let cpu = (cpu_s(&world.server) - cpu) / f64::from(MINUTES * 60);
     let lost = all - world.connected();

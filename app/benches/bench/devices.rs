@@ -25,12 +25,13 @@ use homing_uplink::{Dialer, Fingerprint, Incoming, TlsPolicy, client_tls_config,
 use http::{Method, Response};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     os::unix::fs::PermissionsExt,
+    path::PathBuf,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -166,7 +167,7 @@ fn device(number: u32) -> anyhow::Result<Device> {
 /// A dispatcher that vouches for everybody at once.
 struct Voucher {
     fingerprints: HashMap<SerialNumber, String>,
-    trust_anchor: std::sync::Mutex<String>,
+    trust_anchor: Mutex<String>,
 }
 
 async fn register(
@@ -215,9 +216,11 @@ pub struct World {
     dialers: Vec<Dialer>,
     /// Cuts the uplinks that stand, by the device's place in the list, as a power cut at the devices does.
     cut: BTreeMap<usize, CancellationToken>,
-    connected: Arc<AtomicUsize>,
+    /// Those whose uplink stands, as the devices know.
+    connected: Arc<Mutex<BTreeSet<SerialNumber>>>,
     voucher: Arc<Voucher>,
     stop: Stop,
+    config: PathBuf,
     _folder: Folder,
 }
 
@@ -257,8 +260,7 @@ impl World {
             ),
         )?;
         fs::set_permissions(&config, fs::Permissions::from_mode(0o600))?;
-        let mut command = std::process::Command::new(homing());
-        let server = Process::spawn("homing tunnel", command.arg("tunnel").arg("--config").arg(&config));
+        let server = Self::spawn(&config);
 
         let serials = devices.iter().map(|device| device.serial).collect();
         let world = World {
@@ -275,17 +277,36 @@ impl World {
             connected: Arc::default(),
             voucher,
             stop,
+            config,
             _folder: folder,
         };
         world.register_all().await?;
         Ok(world)
     }
 
+    fn spawn(config: &std::path::Path) -> Process {
+        let mut command = std::process::Command::new(homing());
+        Process::spawn("homing tunnel", command.arg("tunnel").arg("--config").arg(config))
+    }
+
+    /// Ends the tunnel server as a crash does (SIGKILL), and starts it again.
+    pub async fn crash(&mut self) -> anyhow::Result<()> {
+        self.server.kill();
+        self.cut_all_but(0);
+        self.server = Self::spawn(&self.config);
+        let http = self.http();
+        tokio::task::spawn_blocking(move || wait_until_it_answers(&http)).await.context("after the crash")
+    }
+
+    /// The internal address, with its password.
+    fn http(&self) -> crate::harness::Http {
+        crate::harness::Http::new(&format!("http://{}", self.internal)).basic("vms", PASSWORD)
+    }
+
     async fn register_all(&self) -> anyhow::Result<()> {
-        let (internal, serials) = (self.internal.clone(), self.serials.clone());
+        let (http, serials) = (self.http(), self.serials.clone());
         tokio::task::spawn_blocking(move || {
-            let http = crate::harness::Http::new(&format!("http://{internal}")).basic("vms", PASSWORD);
-            wait_for("the tunnel server answers", seconds(20), || http.json("/api/v1/devices"));
+            wait_until_it_answers(&http);
             std::thread::scope(|scope| {
                 for some in serials.chunks(serials.len().div_ceil(REGISTERED_AT_ONCE)) {
                     let http = http.clone();
@@ -337,13 +358,14 @@ impl World {
                 (self.sending.clone(), self.connected.clone(), self.stop.clone());
             let (dialed, cut, camera) = (dialed?, CancellationToken::new(), self.camera);
             self.cut.insert(number, cut.clone());
-            connected.fetch_add(1, Ordering::Relaxed);
+            let serial = self.serials[number];
+            connected.lock().unwrap().insert(serial);
             self.stop.spawn(async move {
                 let service = move |incoming| answer(incoming, camera, sending.clone(), number as u64 * 7919);
                 let serving = dialed.serve(Arc::new(service), Default::default(), stop.token().clone());
                 // None: dropped, which closes the socket without a word.
                 let ended = cut.run_until_cancelled(serving).await;
-                connected.fetch_sub(1, Ordering::Relaxed);
+                connected.lock().unwrap().remove(&serial);
                 if let Some(ended) = ended.filter(|_| !stop.is_stopped()) {
                     eprintln!("a device's uplink ended: {ended}");
                 }
@@ -357,19 +379,28 @@ impl World {
         self.cut.split_off(&kept).into_values().for_each(|cut| cut.cancel());
     }
 
-    /// How many devices are connected, as the tunnel server says.
-    pub async fn told_connected(&self) -> anyhow::Result<usize> {
-        let http = crate::harness::Http::new(&format!("http://{}", self.internal)).basic("vms", PASSWORD);
+    /// Which devices are connected, as the tunnel server says.
+    async fn told_connected(&self) -> anyhow::Result<BTreeSet<SerialNumber>> {
+        let http = self.http();
         let devices = tokio::task::spawn_blocking(move || http.json("/api/v1/devices")).await??;
         let devices = devices.as_array().context("a list of devices")?;
-        Ok(devices.iter().filter(|device| device["connected"] == true).count())
+        let connected = devices.iter().filter(|device| device["connected"] == true);
+        Ok(connected
+            .map(|device| serde_json::from_value(device["serial"].clone()))
+            .collect::<Result<_, _>>()?)
+    }
+
+    /// The devices that the tunnel server says are connected and are not, or the other way round.
+    pub async fn told_wrongly(&self) -> anyhow::Result<usize> {
+        let told = self.told_connected().await?;
+        Ok(told.symmetric_difference(&self.connected.lock().unwrap()).count())
     }
 
     /// Waits until the tunnel server says that so many are connected; how long that took.
     pub async fn until_told(&self, count: usize, within: Duration) -> anyhow::Result<Duration> {
         let began = tokio::time::Instant::now();
         loop {
-            let told = self.told_connected().await?;
+            let told = self.told_connected().await?.len();
             if told == count {
                 return Ok(began.elapsed());
             }
@@ -383,7 +414,7 @@ impl World {
 
     /// How many devices are connected.
     pub fn connected(&self) -> usize {
-        self.connected.load(Ordering::Relaxed)
+        self.connected.lock().unwrap().len()
     }
 
     /// The header that lets a VMS through the proxy.
@@ -415,6 +446,10 @@ impl World {
         self.stop.drain(Duration::from_secs(5)).await;
         tokio::task::spawn_blocking(move || self.server.terminate(seconds(15))).await.unwrap();
     }
+}
+
+fn wait_until_it_answers(http: &crate::harness::Http) {
+    wait_for("the tunnel server answers", seconds(20), || http.json("/api/v1/devices"));
 }
 
 /// A device that knows where its RTSP is, and serves nothing but its camera there.
