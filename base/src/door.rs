@@ -4,16 +4,21 @@
 //! all together. When every place is taken, who has been there for longest is pushed out: one who means it needs a
 //! fraction of a second, one who is silent would have stayed for ten. So accepting never waits.
 //!
-//! Invariant: a place is taken for as long as its [`Place`] lives, and memory is proportional to the places.
+//! A [`Reception`] is such a door before a listener that also has room for many who are known.
+//!
+//! Invariant: a place is taken until its [`Place`] is left or dropped, and memory is proportional to the places.
 
 use crate::{
-    crowd::{Networks, network},
+    crowd::{Admission, Crowd, Networks, network},
     rate::{Pace, Rate, Turns},
 };
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::time::Instant;
@@ -86,6 +91,7 @@ pub struct Place {
     number: u64,
     network: Option<IpAddr>,
     pushed_out: CancellationToken,
+    is_left: AtomicBool,
 }
 
 impl Door {
@@ -113,7 +119,8 @@ impl Door {
         let (number, pushed_out) = (inside.next, CancellationToken::new());
         inside.next += 1;
         inside.places.insert(number, pushed_out.clone());
-        Ok(Place { door: Arc::clone(self), number, network, pushed_out })
+        let is_left = AtomicBool::new(false);
+        Ok(Place { door: Arc::clone(self), number, network, pushed_out, is_left })
     }
 
     /// Returns when it is this handshake's turn.
@@ -135,10 +142,12 @@ impl Place {
     pub async fn pushed_out(&self) {
         self.pushed_out.cancelled().await;
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
+    /// It is no stranger any more: it needs no place, and is not pushed out.
+    pub fn leave(&self) {
+        if self.is_left.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let mut inside = self.door.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.places.remove(&self.number);
         let Some(network) = self.network else { return };
@@ -148,6 +157,63 @@ impl Drop for Place {
                 inside.by_network.remove(&network);
             }
         }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Connections a second of one network to a [`Reception`], this machine excepted; ten seconds' worth at once. A third of
+/// what one processor can do of TLS handshakes.
+const CONNECTIONS_PER_SECOND: u32 = 1000;
+
+/// TLS handshakes a second at a [`Reception`], of all; more wait for their turn.
+const HANDSHAKES_PER_SECOND: u32 = 2000;
+
+/// A listener for people and programs: room for those who are known, and as much again for those who are not yet, so that
+/// these keep nobody out.
+pub struct Reception {
+    connections: usize,
+    crowd: Arc<Crowd>,
+    door: Arc<Door>,
+    strangers: DoorLimits,
+}
+
+impl Reception {
+    /// For so many who are known, and so many of one network, known or not.
+    pub fn new(connections: usize, by_network: usize) -> Self {
+        let strangers = DoorLimits {
+            places: connections,
+            by_network: Pace::per_second(CONNECTIONS_PER_SECOND),
+            handshakes_per_second: HANDSHAKES_PER_SECOND,
+            exempt: Networks::local(),
+        };
+        Reception { connections, crowd: Crowd::new(by_network), door: Arc::default(), strangers }
+    }
+
+    /// Connections at once, known or not.
+    pub fn room(&self) -> usize {
+        self.connections.saturating_mul(2)
+    }
+
+    /// Takes a connection: what it is counted by until it ends, and its place until it is known.
+    ///
+    /// # Errors
+    /// When its network has too many, or comes too fast.
+    pub fn admit(&self, peer: IpAddr) -> Result<(Admission, Place), Turned> {
+        let admission = self.crowd.admit(peer).ok_or(Turned::Crowded)?;
+        Ok((admission, self.door.enter(peer, &self.strangers, Instant::now())?))
+    }
+
+    /// Returns when it is a handshake's turn.
+    ///
+    /// # Errors
+    /// When that would take too long.
+    pub async fn turn(&self) -> Result<(), Turned> {
+        self.door.turn(&self.strangers).await
     }
 }
 
@@ -175,9 +241,11 @@ mod tests {
         let first = enter(1).unwrap();
         let rest: Vec<_> = [2, 3, 4].into_iter().map(|last| enter(last).unwrap()).collect();
         let newest = enter(5).unwrap();
+        rest[0].leave();
+        let known = enter(6).unwrap();
         tokio::time::timeout(Duration::from_secs(5), first.pushed_out()).await.expect("it is pushed out");
         assert!(!rest[0].pushed_out.is_cancelled() && !newest.pushed_out.is_cancelled());
-        drop((first, rest, newest));
+        drop((first, rest, newest, known));
         let inside = door.inside.lock().unwrap();
         assert!(inside.places.is_empty() && inside.by_network.is_empty());
     }

@@ -1,7 +1,11 @@
 //! HTTP for the roles' APIs and pages: deadlines, limits, optional TLS, answers that are problems. HTTP/1.1, and HTTP/2
 //! where a listener offers it ([`Wire`]).
 
-use crate::{Stop, crowd::Crowd, listen};
+use crate::{
+    Stop,
+    door::{Place, Reception, Turned},
+    listen,
+};
 use axum::{
     BoxError, Json, Router,
     body::Body,
@@ -41,12 +45,13 @@ use tower::ServiceExt;
 /// Connections of a listener.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// At once; more wait in the kernel. 2048.
+    /// At once, of those who got an answer that was no refusal; more wait in the kernel. As many again may not have come
+    /// so far: where these are too many, the one that has taken longest is closed. 2048.
     pub connections: usize,
     /// Those of one network; more are closed at once. Half of all: as much as a whole control room behind one address
     /// needs, and never so much that the others find no room.
     pub by_network: usize,
-    /// Counts those.
+    /// Counts who is closed for that.
     pub turned_away: Counter,
 }
 
@@ -179,34 +184,44 @@ where
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
-    let (loop_stop, crowd) = (stop.clone(), Crowd::new(limits.by_network));
-    listen::accept_loop(listener, limits.connections, loop_stop, move |tcp: TcpStream, peer| {
+    let reception = Arc::new(Reception::new(limits.connections, limits.by_network));
+    let (loop_stop, room) = (stop.clone(), reception.room());
+    listen::accept_loop(listener, room, loop_stop, move |tcp: TcpStream, peer| {
         let (wire, answer, stop) = (wire.clone(), answer.clone(), stop.clone());
-        let admission = crowd.admit(peer.ip());
-        if admission.is_none() {
+        let reception = Arc::clone(&reception);
+        let admitted = reception.admit(peer.ip());
+        if admitted.is_err() {
             limits.turned_away.inc();
         }
         async move {
-            let Some(_admission) = admission else {
-                tracing::debug!(%peer, "too many connections from this network");
-                return;
+            let (_admission, place) = match admitted {
+                Ok(admitted) => admitted,
+                Err(reason) => return tracing::debug!(%peer, %reason, "connection closed"),
+            };
+            let guest = Guest { peer, place: Some(Arc::new(place)) };
+            let begun = async {
+                let begun = tokio::time::timeout(HEAD_DEADLINE, begin(tcp, &wire, &reception)).await??;
+                // Who has not begun by then is timed out where it was taken.
+                let home = match &begun {
+                    Begun::Plain(tcp) => {
+                        tokio::time::timeout(HEAD_DEADLINE, home(tcp, &wire)).await.ok().flatten()
+                    }
+                    _ => None,
+                };
+                io::Result::Ok((begun, home))
             };
             let begun = tokio::select! {
-                begun = tokio::time::timeout(HEAD_DEADLINE, begin(tcp, &wire)) => begun,
+                begun = begun => begun,
+                () = guest.pushed_out() => Err(io::Error::other(Turned::PushedOut)),
                 () = stop.cancelled() => return,
             };
             match begun {
-                Ok(Ok(Begun::Plain(tcp))) => {
-                    match stop.token().run_until_cancelled(home(&tcp, &wire)).await.flatten() {
-                        Some(home) => at_home(tcp, peer, answer, stop, &home).await,
-                        None => connection(tcp, peer, Encrypted(false), answer, stop).await,
-                    }
-                }
-                Ok(Ok(Begun::Plain2(tcp))) => connection2(tcp, peer, Encrypted(false), answer, stop).await,
-                Ok(Ok(Begun::Tls(tls))) => connection(*tls, peer, Encrypted(true), answer, stop).await,
-                Ok(Ok(Begun::Tls2(tls))) => connection2(*tls, peer, Encrypted(true), answer, stop).await,
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS, or no HTTP"),
-                Err(_) => tracing::debug!(%peer, "nothing came in time"),
+                Ok((Begun::Plain(tcp), Some(home))) => at_home(tcp, guest, answer, stop, &home).await,
+                Ok((Begun::Plain(tcp), None)) => connection(tcp, guest, Encrypted(false), answer, stop).await,
+                Ok((Begun::Plain2(tcp), _)) => connection2(tcp, guest, Encrypted(false), answer, stop).await,
+                Ok((Begun::Tls(tls), _)) => connection(*tls, guest, Encrypted(true), answer, stop).await,
+                Ok((Begun::Tls2(tls), _)) => connection2(*tls, guest, Encrypted(true), answer, stop).await,
+                Err(error) => tracing::debug!(%peer, %error, "no HTTP"),
             }
         }
     })
@@ -217,13 +232,12 @@ where
 async fn home(tcp: &TcpStream, wire: &Wire) -> Option<Handle> {
     let home = wire.home.as_ref()?;
     let mut bytes = [0; FIRST_LINE_BYTES];
-    // Who has not begun by then is timed out where it was taken.
-    let count = tokio::time::timeout(HEAD_DEADLINE, tcp.peek(&mut bytes)).await.ok()?.ok()?;
+    let count = tcp.peek(&mut bytes).await.ok()?;
     home(&bytes[..count])
 }
 
 /// Serves a connection there; it ends here, where it is counted.
-async fn at_home<A, F>(tcp: TcpStream, peer: SocketAddr, answer: A, stop: Stop, home: &Handle)
+async fn at_home<A, F>(tcp: TcpStream, guest: Guest, answer: A, stop: Stop, home: &Handle)
 where
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
@@ -233,12 +247,52 @@ where
     let its_stop = stop.clone();
     let serving = async move {
         match TcpStream::from_std(tcp) {
-            Ok(tcp) => connection(tcp, peer, Encrypted(false), answer, its_stop).await,
-            Err(error) => tracing::debug!(%peer, %error, "connection not moved"),
+            Ok(tcp) => connection(tcp, guest, Encrypted(false), answer, its_stop).await,
+            Err(error) => tracing::debug!(peer = %guest.peer, %error, "connection not moved"),
         }
     };
     // It fails only when that runtime ends, and then so does the process.
     let _ = stop.spawn_on(serving, home).await;
+}
+
+/// Who is served on a connection.
+#[derive(Clone)]
+struct Guest {
+    peer: SocketAddr,
+    /// Where it waits, if that is a listener's.
+    place: Option<Arc<Place>>,
+}
+
+impl Guest {
+    /// Tells a request's handler whose it is.
+    fn introduce(&self, request: &mut Request<Incoming>, encrypted: Encrypted) {
+        request.extensions_mut().insert(ConnectInfo(self.peer));
+        request.extensions_mut().insert(encrypted);
+    }
+
+    /// Whose request is answered, and not with a refusal, is known from then on.
+    async fn answered(self, answer: impl Future<Output = Response>) -> Result<Response, Infallible> {
+        let response = answer.await;
+        let is_refused = matches!(
+            response.status(),
+            StatusCode::UNAUTHORIZED
+                | StatusCode::FORBIDDEN
+                | StatusCode::PROXY_AUTHENTICATION_REQUIRED
+                | StatusCode::TOO_MANY_REQUESTS
+        );
+        if let (false, Some(place)) = (is_refused, &self.place) {
+            place.leave();
+        }
+        Ok(response)
+    }
+
+    /// Returns when a newer one needs its place.
+    async fn pushed_out(&self) {
+        match &self.place {
+            Some(place) => place.pushed_out().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// What a connection turned out to be.
@@ -249,8 +303,8 @@ enum Begun {
     Tls2(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
 
-/// Up to where HTTP begins.
-async fn begin(tcp: TcpStream, wire: &Wire) -> io::Result<Begun> {
+/// Up to where HTTP begins; TLS once it has its turn.
+async fn begin(tcp: TcpStream, wire: &Wire, reception: &Reception) -> io::Result<Begun> {
     let first = match &wire.tls {
         None if !wire.http2 => First::Http1,
         Some(_) if !wire.plain => First::Tls,
@@ -258,6 +312,9 @@ async fn begin(tcp: TcpStream, wire: &Wire) -> io::Result<Begun> {
     };
     match (first, &wire.tls) {
         (First::Tls, Some(config)) => {
+            // Only who begins has a turn.
+            tcp.peek(&mut [0]).await?;
+            reception.turn().await.map_err(io::Error::other)?;
             let tls = tokio_rustls::TlsAcceptor::from(Arc::clone(config)).accept(tcp).await?;
             let is_2 = wire.http2 && tls.get_ref().1.alpn_protocol() == Some(b"h2");
             Ok(if is_2 { Begun::Tls2(Box::new(tls)) } else { Begun::Tls(Box::new(tls)) })
@@ -302,24 +359,22 @@ where
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
-    connection(io, peer, Encrypted(false), answer, stop).await;
+    connection(io, Guest { peer, place: None }, Encrypted(false), answer, stop).await;
 }
 
 /// HTTP/2.
-async fn connection2<I, A, F>(io: I, peer: SocketAddr, encrypted: Encrypted, answer: A, stop: Stop)
+async fn connection2<I, A, F>(io: I, guest: Guest, encrypted: Encrypted, answer: A, stop: Stop)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
     let asked = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&asked);
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let (counted, peer, by) = (Arc::clone(&asked), guest.peer, guest.clone());
+    let service = service_fn(move |mut request| {
         counted.fetch_add(1, Ordering::Relaxed);
-        request.extensions_mut().insert(ConnectInfo(peer));
-        request.extensions_mut().insert(encrypted);
-        let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await) }
+        by.introduce(&mut request, encrypted);
+        by.clone().answered(answer(request))
     });
     let connection = hyper::server::conn::http2::Builder::new(ByRole(stop.clone()))
         .timer(TokioTimer::new())
@@ -345,6 +400,7 @@ where
     };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = guest.pushed_out() => return tracing::debug!(%peer, "{}", Turned::PushedOut),
         () = idle => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
@@ -375,17 +431,16 @@ where
     }
 }
 
-async fn connection<I, A, F>(io: I, peer: SocketAddr, encrypted: Encrypted, answer: A, stop: Stop)
+async fn connection<I, A, F>(io: I, guest: Guest, encrypted: Encrypted, answer: A, stop: Stop)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
-        request.extensions_mut().insert(encrypted);
-        let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await) }
+    let (peer, by) = (guest.peer, guest.clone());
+    let service = service_fn(move |mut request| {
+        by.introduce(&mut request, encrypted);
+        by.clone().answered(answer(request))
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -396,6 +451,7 @@ where
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = guest.pushed_out() => return tracing::debug!(%peer, "{}", Turned::PushedOut),
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -493,7 +549,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(4096);
         let peer = SocketAddr::from(([192, 0, 2, 1], 1));
         let answer = move |request| by_router(router.clone(), request);
-        let served = connection(server, peer, Encrypted(false), answer, Stop::new());
+        let served = connection(server, Guest { peer, place: None }, Encrypted(false), answer, Stop::new());
         let begun = tokio::time::Instant::now();
         let talking = async {
             let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: ";

@@ -366,7 +366,7 @@ impl World {
                 // None: dropped, which closes the socket without a word.
                 let ended = cut.run_until_cancelled(serving).await;
                 connected.lock().unwrap().remove(&serial);
-                if let Some(ended) = ended.filter(|_| !stop.is_stopped()) {
+                if let Some(ended) = ended.filter(|_| !stop.is_stopped() && !cut.is_cancelled()) {
                     eprintln!("a device's uplink ended: {ended}");
                 }
             });

@@ -40,11 +40,11 @@ use crate::{
 use door::Door;
 use homing_base::{
     Stop,
-    crowd::Crowd,
+    door::{Place, Reception, Turned},
     listen,
     tls::{self, Leaf},
 };
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use streams::Streams;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -66,7 +66,7 @@ pub(crate) struct Bound {
 struct Shared {
     door: Door,
     streams: Arc<Streams>,
-    crowd: Arc<Crowd>,
+    reception: Reception,
     stop: Stop,
 }
 
@@ -115,31 +115,31 @@ impl Bound {
         let shared = Arc::new(Shared {
             door: Door::new(&users),
             streams: Streams::new(tunnel, limits, metrics, stop.clone()),
-            crowd: Crowd::new(connections / 2),
+            reception: Reception::new(connections, connections / 2),
             stop: stop.clone(),
         });
         Ok(async move {
-            let plain = serve(self.rtsp, None, Arc::clone(&shared), connections);
-            let encrypted = serve(self.rtsps, Some(acceptor), shared, connections);
+            let plain = serve(self.rtsp, None, Arc::clone(&shared));
+            let encrypted = serve(self.rtsps, Some(acceptor), shared);
             tokio::join!(plain, encrypted);
         })
     }
 }
 
-async fn serve(
-    listener: Option<TcpListener>,
-    tls: Option<TlsAcceptor>,
-    shared: Arc<Shared>,
-    connections: usize,
-) {
+async fn serve(listener: Option<TcpListener>, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let Some(listener) = listener else { return };
-    let stop = shared.stop.clone();
-    listen::accept_loop(listener, connections, stop, move |tcp, peer| {
+    let (stop, room) = (shared.stop.clone(), shared.reception.room());
+    listen::accept_loop(listener, room, stop, move |tcp, peer| {
         let (shared, tls) = (Arc::clone(&shared), tls.clone());
         async move {
-            let stop = shared.stop.clone();
+            let (_admission, place) = match shared.reception.admit(peer.ip()) {
+                Ok(admitted) => admitted,
+                Err(reason) => return tracing::debug!(%peer, %reason, "an RTSP client's connection closed"),
+            };
+            let (stop, place) = (shared.stop.clone(), Arc::new(place));
             tokio::select! {
-                () = Box::pin(connection(tcp, peer, tls, shared)) => (),
+                () = Box::pin(connection(tcp, peer, tls, Arc::clone(&place), shared)) => (),
+                () = place.pushed_out() => tracing::debug!(%peer, "an RTSP client was closed: {}", Turned::PushedOut),
                 () = stop.cancelled() => (),
             }
         }
@@ -147,23 +147,27 @@ async fn serve(
     .await;
 }
 
-async fn connection(tcp: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    let Some(_admitted) = shared.crowd.admit(peer.ip()) else {
-        tracing::debug!(%peer, "an RTSP client's address has as many connections as it may have");
-        return;
-    };
+async fn connection(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    place: Arc<Place>,
+    shared: Arc<Shared>,
+) {
     let _counted = Counted::new(&shared.streams.metrics.gateway_connections);
     let Ok(local) = tcp.local_addr() else { return };
     viewer::prepare(&tcp);
     let Some(tls) = tls else {
-        let mut viewer = Viewer::new(tcp, Arc::clone(&shared), peer, local, true);
+        let mut viewer = Viewer::new(tcp, Arc::clone(&shared), place, peer, local, true);
         let Outcome::Move(worker, request) = viewer.run(None).await else { return };
         let moved = viewer.map(TcpStream::into_std);
         let stop = shared.stop.clone();
         let at_home = async move {
             let Ok(Ok(mut viewer)) = moved.map(|viewer| viewer.map(TcpStream::from_std)) else { return };
+            let place = viewer.place();
             tokio::select! {
                 _ = viewer.run(Some(request)) => (),
+                () = place.pushed_out() => (),
                 () = stop.cancelled() => (),
             }
         };
@@ -171,10 +175,15 @@ async fn connection(tcp: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>, 
         let _ = shared.stop.spawn_on(at_home, &worker).await;
         return;
     };
-    match timeout(HANDSHAKE, tls.accept(tcp)).await {
+    let encrypted = async {
+        tcp.peek(&mut [0]).await?;
+        shared.reception.turn().await.map_err(io::Error::other)?;
+        tls.accept(tcp).await
+    };
+    match timeout(HANDSHAKE, encrypted).await {
         // Its session cannot move to another runtime; what it costs is the encryption anyway.
         Ok(Ok(stream)) => {
-            Viewer::new(stream, shared, peer, local, false).run(None).await;
+            Viewer::new(stream, shared, place, peer, local, false).run(None).await;
         }
         Ok(Err(error)) => tracing::debug!(%peer, %error, "an RTSP client's TLS handshake failed"),
         Err(_) => tracing::debug!(%peer, "an RTSP client's TLS handshake took too long"),

@@ -23,6 +23,7 @@ use super::{
 use crate::outbox::Outbox;
 use anyhow::bail;
 use bytes::BytesMut;
+use homing_base::door::Place;
 use homing_media::rtsp::{Decoder, DecoderLimits, Message, Method, Request, Response};
 use homing_protocol::{SerialNumber, Step};
 use prometheus_client::metrics::gauge::Gauge;
@@ -81,6 +82,8 @@ pub(super) struct Viewer<S> {
     io: S,
     wire: Wire,
     shared: Arc<Shared>,
+    /// Until it has given a user's password.
+    place: Arc<Place>,
     peer: SocketAddr,
     dialogue: Dialogue,
     playing: Option<Playing>,
@@ -157,15 +160,27 @@ enum Happened {
 impl<S> Viewer<S> {
     /// Its socket after `change`, such as a move to another runtime.
     pub fn map<T>(self, change: impl FnOnce(S) -> io::Result<T>) -> io::Result<Viewer<T>> {
-        let Viewer { io, mut wire, shared, peer, dialogue, playing, is_home: _ } = self;
+        let Viewer { io, mut wire, shared, place, peer, dialogue, playing, is_home: _ } = self;
         // It belongs to the runtime that it was made on.
         wire.tick = Box::pin(sleep_until(next_tick(Instant::now(), TICK)));
-        Ok(Viewer { io: change(io)?, wire, shared, peer, dialogue, playing, is_home: true })
+        Ok(Viewer { io: change(io)?, wire, shared, place, peer, dialogue, playing, is_home: true })
+    }
+
+    /// Where it waits while it is a stranger.
+    pub fn place(&self) -> Arc<Place> {
+        Arc::clone(&self.place)
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
-    pub fn new(io: S, shared: Arc<Shared>, peer: SocketAddr, local: SocketAddr, may_move: bool) -> Self {
+    pub fn new(
+        io: S,
+        shared: Arc<Shared>,
+        place: Arc<Place>,
+        peer: SocketAddr,
+        local: SocketAddr,
+        may_move: bool,
+    ) -> Self {
         let now = Instant::now();
         let wire = Wire {
             input: BytesMut::with_capacity(1024),
@@ -180,7 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
             tick: Box::pin(sleep_until(next_tick(now, TICK))),
         };
         let dialogue = Dialogue::new(Arc::clone(&shared), peer.ip(), local.ip());
-        Viewer { io, wire, shared, peer, dialogue, playing: None, is_home: !may_move }
+        Viewer { io, wire, shared, place, peer, dialogue, playing: None, is_home: !may_move }
     }
 
     /// Goes on, with this request first.
@@ -236,7 +251,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
     }
 
     async fn handle(&mut self, request: &Request) -> anyhow::Result<Option<Outcome>> {
-        match self.dialogue.handle(request).await {
+        let reply = self.dialogue.handle(request).await;
+        if self.dialogue.user.is_some() {
+            self.place.leave();
+        }
+        match reply {
             Reply::Answer(answer) => self.wire.answer(answer),
             Reply::Play(answer) => self.play(answer).await,
             Reply::Stop(answer) => {

@@ -2,9 +2,11 @@
 
 use crate::{
     device::Device,
+    player::Player,
     world::{World, code, form, within},
 };
 use homing_base::crowd::Networks;
+use homing_media::rtsp;
 use http::{Method, StatusCode};
 use std::net::SocketAddr;
 use tokio::{
@@ -43,14 +45,81 @@ async fn one_network_cannot_keep_devices_of_another_out() {
     world.dispatcher.vouch(device.serial, device.fingerprint).await;
     let mut silent = Vec::new();
     for _ in 0..32 {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
-        silent.push(socket.connect(world.external).await.unwrap());
+        silent.push(from_address([127, 0, 0, 2], world.external).await);
     }
     let began = tokio::time::Instant::now();
     world.connect(&device).await;
     assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
     assert!(world.metric("homing_tunnel_refused_total{reason=\"too-many-from-network\"}") > 0.0);
+}
+
+/// The goal: who has not shown who it is keeps no VMS out, neither by silence nor by guessing, however many addresses it
+/// has; and who is known stays.
+#[tokio::test]
+async fn strangers_keep_no_vms_out() {
+    let world = World::with(true, |config| {
+        config.limits.internal_connections = 8;
+        config.limits.internal_connections_per_address = 8;
+        config.gateway.connections = 8;
+        config.gateway.rtsp = "127.0.0.1:0".into();
+    })
+    .await;
+    let (device, _) = world.ready("00408C702009").await;
+    device.camera.switch_on();
+    let gateway = world.rtsp.unwrap();
+
+    let asks = |credentials: &str| {
+        format!("GET /api/v1/devices HTTP/1.1\r\nHost: x\r\nAuthorization: {credentials}\r\n\r\n")
+    };
+    let (right, wrong) = (asks(&crate::world::password()), asks("Basic Z3Vlc3M6Z3Vlc3M="));
+    let mut known = TcpStream::connect(world.internal).await.unwrap();
+    assert_eq!(status_of(&mut known, &right).await, 200);
+    let mut watching = Player::at(gateway, "/00408C702009").await;
+    watching.describe().await;
+
+    let mut strangers = Vec::new();
+    for index in 0..120_u8 {
+        // Each address has 4 of 8 places.
+        let from = [127, 0, 0, 10 + index / 4];
+        for to in [world.internal, gateway] {
+            let mut stranger = from_address(from, to).await;
+            if to == world.internal && index % 2 == 0 {
+                let _ = stranger.write_all(wrong.as_bytes()).await;
+            }
+            strangers.push(stranger);
+        }
+    }
+    let mut newcomer = TcpStream::connect(world.internal).await.unwrap();
+    assert_eq!(status_of(&mut newcomer, &right).await, 200);
+    let mut player = Player::at(gateway, "/00408C702009").await;
+    player.describe().await;
+    assert_eq!(status_of(&mut known, &right).await, 200);
+    assert_eq!(watching.ask(rtsp::Method::GetParameter, &[]).await.status, 200);
+    drop(strangers);
+}
+
+/// A connection from one of loopback's many addresses.
+async fn from_address(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// The status that a request is answered with on a connection that goes on.
+async fn status_of(tcp: &mut TcpStream, request: &str) -> u16 {
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let (mut answer, mut chunk) = (Vec::new(), [0; 1024]);
+    loop {
+        let count = within(tcp.read(&mut chunk)).await.unwrap();
+        assert!(count > 0, "closed: {}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&chunk[..count]);
+        let text = String::from_utf8_lossy(&answer);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        if body.len() == length.parse::<usize>().unwrap() {
+            return head.split(' ').nth(1).unwrap().parse().unwrap();
+        }
+    }
 }
 
 #[tokio::test]
@@ -126,9 +195,7 @@ async fn way_from(source: [u8; 4], to: SocketAddr, ways: &mut JoinSet<()>) -> So
         let mut connections = JoinSet::new();
         loop {
             let (mut near, _) = listener.accept().await.unwrap();
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.bind((source, 0).into()).unwrap();
-            let mut far = socket.connect(to).await.unwrap();
+            let mut far = from_address(source, to).await;
             connections.spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
         }
     });
