@@ -2,8 +2,8 @@
 //! external port. Looked at when the server starts and every hour, and by `homing tunnel setup`.
 //!
 //! Not here: refusing anything. A firewall that does not turn connections from inside around (hairpin NAT) looks from here
-//! like one that forwards nothing; so all of this is warnings. Invariant: nothing is said of an address that a device
-//! could dial in the same way and would be at home.
+//! like one that forwards nothing; so all of this is warnings. Invariant: nothing is said of an address where
+//! a device that dials it in the same way is at home, whichever of a name's addresses it takes.
 
 use anyhow::Context;
 use homing_base::{
@@ -53,28 +53,42 @@ async fn leads_elsewhere(address: &UplinkAddress, external: SocketAddr, leaf: &L
             ));
         }
     };
-    let mut failed = String::new();
+    judge(&authority, address.host(), resolved, external, leaf).await
+}
+
+/// What is said of a name's addresses. A device may dial any of them, so one that leads elsewhere is told although another
+/// is well; one that does not answer is not, as long as another is: there may be no IPv6 here.
+async fn judge(
+    authority: &str,
+    host: &str,
+    resolved: Vec<SocketAddr>,
+    external: SocketAddr,
+    leaf: &Leaf,
+) -> Option<String> {
+    let (mut is_ours, mut failed) = (false, String::new());
     for one in resolved {
         // Nothing lies between.
         if one == external {
-            return None;
+            is_ours = true;
+            continue;
         }
-        match shown_at(one, address.host()).await {
-            Ok(shown) if leaf.is_ours(&shown, address.host()) => return None,
+        match shown_at(one, host).await {
+            Ok(shown) if leaf.is_ours(&shown, host) => is_ours = true,
             Ok(_) => {
                 return Some(format!(
                     "the public address {authority} leads to another server ({one} shows a certificate that is not ours): \
-                     check that the firewall forwards it to {external}"
+                     check that the firewall forwards it to {external}, and what the name's DNS entries are"
                 ));
             }
             Err(error) => failed = format!("{one}: {error:#}"),
         }
     }
-    Some(format!(
+    let lost = format!(
         "the public address {authority} does not lead back here ({failed}): check that the firewall forwards it to \
          {external}. If it does, and only does not turn around connections from inside (hairpin NAT), all is well; try from \
          outside"
-    ))
+    );
+    (!is_ours).then_some(lost)
 }
 
 /// The certificate of whoever answers there.
@@ -115,5 +129,54 @@ pub(crate) async fn watch(
             () = tokio::time::sleep(LOOK_AGAIN) => (),
             () = stop.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use homing_base::tls::{PrivateCa, server_config};
+
+    /// Somebody who speaks TLS with that certificate.
+    async fn listens(leaf: &Arc<Leaf>) -> (SocketAddr, tokio::task::JoinSet<()>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(server_config(Arc::clone(leaf)).unwrap());
+        let mut serving = tokio::task::JoinSet::new();
+        serving.spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let _ = acceptor.accept(tcp).await;
+            }
+        });
+        (address, serving)
+    }
+
+    fn leaf(folder: &std::path::Path, ca: &str) -> Arc<Leaf> {
+        let ca = Arc::new(PrivateCa::open(folder, ca).unwrap());
+        Leaf::issued_by(ca, vec!["sts.example".to_owned()], Duration::from_secs(86_400)).unwrap()
+    }
+
+    /// Goal: of a name with several addresses, one that leads to another server is told wherever it stands in the list;
+    /// one that nothing answers at is not, beside one that is ours.
+    #[tokio::test]
+    async fn every_address_of_a_name_has_to_lead_here() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, others) = (leaf(folder.path(), "ours"), leaf(folder.path(), "others"));
+        let (our, _serving) = listens(&ours).await;
+        let (other, _also) = listens(&others).await;
+        let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let external = SocketAddr::from(([127, 0, 0, 9], 9));
+        let judged = async |resolved: &[SocketAddr]| {
+            judge("sts.example:443", "sts.example", resolved.to_vec(), external, &ours).await
+        };
+        for well in [&[our][..], &[our, dead], &[dead, our], &[external, dead]] {
+            assert_eq!(judged(well).await, None, "{well:?}");
+        }
+        for elsewhere in [&[our, other][..], &[other, our], &[external, other]] {
+            let said = judged(elsewhere).await.unwrap();
+            assert!(said.contains("leads to another server") && said.contains(&other.to_string()), "{said}");
+        }
+        assert!(judged(&[dead]).await.unwrap().contains("does not lead back here"));
     }
 }

@@ -111,7 +111,7 @@ pub enum OpenError {
     /// As for any request.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// The device did not set SETTINGS_ENABLE_CONNECT_PROTOCOL; RTSP over HTTP may work instead.
+    /// The device did not set SETTINGS_ENABLE_CONNECT_PROTOCOL.
     #[error(
         "the device does not offer WebSocket through its uplink: it did not set SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441)"
     )]
