@@ -188,7 +188,7 @@ impl Devices {
         let bps: HashMap<SerialNumber, u64> = {
             let inner = self.lock();
             let connected = inner.entries.iter().filter(|(_, entry)| !entry.uplinks.is_empty());
-            let sent = |entry: &Entry| entry.uplinks.iter().map(|connected| connected.meter.bps().0).sum();
+            let sent = |entry: &Entry| entry.uplinks.iter().map(|connected| connected.meter.line_bps()).sum();
             connected.map(|(serial, entry)| (*serial, sent(entry))).collect()
         };
         for site in self.sites.look(|serial| bps.get(&serial).copied().unwrap_or_default()) {

@@ -28,8 +28,10 @@ pub(crate) struct Meter {
     looked_ms: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    line_in: AtomicU64,
     bps_in: AtomicU64,
     bps_out: AtomicU64,
+    line_bps: AtomicU64,
 }
 
 impl Meter {
@@ -40,14 +42,21 @@ impl Meter {
             looked_ms: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
+            line_in: AtomicU64::new(0),
             bps_in: AtomicU64::new(0),
             bps_out: AtomicU64::new(0),
+            line_bps: AtomicU64::new(0),
         }
     }
 
     /// Bits a second, received and sent.
     pub fn bps(&self) -> (u64, u64) {
         (self.bps_in.load(Ordering::Relaxed), self.bps_out.load(Ordering::Relaxed))
+    }
+
+    /// Bits a second received, as the line carries them.
+    pub fn line_bps(&self) -> u64 {
+        self.line_bps.load(Ordering::Relaxed)
     }
 
     /// Takes a look. `false` if the last one is too short ago for a rate.
@@ -61,6 +70,7 @@ impl Meter {
         for (bytes, before, bps) in [
             (stats.bytes_in, &self.bytes_in, &self.bps_in),
             (stats.bytes_out, &self.bytes_out, &self.bps_out),
+            (stats.line_in, &self.line_in, &self.line_bps),
         ] {
             let moved = bytes.saturating_sub(before.swap(bytes, Ordering::Relaxed));
             bps.store(moved.saturating_mul(8000) / elapsed, Ordering::Relaxed);
@@ -102,7 +112,15 @@ mod tests {
     use std::time::SystemTime;
 
     fn stats(bytes_in: u64, bytes_out: u64) -> UplinkStats {
-        UplinkStats { connected_since: SystemTime::now(), bytes_in, bytes_out, rtt: None, streams: 0 }
+        let line_in = bytes_in + bytes_in / 10;
+        UplinkStats {
+            connected_since: SystemTime::now(),
+            bytes_in,
+            bytes_out,
+            line_in,
+            rtt: None,
+            streams: 0,
+        }
     }
 
     #[test]
@@ -112,7 +130,7 @@ mod tests {
         assert!(!meter.look(t0 + Duration::from_secs(1), period / 2, &stats(1_000_000, 0)), "too early");
         assert_eq!(meter.bps(), (0, 0));
         assert!(meter.look(t0 + period, period / 2, &stats(312_500, 625)));
-        assert_eq!(meter.bps(), (500_000, 1000), "bits a second");
+        assert_eq!((meter.bps(), meter.line_bps()), ((500_000, 1000), 550_000), "bits a second");
         assert!(meter.look(t0 + period * 2, period / 2, &stats(312_500, 1250)));
         assert_eq!(meter.bps(), (0, 1000));
     }

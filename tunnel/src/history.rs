@@ -368,7 +368,15 @@ mod tests {
     }
 
     fn stats(bytes_in: u64) -> UplinkStats {
-        UplinkStats { connected_since: SystemTime::now(), bytes_in, bytes_out: 7, rtt: None, streams: 0 }
+        let line_in = bytes_in;
+        UplinkStats {
+            connected_since: SystemTime::now(),
+            bytes_in,
+            bytes_out: 7,
+            line_in,
+            rtt: None,
+            streams: 0,
+        }
     }
 
     /// Goal: what is kept of a device is bounded, the newest is kept, and another device's is untouched.

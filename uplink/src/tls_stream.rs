@@ -40,6 +40,12 @@ const RECORD_OVERHEAD: usize = 64;
 
 const RECORD: usize = 16 * 1024;
 
+/// What a packet carries on most lines, headers included.
+const ON_ETHERNET: usize = 1500;
+
+/// Headers of IPv4 and IPv6, each with TCP's and its timestamps (RFC 7323 §3).
+const HEADERS: [usize; 2] = [20 + 32, 40 + 32];
+
 thread_local! {
     static SCRATCH_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
     static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
@@ -62,6 +68,10 @@ pub(crate) struct TlsStream {
     exporter_secret: Option<OkmBlock>,
     /// Ciphertext that is not a whole record yet.
     incoming: Vec<u8>,
+    /// See [`Self::line_in`].
+    line_in: u64,
+    /// Of each packet from the peer.
+    headers: usize,
     plain: Queue,
     /// Plaintext on its way out.
     outgoing: Vec<u8>,
@@ -104,11 +114,14 @@ impl TlsStream {
     }
 
     async fn handshake(session: Session, tcp: TcpStream) -> Result<Self, HandshakeError> {
+        let is_ipv6 = tcp.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_ipv6());
         let mut this = Self {
             tcp,
             session,
             exporter_secret: None,
             incoming: Vec::new(),
+            line_in: 0,
+            headers: HEADERS[usize::from(is_ipv6)],
             plain: Queue::default(),
             outgoing: Vec::new(),
             sealed: Queue::default(),
@@ -133,6 +146,12 @@ impl TlsStream {
                 Err(error) => return Err(error),
             };
         }
+    }
+
+    /// Bytes received as the line carries them: TLS, and for each segment the headers of TCP (with timestamps) and IP. What
+    /// is read at once is taken to have come in full segments, so that it is rather too little.
+    pub fn line_in(&self) -> u64 {
+        self.line_in
     }
 
     pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
@@ -300,6 +319,8 @@ impl TlsStream {
             if count == 0 {
                 return Poll::Ready(Ok(0));
             }
+            let segments = count.div_ceil(ON_ETHERNET - self.headers);
+            self.line_in += (count + segments * self.headers) as u64;
             scratch[..kept].copy_from_slice(&self.incoming);
             let input = &mut scratch[..kept + count];
             let consumed = self.process(input, received)?;

@@ -48,6 +48,7 @@ struct Shared {
     began: Instant,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    line_in: AtomicU64,
     /// Nanoseconds from `began` to the last byte received.
     last_in: AtomicU64,
     /// Flushing is left to [`Transport::poll_send`].
@@ -117,6 +118,7 @@ impl Transport {
             began: Instant::now(),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
+            line_in: AtomicU64::new(0),
             last_in: AtomicU64::new(0),
             gathering: AtomicBool::new(false),
         }))
@@ -170,7 +172,7 @@ impl Transport {
         if !answers.is_empty() && tls.outgoing().len() < ANSWERS_MAX {
             tls.outgoing().append(&mut answers);
         }
-        self.0.received(count);
+        self.0.received(count, tls.line_in());
         match unframed {
             Err(Unframed::Flood(by)) => {
                 *flood = Some(by);
@@ -229,6 +231,11 @@ impl Transport {
         self.0.bytes_out.load(Ordering::Relaxed)
     }
 
+    /// See [`TlsStream::line_in`].
+    pub fn line_in(&self) -> u64 {
+        self.0.line_in.load(Ordering::Relaxed)
+    }
+
     /// When the last byte came, or the connection began.
     pub fn last_received(&self) -> Instant {
         self.0.began + Duration::from_nanos(self.0.last_in.load(Ordering::Relaxed))
@@ -260,9 +267,10 @@ impl Transport {
 }
 
 impl Shared {
-    fn received(&self, count: usize) {
+    fn received(&self, count: usize, line_in: u64) {
         if count > 0 {
             self.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
+            self.line_in.store(line_in, Ordering::Relaxed);
             self.last_in.store(self.began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         }
     }
@@ -401,7 +409,7 @@ impl AsyncRead for Transport {
             ready!(state.poll_read(cx, buf))?;
             buf.filled().len() - before
         };
-        self.0.received(count);
+        self.0.received(count, state.tls()?.line_in());
         let counted =
             state.watched.as_mut().map_or(Ok(()), |watched| watched.receive(&buf.filled()[before..]));
         Poll::Ready(state.count(counted))

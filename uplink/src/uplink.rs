@@ -145,6 +145,8 @@ pub struct UplinkStats {
     pub bytes_in: u64,
     /// HTTP/2 bytes sent.
     pub bytes_out: u64,
+    /// Bytes received as the line carries them, with TLS, TCP and IP; estimated from how they were read.
+    pub line_in: u64,
     /// Of the last ping; none before the first answer.
     pub rtt: Option<Duration>,
     /// Streams in use now.
@@ -306,6 +308,7 @@ impl Uplink {
             connected_since: self.shared.connected_since,
             bytes_in: self.shared.transport.bytes_in(),
             bytes_out: self.shared.transport.bytes_out(),
+            line_in: self.shared.transport.line_in(),
             rtt: (rtt > 0).then(|| Duration::from_micros(rtt)),
             streams: self.shared.engine.streams(),
         }

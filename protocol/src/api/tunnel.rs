@@ -465,7 +465,7 @@ pub struct Site {
     /// Which devices are there, registered here or not.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub devices: Vec<SerialNumber>,
-    /// What its devices send now, in bits a second.
+    /// What its devices send now, in bits a second as the line carries them: with TLS, TCP and IP, estimated.
     pub bps: u64,
     /// The same over the last minute.
     pub minute_bps: u64,

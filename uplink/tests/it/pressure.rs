@@ -35,6 +35,39 @@ async fn readers_that_stop_slow_nobody_and_grow_nothing() {
     server.end().await;
 }
 
+/// Goal: what a line is said to carry is what packets on Ethernet make of it: nearly 4 % more for what comes in bulk, a packet's
+/// headers and TLS's for each small message that comes alone.
+#[tokio::test]
+async fn the_line_carries_more_than_what_is_in_it() {
+    let mut server = Server::start().await;
+    let pair = server.pair(Carrier::Native, Default::default(), answer).await;
+    let mut bulk = pair.uplink.request(get("/endless")).await.expect("an answer").into_body();
+    let mut moved = 0;
+    while moved < 5_000_000 {
+        moved += within("a chunk", bulk.next()).await.expect("endless").expect("a chunk").len();
+    }
+    let stats = pair.uplink.stats();
+    let share = stats.line_in as f64 / stats.bytes_in as f64;
+    assert!((1.036..1.045).contains(&share), "{share}");
+    pair.end().await;
+
+    let pair = server.pair(Carrier::Native, Default::default(), answer).await;
+    let mut echo = pair.uplink.open_websocket("/echo", "x", HeaderMap::new()).await.expect("a WebSocket");
+    let before = pair.uplink.stats();
+    let mut buffer = [0; 160];
+    for _ in 0..100 {
+        within("written", echo.write_all(&[7; 160])).await.expect("written");
+        within("an echo", echo.read_exact(&mut buffer)).await.expect("read");
+    }
+    let after = pair.uplink.stats();
+    let beside = (after.line_in - before.line_in) - (after.bytes_in - before.bytes_in);
+    // IP, TCP and a record of TLS; credit for what was sent may come by itself.
+    assert!((100 * 74..100 * 74 * 2).contains(&beside), "{beside} for a hundred messages");
+    drop(echo);
+    pair.end().await;
+    server.end().await;
+}
+
 /// Goal: the same for WebSockets, and a stalled one goes on where it stopped.
 #[tokio::test]
 async fn a_stalled_websocket_slows_nobody_and_loses_nothing() {
