@@ -70,11 +70,18 @@ impl Server {
             )
         })?;
         let ca = self.ca.clone().or_else(|| variable("HOMING_CA").map(PathBuf::from)).or(kept.ca);
-        let trust = ca.map(|file| {
-            std::fs::read_to_string(&file).with_context(|| format!("cannot read the CA {}", file.display()))
-        });
-        ApiClient::new("management server", &url, &Auth::Bearer(token), trust.transpose()?.as_deref())
+        let trust = ca.as_deref().map(read_ca).transpose()?;
+        ApiClient::new("management server", &url, &Auth::Bearer(token), trust.as_deref())
     }
+
+    /// The CA that is named on the command line.
+    pub fn trust(&self) -> anyhow::Result<Option<String>> {
+        self.ca.as_deref().map(read_ca).transpose()
+    }
+}
+
+fn read_ca(file: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read the CA {}", file.display()))
 }
 
 /// Nothing where there is none.

@@ -6,19 +6,25 @@
 use super::{
     Failure,
     devices::{State, ago},
+    read_secret,
     server::Server,
     table::{self, Cell},
-    terminal,
+    terminal, usage,
 };
 use crate::cli::print;
 use clap::{Args, ValueEnum};
-use homing_base::client::ApiClient;
+use homing_base::client::{ApiClient, Auth, CallError};
 use homing_management::views::{Device, Figures, Site};
-use homing_protocol::api::tunnel::SiteState;
+use homing_protocol::{
+    api::tunnel::{self, SiteState},
+    secret::Credentials,
+};
+use http::StatusCode;
 use jiff::Timestamp;
 use std::{
     collections::HashMap,
     io::{IsTerminal, Read, stdin, stdout},
+    path::{Path, PathBuf},
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -38,6 +44,21 @@ pub(in crate::cli) struct Options {
     once: bool,
     #[command(flatten)]
     at: Server,
+    /// A tunnel server's internal address instead, https://host:port: for who has another VMS. Then --ca is its tunnel-ca.pem.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["url", "token_file"])]
+    tunnel: Option<String>,
+    /// The internal address's user.
+    #[arg(long, value_name = "NAME", default_value = "vms", requires = "tunnel")]
+    user: String,
+    /// A file with that user's password, - for standard input.
+    #[arg(long, value_name = "FILE", requires = "tunnel")]
+    password_file: Option<PathBuf>,
+}
+
+/// Who is asked.
+enum Source {
+    Management(ApiClient),
+    Tunnel(ApiClient),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -75,7 +96,8 @@ impl Sort {
 struct Look {
     devices: Vec<Device>,
     figures: HashMap<(String, String), Figures>,
-    sites: Vec<Site>,
+    /// Which sites are full, and how full.
+    full: Vec<String>,
 }
 
 /// What is shown of it, and how.
@@ -102,10 +124,10 @@ enum Pressed {
 }
 
 pub(super) async fn run(options: Options) -> Result<(), Failure> {
-    let client = options.at.client()?;
+    let source = options.source()?;
     let mut view = View {
-        peer: client.peer().to_owned(),
-        look: look(&client).await?,
+        peer: source.client().peer().to_owned(),
+        look: source.look().await?,
         problem: None,
         find: options.find.unwrap_or_default(),
         typing: false,
@@ -117,7 +139,7 @@ pub(super) async fn run(options: Options) -> Result<(), Failure> {
         print(&view.draw(None, terminal::width(), terminal::has_colours(), Timestamp::now()));
         return Ok(());
     }
-    let _screen = terminal::Screen::begin().map_err(|error| super::usage(error.into()))?;
+    let _screen = terminal::Screen::begin().map_err(|error| usage(error.into()))?;
     let mut keys = keys();
     let mut ticks = tokio::time::interval(Duration::from_secs(options.every));
     ticks.tick().await;
@@ -126,7 +148,7 @@ pub(super) async fn run(options: Options) -> Result<(), Failure> {
         let text = view.draw(Some(rows), Some(columns), terminal::has_colours(), Timestamp::now());
         print(&on_screen(&text));
         tokio::select! {
-            _ = ticks.tick() => match look(&client).await {
+            _ = ticks.tick() => match source.look().await {
                 Ok(look) => (view.look, view.problem) = (look, None),
                 Err(failure @ Failure::NotAuthorised(_)) => return Err(failure),
                 Err(failure) => view.problem = Some(failure.to_string()),
@@ -139,12 +161,90 @@ pub(super) async fn run(options: Options) -> Result<(), Failure> {
     }
 }
 
-async fn look(client: &ApiClient) -> Result<Look, Failure> {
-    let devices: Vec<Device> = client.get("/api/v1/devices").await?;
-    let figures: Vec<Figures> = client.get("/api/v1/figures").await?;
-    let sites: Vec<Site> = client.get("/api/v1/sites").await?;
-    let by = |figures: Figures| ((figures.tunnel_server.clone(), figures.serial.clone()), figures);
-    Ok(Look { devices, figures: figures.into_iter().map(by).collect(), sites })
+impl Options {
+    fn source(&self) -> Result<Source, Failure> {
+        let Some(url) = &self.tunnel else { return self.at.client().map(Source::Management) };
+        let password = match &self.password_file {
+            Some(file) if file == Path::new("-") => Some(terminal::line("the internal address's password")),
+            Some(file) => Some(read_secret(file)),
+            None => None,
+        };
+        let auth = match password.transpose().map_err(usage)? {
+            Some(password) => Auth::Basic(Credentials::new(self.user.clone(), password)),
+            None => Auth::Nobody,
+        };
+        let trust = self.at.trust().map_err(usage)?;
+        ApiClient::new("tunnel server", url, &auth, trust.as_deref()).map(Source::Tunnel).map_err(usage)
+    }
+}
+
+impl Source {
+    fn client(&self) -> &ApiClient {
+        let (Source::Management(client) | Source::Tunnel(client)) = self;
+        client
+    }
+
+    async fn look(&self) -> Result<Look, Failure> {
+        match self {
+            Source::Management(client) => {
+                let devices: Vec<Device> = client.get("/api/v1/devices").await?;
+                let figures: Vec<Figures> = client.get("/api/v1/figures").await?;
+                let sites: Vec<Site> = client.get("/api/v1/sites").await?;
+                let full = sites.iter().filter(|site| site.state == SiteState::Full);
+                let full = full.map(|site| uses(&site.name, site.minute_bps, site.upstream_mbit));
+                let by =
+                    |figures: Figures| ((figures.tunnel_server.clone(), figures.serial.clone()), figures);
+                Ok(Look { devices, figures: figures.into_iter().map(by).collect(), full: full.collect() })
+            }
+            Source::Tunnel(client) => {
+                let devices = client.get::<Vec<tunnel::Device>>("/api/v1/devices").await;
+                let devices = devices.map_err(not_let_in)?;
+                let sites: Vec<tunnel::Site> = client.get("/api/v1/sites").await?;
+                let full = sites.iter().filter(|site| site.state == SiteState::Full);
+                let full = full.map(|site| uses(&site.name, site.minute_bps, site.upstream_mbit));
+                let connected = devices.iter().filter(|device| device.connected);
+                Ok(Look {
+                    figures: connected.map(figures_of).collect(),
+                    full: full.collect(),
+                    devices: devices.iter().map(at_another_vms).collect(),
+                })
+            }
+        }
+    }
+}
+
+/// Whether it was added at another VMS is not known here: as if it were.
+fn at_another_vms(device: &tunnel::Device) -> Device {
+    Device { site: device.site.clone(), ..Device::new("", device, Some(0)) }
+}
+
+/// By server and serial number, as [`Look::figures`] has them.
+fn figures_of(device: &tunnel::Device) -> ((String, String), Figures) {
+    let figures = Figures {
+        serial: device.serial.to_string(),
+        tunnel_server: String::new(),
+        rtt_ms: device.rtt_ms,
+        bytes_in: device.bytes_in,
+        bytes_out: device.bytes_out,
+        bps_in: device.bps_in,
+        bps_out: device.bps_out,
+    };
+    ((String::new(), figures.serial.clone()), figures)
+}
+
+/// At a tunnel server there are no tokens.
+fn not_let_in(error: CallError) -> Failure {
+    match error {
+        CallError::Refused { status: StatusCode::UNAUTHORIZED, peer, .. } => Failure::NotAuthorised(format!(
+            "{peer} wants user and password of its internal address: --user and --password-file, as [tunnel] of its \
+             configuration has them"
+        )),
+        other => other.into(),
+    }
+}
+
+fn uses(name: &str, minute_bps: u64, upstream_mbit: Option<f64>) -> String {
+    format!("{name} uses {} of its {} Mbit/s", rate(minute_bps), upstream_mbit.unwrap_or_default())
 }
 
 /// Keys as they are pressed. The thread ends with the process: a read from a terminal cannot be taken back.
@@ -240,20 +340,7 @@ impl View {
         let sum = |of: fn(&Figures) -> u64| -> u64 {
             wanted.iter().filter_map(|device| self.figures(device)).map(of).sum()
         };
-        let full: Vec<String> = self
-            .look
-            .sites
-            .iter()
-            .filter(|site| site.state == SiteState::Full)
-            .map(|site| {
-                format!(
-                    "{} uses {} of its {} Mbit/s",
-                    site.name,
-                    rate(site.minute_bps),
-                    site.upstream_mbit.unwrap_or_default()
-                )
-            })
-            .collect();
+        let full = &self.look.full;
         let head = format!(
             "{connected} of {} devices connected, {} in, {} out; {}{}",
             wanted.len(),
@@ -352,7 +439,7 @@ mod tests {
         let figures = [figures("A1", 512_000, 30), figures("A2", 4_000_000, 12)].into_iter().collect();
         View {
             peer: "https://vms".into(),
-            look: Look { devices, figures, sites: Vec::new() },
+            look: Look { devices, figures, full: Vec::new() },
             problem: None,
             find: String::new(),
             typing: false,
