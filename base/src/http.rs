@@ -15,6 +15,7 @@ use axum::{
 };
 use bytes::Bytes;
 use homing_protocol::api::Problem;
+use homing_uplink::FloodGuard;
 use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
     service::service_fn,
@@ -385,8 +386,14 @@ where
         .keep_alive_interval(HTTP2_PING)
         .keep_alive_timeout(HTTP2_PING)
         .enable_connect_protocol()
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(FloodGuard::new(io)), service);
     tokio::pin!(connection);
+    let unasked = async {
+        tokio::time::sleep(HEAD_DEADLINE).await;
+        if asked.load(Ordering::Relaxed) > 0 {
+            std::future::pending::<()>().await;
+        }
+    };
     let idle = async {
         let mut before = 0;
         loop {
@@ -401,6 +408,8 @@ where
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = guest.pushed_out() => return tracing::debug!(%peer, "{}", Turned::PushedOut),
+        // Not in order: its preface may be missing, and there is no order before.
+        () = unasked => return tracing::debug!(%peer, "HTTP/2, and nothing asked in time"),
         () = idle => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {

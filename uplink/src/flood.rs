@@ -7,9 +7,14 @@
 //!
 //! Not here: who sends too many *requests*, which is what a device is for. At the device's end, where HTTP/2 is `h2`'s, the heads of
 //! frames are read as they pass ([`Watched`]). Cost: a few instructions a frame; no clock, no timer, no wake-up until the allowance is used up.
+//! [`FloodGuard`] is the same for whoever else serves HTTP/2 to strangers.
 //!
 //! Invariant: whatever is earned, an allowance is never more than [`BURST`].
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 /// A control frame's price; everything else is counted in parts of it.
@@ -150,6 +155,72 @@ impl Watched {
             1 => allowance.send_headers(),
             _ => {}
         });
+    }
+}
+
+/// The bytes under any server's HTTP/2. A client that floods it with control frames is not read any more: reading fails
+/// with [`io::ErrorKind::InvalidData`], and the error names the frames.
+pub struct FloodGuard<I> {
+    io: I,
+    watched: Watched,
+}
+
+impl<I> FloodGuard<I> {
+    /// Of a connection whose preface has not been read.
+    pub fn new(io: I) -> Self {
+        Self { io, watched: Watched::server() }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for FloodGuard<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+        let received = self.watched.receive(&buffer.filled()[before..]);
+        Poll::Ready(
+            received.map_err(|flood| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("flooded with {}", flood.0))
+            }),
+        )
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for FloodGuard<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
+        self.watched.send(&bytes[..written]);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices))?;
+        let mut left = written;
+        for slice in slices {
+            let taken = left.min(slice.len());
+            self.watched.send(&slice[..taken]);
+            left -= taken;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

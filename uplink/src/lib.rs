@@ -50,6 +50,7 @@ pub use address::{AddressError, Carrier, HttpProxy, UplinkAddress};
 pub use backoff::{Backoff, BackoffSettings};
 pub use body::{Body, BodyError, BodySender};
 pub use dial::{DialError, DialedUplink, Dialer};
+pub use flood::FloodGuard;
 pub use hop::strip_hop_by_hop;
 pub use keep::{Keep, UplinkState};
 pub use pace::Pace;

@@ -22,6 +22,7 @@ mod orders;
 mod passwords;
 mod player;
 mod pressure;
+mod pressure_internal;
 mod pressure_rtsp;
 mod programs;
 mod proxy;
