@@ -86,6 +86,8 @@ pub(crate) struct Metrics {
     pub gateway_viewers: Gauge,
     /// Streams from devices that they share.
     pub gateway_streams: Gauge,
+    /// Bytes kept of them, and waiting for viewers that are slow.
+    pub gateway_queued_bytes: Gauge,
     /// Bytes that viewers were sent.
     pub gateway_sent_bytes: Counter,
     /// Packets that viewers missed who were too slow.
@@ -111,6 +113,7 @@ impl Default for Metrics {
             gateway_connections: Gauge::default(),
             gateway_viewers: Gauge::default(),
             gateway_streams: Gauge::default(),
+            gateway_queued_bytes: Gauge::default(),
             gateway_sent_bytes: Counter::default(),
             gateway_dropped_packets: Counter::default(),
             gateway_refused: Family::default(),
@@ -159,6 +162,11 @@ impl Metrics {
                 ("gateway_connections", "RTSP clients that are connected", &self.gateway_connections),
                 ("gateway_viewers", "RTSP clients to whom something plays", &self.gateway_viewers),
                 ("gateway_streams", "Streams from devices that RTSP clients share", &self.gateway_streams),
+                (
+                    "gateway_queued_bytes",
+                    "Bytes kept of streams for RTSP clients, and waiting for those that are slow",
+                    &self.gateway_queued_bytes,
+                ),
             ] {
                 registry.register(name, help, gauge.clone());
             }

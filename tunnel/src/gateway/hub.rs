@@ -8,8 +8,10 @@
 //! Invariant: memory is bounded by the limit and one unit, however many viewers there are; a viewer never sees packets
 //! out of order, and after a gap the first thing that it sees is a key picture.
 
+use super::viewer::Weighed;
 use bytes::Bytes;
 use homing_media::{rtp, rtsp::interleaved_head};
+use prometheus_client::metrics::gauge::Gauge;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -50,6 +52,7 @@ struct State {
     /// Each with the number of packets before it.
     units: VecDeque<(u64, Unit)>,
     bytes: usize,
+    weighed: Weighed,
     /// Units that are no longer there: the number of `units[0]`.
     first: u64,
     packets: u64,
@@ -94,6 +97,12 @@ impl Hub {
         Hub { limit_bytes, state: Mutex::new(state) }
     }
 
+    /// Counts what it keeps.
+    pub fn weighed(mut self, gauge: &Gauge) -> Self {
+        self.state.get_mut().unwrap_or_else(PoisonError::into_inner).weighed = Weighed::new(gauge);
+        self
+    }
+
     /// Takes what came; gives its number.
     pub fn push(&self, unit: Unit) -> u64 {
         let state = &mut *self.lock();
@@ -105,6 +114,7 @@ impl Hub {
         while state.bytes > self.limit_bytes && state.units.len() > 1 {
             Self::forget_first(state);
         }
+        state.weighed.set(state.bytes);
         state.wake();
         number
     }
@@ -119,6 +129,7 @@ impl Hub {
         while state.first < before && state.bytes > SLACK_BYTES {
             Self::forget_first(state);
         }
+        state.weighed.set(state.bytes);
         // Those who wait for it.
         state.wake();
     }

@@ -119,7 +119,9 @@ async fn open(streams: &Streams, stream: &Stream) -> Result<(Session, Pump, Arc<
     if let (true, Some(error)) = (tracks.is_empty(), refused) {
         return Err(failed(error));
     }
-    let hub = Arc::new(Hub::new(tracks.len(), streams.limits.kept_bytes));
+    let hub =
+        Hub::new(tracks.len(), streams.limits.kept_bytes).weighed(&streams.metrics.gateway_queued_bytes);
+    let hub = Arc::new(hub);
     let offer = Offer {
         sdp: description.sdp,
         sections,

@@ -96,6 +96,7 @@ struct Wire {
     input: BytesMut,
     decoder: Decoder,
     output: Outbox,
+    weighed: Weighed,
     units: VecDeque<Unit>,
     is_flushed: bool,
     began: Instant,
@@ -143,6 +144,33 @@ impl Drop for Counted {
     }
 }
 
+/// Bytes in a gauge, for as long as it lives.
+#[derive(Default)]
+pub(super) struct Weighed {
+    gauge: Gauge,
+    bytes: usize,
+}
+
+impl Weighed {
+    pub fn new(gauge: &Gauge) -> Self {
+        Weighed { gauge: gauge.clone(), bytes: 0 }
+    }
+
+    /// So many now.
+    pub fn set(&mut self, bytes: usize) {
+        if bytes != self.bytes {
+            self.gauge.inc_by(bytes as i64 - self.bytes as i64);
+            self.bytes = bytes;
+        }
+    }
+}
+
+impl Drop for Weighed {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 /// What comes of a connection.
 pub(super) enum Outcome {
     /// It is over.
@@ -186,6 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
             input: BytesMut::with_capacity(1024),
             decoder: Decoder::new(LIMITS),
             output: Outbox::default(),
+            weighed: Weighed::new(&shared.streams.metrics.gateway_queued_bytes),
             units: VecDeque::new(),
             is_flushed: true,
             began: now,
@@ -456,6 +485,16 @@ impl Wire {
 
     /// Ready when everything is written.
     fn poll_write<S: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut S,
+    ) -> Poll<io::Result<()>> {
+        let written = self.poll_write_all(cx, io);
+        self.weighed.set(self.output.bytes());
+        written
+    }
+
+    fn poll_write_all<S: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         io: &mut S,

@@ -69,7 +69,8 @@ async fn slow_loris_is_given_up_and_nobody_notices() {
 }
 
 /// The goal: a viewer that never reads is dropped after its time, one that is slow goes on at a key picture, with
-/// everything that it missed counted; a third one beside them gets every packet, and the camera never waits.
+/// everything that it missed counted; a third one beside them gets every packet, and the camera never waits. What is kept
+/// for all of them is bounded by the configuration, and nothing is when they have gone.
 #[tokio::test]
 async fn a_viewer_that_does_not_read_holds_up_nobody() {
     fn impatient(config: &mut Config) {
@@ -89,6 +90,8 @@ async fn a_viewer_that_does_not_read_holds_up_nobody() {
 
     // 30 MB: more than any buffer on the way holds.
     let (mut sequence, mut last) = (None, 1);
+    let queued = || world.metric("homing_tunnel_gateway_queued_bytes");
+    let mut most = 0.0_f64;
     for number in 2..1000 {
         camera.picture_of(number, number % 50 == 0, 30_000);
         while last != number {
@@ -96,7 +99,12 @@ async fn a_viewer_that_does_not_read_holds_up_nobody() {
             assert!(sequence.is_none_or(|before: u16| before.wrapping_add(1) == next), "at {picture}");
             (sequence, last) = (Some(next), picture);
         }
+        most = most.max(queued());
     }
+    // One stream, and for each viewer what is gathered at once and a unit, 64 KiB each.
+    let bound = world.config.gateway.kept_bytes + 3 * 2 * 65_536;
+    assert!(most <= bound as f64, "{most} bytes were kept, where {bound} are allowed");
+    assert!(most > 1e6, "{most} bytes: it was not weighed");
     // The slow one reads on: what was in its way, then a gap, then a key picture's first packet.
     let (mut before, mut gaps) = (slow.picture().await, 0);
     while before.1 != 999 {
@@ -117,7 +125,13 @@ async fn a_viewer_that_does_not_read_holds_up_nobody() {
         }
     };
     within(gone).await;
-    drop(never);
+    drop((never, slow, good));
+    let forgotten = async {
+        while queued() > 0.0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    within(forgotten).await;
 }
 
 /// The goal: every limit is kept: connections of one address, streams of one device, length of a request, requests
