@@ -9,7 +9,7 @@ use homing_base::tls::{Https, client_config};
 use homing_tunnel::Plain;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, ext::Protocol};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -89,6 +89,57 @@ async fn api_and_proxy_speak_http_2() {
     assert_eq!(&back, b"OPTIONS * RTSP/1.0\r\n\r\n");
     let elsewhere = through(Method::CONNECT, "127.0.0.1:554").body(Bytes::new()).unwrap();
     assert_eq!(ask(&mut client, elsewhere).await.status(), StatusCode::FORBIDDEN);
+}
+
+/// Goal: by HTTP/2, too, a WebSocket is opened through the proxy (RFC 8441 §4), its frames are the two ends' own, and nobody
+/// opens one without the password.
+#[tokio::test]
+async fn a_websocket_is_passed_on_by_http_2() {
+    let world = World::new().await;
+    world.ready("00408C702009").await;
+    let mut client = http2(&world).await;
+    // Its answer comes behind the server's settings, which allow extended CONNECT.
+    let api = Request::get(format!("https://{}/api/v1/server", world.internal));
+    ask(&mut client, api.body(Bytes::new()).unwrap()).await;
+    let websocket = |path: &str, protocol: &'static str| {
+        Request::connect(format!("http://00408c702009{path}"))
+            .extension(Protocol::from_static(protocol))
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-protocol", "chat")
+    };
+    let with_password = |request: http::request::Builder| {
+        request.header("proxy-authorization", password()).body(Bytes::new()).unwrap()
+    };
+    let denied = ask(&mut client, websocket("/ws", "websocket").body(Bytes::new()).unwrap()).await;
+    assert_eq!(denied.status(), StatusCode::PROXY_AUTHENTICATION_REQUIRED);
+    let other = ask(&mut client, with_password(websocket("/ws", "connect-udp"))).await;
+    assert_eq!(other.status(), StatusCode::FORBIDDEN);
+    let missing = ask(&mut client, with_password(websocket("/headers", "websocket"))).await;
+    assert_eq!(missing.status(), StatusCode::NOT_FOUND, "the device's own refusal");
+
+    let mut answer = ask(&mut client, with_password(websocket("/ws", "websocket"))).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
+    for of_http_1 in ["upgrade", "connection", "sec-websocket-accept"] {
+        assert!(!answer.headers().contains_key(of_http_1), "{answer:?}");
+    }
+    let mut stream = TokioIo::new(within(hyper::upgrade::on(&mut answer)).await.unwrap());
+    // Masked with zeros, as a client may; the answer is not masked.
+    for size in [1_usize, 125] {
+        let payload = vec![b'x'; size];
+        stream.write_all(&[&[0x82, 0x80 | size as u8, 0, 0, 0, 0][..], &payload].concat()).await.unwrap();
+        let mut back = vec![0; 2 + size];
+        within(stream.read_exact(&mut back)).await.unwrap();
+        assert_eq!((back[0], back[1]), (0x82, size as u8));
+        assert!(back[2..] == payload);
+    }
+    // A close goes there and comes back; then the stream ends, and the connection does not.
+    stream.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+    let mut rest = Vec::new();
+    within(stream.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(rest.first(), Some(&0x88), "{rest:?}");
+    let after = through(Method::GET, "http://00408c702009/headers").body(Bytes::new()).unwrap();
+    assert_eq!(ask(&mut client, after).await.status(), StatusCode::OK);
 }
 
 /// Goal: HTTP/2 without TLS, by its preface; however its bytes come, and not mistaken for a method that begins alike.
