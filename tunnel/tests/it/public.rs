@@ -1,9 +1,28 @@
 //! Addresses: by IPv4, IPv6 and DNS name; and what is said of public ones that devices will not find us by.
 
-use crate::{device::Device, world::*};
+use crate::{
+    device::Device,
+    player::Player,
+    pressure::head,
+    world::{self, *},
+};
+use homing_base::{
+    client::{ApiClient, Auth},
+    tls::client_config,
+};
+use homing_protocol::{
+    api::tunnel::{Device as Seen, Server},
+    secret::Credentials,
+};
 use homing_tunnel::{Config, setup};
+use homing_uplink::{Dialer, UplinkAddress};
 use hyper::StatusCode;
-use std::{net::SocketAddr, path::Path};
+use rustls::pki_types::ServerName;
+use std::{net::SocketAddr, path::Path, sync::Arc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 /// An address of this machine that nobody listens on now.
 fn free(ip: &str) -> SocketAddr {
@@ -40,14 +59,95 @@ async fn step_6_connect_by_ipv4_ipv6_and_name() {
     let expected = [format!("[::1]:{port}"), format!("127.0.0.1:{port}"), format!("localhost:{port}")];
     assert_eq!(relayed.servers, expected);
     world.dispatcher.vouch(device.serial, device.fingerprint).await;
-    for address in ["::1", "127.0.0.1"] {
-        let address = SocketAddr::new(address.parse().unwrap(), port);
-        let uplink = within(device.dial(address, &world.trust_anchor())).await;
-        let uplink = uplink.unwrap_or_else(|error| panic!("{address}: {error}"));
+    for host in ["::1", "127.0.0.1", "localhost"] {
+        let address = UplinkAddress::new(host, port).unwrap();
+        let uplink = within(Dialer::new(address, device.tls(&world.trust_anchor())).dial()).await;
+        let uplink = uplink.unwrap_or_else(|error| panic!("{host}: {error}"));
         let serving = device.serve(uplink, &world.site);
-        world.device_until(device.serial, |device| device.connected).await;
+        let connected = world.device_until(device.serial, |device| device.connected).await;
+        let dialled = [format!("[{host}]:{port}"), format!("{host}:{port}")];
+        assert!(dialled.contains(connected.uplinks[0].dialled.as_ref().unwrap()), "{connected:?}");
         serving.abort();
         world.device_until(device.serial, |device| !device.connected).await;
+    }
+}
+
+/// Goal: a server that has IPv6 alone, outside and inside, is as good as another: a device finds it, a VMS uses its API, its
+/// proxy and its gateway, plain and encrypted, and every URL that is printed can be used as it stands.
+#[tokio::test]
+async fn device_and_vms_use_a_server_that_has_ipv6_alone() {
+    let world = World::with(true, |config| {
+        let any: SocketAddr = "[::1]:0".parse().unwrap();
+        (config.external, config.internal) = (any, any);
+        (config.gateway.rtsp, config.gateway.rtsps) = (any.to_string(), any.to_string());
+    })
+    .await;
+    let plain = format!("http://{}", world.internal);
+    assert!(plain.starts_with("http://[::1]:"), "{plain}");
+    assert_eq!(world.internal_url, plain);
+    let anchor = world.trust_anchor();
+    let auth = Auth::Basic(Credentials::new(USER, PASSWORD));
+    let client = |base: &str| ApiClient::new("tunnel", base, &auth, Some(&anchor)).unwrap();
+
+    let device = Device::new("00408C702009");
+    let new = serde_json::to_value(new_device(&device)).unwrap();
+    let made: Seen = client(&plain).send(http::Method::POST, "/api/v1/devices", &new).await.unwrap();
+    assert_eq!(made.serial, device.serial);
+    let own = world.external.to_string();
+    assert!(own.starts_with("[::1]:"), "{own}");
+    assert_eq!(world.dispatcher.relayed()[0].1.servers, [own.as_str()], "what the device is told to dial");
+    world.dispatcher.vouch(device.serial, device.fingerprint).await;
+    world.connect(&device).await;
+    for base in [plain.clone(), plain.replace("http:", "https:")] {
+        let server: Server = client(&base).get("/api/v1/server").await.unwrap();
+        assert_eq!((server.external.as_str(), &server.public[..]), (own.as_str(), &[own.clone()][..]));
+    }
+    let seen = world.handle.device(device.serial).unwrap();
+    assert!(seen.peer.unwrap().starts_with("[::1]:"));
+    assert_eq!(seen.uplinks[0].dialled.as_ref(), Some(&own));
+
+    let trust = Arc::new(client_config(Some(&anchor)).unwrap());
+    let tls = async |to: SocketAddr| {
+        let tcp = TcpStream::connect(to).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&trust));
+        within(connector.connect(ServerName::from(to.ip()), tcp)).await.unwrap()
+    };
+    let proxied = async |mut io: Box<dyn crate::player::Io>| {
+        let request = format!(
+            "GET http://00408c702009/headers HTTP/1.1\r\nHost: x\r\nProxy-Authorization: {}\r\n\r\n",
+            world::password()
+        );
+        io.write_all(request.as_bytes()).await.unwrap();
+        assert!(within(head(&mut io)).await.unwrap().starts_with("HTTP/1.1 200 "));
+    };
+    proxied(Box::new(TcpStream::connect(world.internal).await.unwrap())).await;
+    proxied(Box::new(tls(world.internal).await)).await;
+    let mut rtsp = TcpStream::connect(world.internal).await.unwrap();
+    let connect = format!(
+        "CONNECT 00408c702009:554 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: {}\r\n\r\n",
+        world::password()
+    );
+    rtsp.write_all(connect.as_bytes()).await.unwrap();
+    assert!(within(head(&mut rtsp)).await.unwrap().starts_with("HTTP/1.1 200 "));
+    rtsp.write_all(b"OPTIONS").await.unwrap();
+    within(rtsp.read_exact(&mut [0; 7])).await.unwrap();
+
+    device.camera.switch_on();
+    let (gateway, encrypted) = (world.rtsp.unwrap(), world.rtsps.unwrap());
+    let url = |scheme: &str, gateway: SocketAddr| format!("{scheme}://[::1]:{}/00408C702009", gateway.port());
+    let mut players = [
+        Player::over(Box::new(TcpStream::connect(gateway).await.unwrap()), url("rtsp", gateway)),
+        Player::over(Box::new(tls(encrypted).await), url("rtsps", encrypted)),
+    ];
+    for player in &mut players {
+        let tracks = player.describe().await;
+        assert_eq!(tracks[0], format!("{}/trackID=0", player.url));
+        let (played, _) = tokio::join!(player.play(), async {
+            device.camera.plays(1).await;
+            device.camera.picture(1, true)
+        });
+        assert!(played.headers.get("RTP-Info").unwrap().contains(&player.url), "{played:?}");
+        assert_eq!(player.picture().await.1, 1);
     }
 }
 

@@ -37,6 +37,8 @@ pub struct World {
     pub external: SocketAddr,
     pub internal: SocketAddr,
     pub handle: TunnelHandle,
+    /// The internal address, as it is printed.
+    pub internal_url: String,
     /// The RTSP gateway, where the configuration has one.
     pub rtsp: Option<SocketAddr>,
     pub rtsps: Option<SocketAddr>,
@@ -69,7 +71,7 @@ impl World {
         }
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let (role, ops) = (Stop::new(), Ops::new());
-        let Started { handle, external, internal, config, reloader, rtsp, rtsps, running } =
+        let Started { handle, external, internal, internal_url, config, reloader, rtsp, rtsps, running } =
             start(folder.path(), &dispatcher, nowhere, nowhere, &ops, &role, &adjust).await;
         World {
             folder,
@@ -80,6 +82,7 @@ impl World {
             external,
             internal,
             handle,
+            internal_url,
             rtsp,
             rtsps,
             config,
@@ -241,6 +244,7 @@ struct Started {
     handle: TunnelHandle,
     external: SocketAddr,
     internal: SocketAddr,
+    internal_url: String,
     rtsp: Option<SocketAddr>,
     rtsps: Option<SocketAddr>,
     config: Config,
@@ -280,6 +284,7 @@ async fn start(
         handle: bound.handle(),
         external: bound.external_addr(),
         internal: bound.internal_addr(),
+        internal_url: bound.internal_url().0,
         config,
         reloader: bound.reloader(),
         rtsp: bound.rtsp_addr(),
