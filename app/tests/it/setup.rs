@@ -5,7 +5,7 @@ use std::{
     fs,
     io::Write,
     net::TcpListener,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -14,8 +14,15 @@ use std::{
 #[track_caller]
 fn set_up(folder: &Path, arguments: &[&str], typed: &str) -> (i32, String, String) {
     let mut command = Command::new(homing());
+    command.env_clear();
+    set_up_by(command, folder, arguments, typed)
+}
+
+/// The same by a command that runs the program.
+#[track_caller]
+fn set_up_by(mut command: Command, folder: &Path, arguments: &[&str], typed: &str) -> (i32, String, String) {
     command.args(["tunnel", "setup", "--config"]).arg(folder.join("etc/homing.toml"));
-    command.arg("--data").arg(folder.join("data")).args(arguments).current_dir(folder).env_clear();
+    command.arg("--data").arg(folder.join("data")).args(arguments).current_dir(folder);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // It may have ended before it has read.
@@ -63,7 +70,7 @@ fn an_installer_answers_questions_and_the_server_runs() {
     let folder = Folder::new();
     let home = folder.path();
     let (_dispatcher, api, ca, account) = dispatcher(home);
-    let (external, internal) = (free(), free());
+    let (external, internal, rtsp) = (free(), free(), free());
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap();
     let typed = [
@@ -75,6 +82,11 @@ fn an_installer_answers_questions_and_the_server_runs() {
         &format!("127.0.0.1:{internal}"), // good
         "http://127.0.0.1",               // public: no address of a device
         &format!("localhost:{external}"), // good, and leads back
+        &format!("127.0.0.1:{internal}"), // RTSP gateway: the same
+        &format!("127.0.0.1:{rtsp}"),     // good
+        "",                               // inside TLS: off
+        "perhaps",                        // whether user and password are asked for
+        "",                               // yes
         "",                               // user: as suggested
         "too short",                      // password
         "",                               // a new one
@@ -97,6 +109,9 @@ fn an_installer_answers_questions_and_the_server_runs() {
         "same IP address and port",
         "at least 16 characters",
         "always uses TLS",
+        &format!("the internal address is 127.0.0.1:{internal}, which is the same IP address and port"),
+        "without a password",
+        "yes or no",
         "cannot read gone.pem",
         "it does not know this account and password",
         "Several with commas",
@@ -111,6 +126,7 @@ fn an_installer_answers_questions_and_the_server_runs() {
         "{printed}"
     );
     assert!(printed.contains(&format!("internal address http://127.0.0.1:{internal}")), "{printed}");
+    assert!(printed.contains(&format!("players watch rtsp://127.0.0.1:{rtsp}/SERIAL")), "{printed}");
 
     let file = home.join("etc/homing.toml");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
@@ -124,6 +140,9 @@ fn an_installer_answers_questions_and_the_server_runs() {
     let server_says = wait_for("the server answers", seconds(30), || asked(password));
     assert_eq!(server_says["name"], "harbour", "{server_says}");
     assert!(asked("another").is_err());
+    let gateway = format!("rtsp://127.0.0.1:{rtsp}/");
+    let options = output(Command::new("curl").args(["--silent", "--show-error", "--include", &gateway]));
+    assert!(options.starts_with(b"RTSP/1.0 200 OK"), "{}", String::from_utf8_lossy(&options));
 
     // While it runs, what is written is known, its ports are its own, and its address leads back.
     let (code, printed, said) = set_up(home, &["--yes"], "");
@@ -218,6 +237,219 @@ fn a_script_sets_up_by_flags_and_nothing_is_overwritten_unasked() {
     fs::write(&file, "[dispatcher]\nnames = ['a']\n").unwrap();
     let (code, _, said) = call(&changed);
     assert!(code == 1 && said.contains("for other roles, too"), "{code} {said}");
+}
+
+/// The goal: what the VMS needs is set by flags alone: on every address, names without which no certificate would fit are
+/// insisted on, and a client that trusts the CA believes them; the RTSP gateway is there, plain and inside TLS; and a server
+/// that asks for no password is told of by setup and at every start.
+#[test]
+fn a_script_sets_how_the_vms_is_served() {
+    let folder = Folder::new();
+    let home = folder.path();
+    let account = secret(home, "account", "battery\n");
+    let [external, internal, rtsp, rtsps] = [(); 4].map(|()| free());
+    let (outside, everywhere) = (format!("127.0.0.1:{external}"), format!("0.0.0.0:{internal}"));
+    let (rtsp, rtsps) = (format!("127.0.0.1:{rtsp}"), format!("127.0.0.1:{rtsps}"));
+    let call = |more: &[&str]| {
+        let mut flags =
+            vec!["--yes", "--external", &outside, "--internal", &everywhere, "--public", &outside];
+        flags.extend(["--dispatcher", "127.0.0.1:9", "--dispatcher-ca", "web", "--account", "shop"]);
+        flags.extend(["--account-password-file", &account]);
+        flags.extend(more);
+        set_up(home, &flags, "")
+    };
+    let file = home.join("etc/homing.toml");
+    for (flags, refused, expected) in [
+        (&[][..], 2, "--name-inside is wanted"),
+        (&["--name-inside", "https://sts.inside"], 1, "without a port"),
+        (&["--name-inside", "0.0.0.0"], 1, "no address that anybody could call"),
+        (&["--name-inside", "sts.inside", "--rtsp", &outside], 1, "the external address is"),
+        (
+            &["--name-inside", "sts.inside", "--rtsp", &rtsp, "--rtsps", &rtsp],
+            1,
+            "the RTSP gateway's address",
+        ),
+        (&["--credentials", "--no-credentials"], 2, "cannot be used with"),
+    ] {
+        let (code, _, said) = call(flags);
+        assert!(code == refused && said.contains(expected), "{flags:?}: {code} {said}");
+        assert!(!file.exists(), "{said}");
+    }
+
+    let open = ["--name-inside", "sts.inside,192.0.2.8", "--no-credentials"];
+    let (code, printed, said) = call(&open);
+    assert_eq!(code, 0, "{printed}{said}");
+    let told = format!("credentials = false: whoever reaches {everywhere}");
+    assert!(printed.contains(&format!("Warning: [tunnel.vms] {told}")), "{printed}");
+    assert!(
+        printed.contains(&format!("https://sts.inside:{internal}, without user and password")),
+        "{printed}"
+    );
+    assert!(!printed.contains("The password of"), "{printed}");
+    for _ in 0..2 {
+        let mut command = Command::new(homing());
+        let mut server = Process::spawn("tunnel", command.args(["tunnel", "--config"]).arg(&file));
+        server.wait_for_line("tunnel server runs", seconds(30));
+        let warned = server.logged().into_iter().find(|line| line.contains(&told));
+        assert!(warned.as_ref().is_some_and(|line| line.contains(" WARN ")), "{warned:?}");
+        let by_name = |name: &str| {
+            let resolved = format!("{name}:{internal}:127.0.0.1");
+            let mut curl = Command::new("curl");
+            curl.args(["--silent", "--show-error", "--fail", "--cacert"])
+                .arg(home.join("data/tunnel-ca.pem"));
+            curl.args(["--resolve", &resolved, &format!("https://{name}:{internal}/api/v1/server")]);
+            curl.output().unwrap()
+        };
+        let answer = by_name("sts.inside");
+        assert!(answer.status.success(), "{answer:?}");
+        let stranger = by_name("another.inside");
+        assert!(String::from_utf8_lossy(&stranger.stderr).contains("another.inside"), "{stranger:?}");
+        assert!(server.terminate(seconds(10)).success());
+    }
+
+    // Players sign in even then, with a password that is made; and all of it can be taken back.
+    let gateway = [&open[..], &["--rtsp", &rtsp, "--rtsps", &rtsps, "--replace"]].concat();
+    let (code, printed, said) = call(&gateway);
+    assert_eq!(code, 0, "{printed}{said}");
+    assert!(printed.contains("The password of vms is "), "{printed}");
+    assert!(printed.contains(&format!("let the VMS in to TCP {rtsps}")), "{printed}");
+    let mut command = Command::new(homing());
+    let mut server = Process::spawn("tunnel", command.args(["tunnel", "--config"]).arg(&file));
+    server.wait_for_line("RTSP gateway runs", seconds(30));
+    assert!(server.terminate(seconds(10)).success());
+    let (code, printed, said) = call(&["--credentials", "--rtsp", "", "--rtsps", "off", "--replace"]);
+    assert_eq!(code, 0, "{printed}{said}");
+    assert!(!printed.contains("Warning: [tunnel.vms]"), "{printed}");
+    let written = fs::read_to_string(&file).unwrap();
+    assert!(!written.contains("rtsp") && !written.contains("credentials"), "{written}");
+    assert!(written.contains("names = [\"sts.inside\", \"192.0.2.8\"]"), "{written}");
+}
+
+/// A machine that systemd runs, whose `/etc` and `/run` are the folder's; its systemctl and systemd-sysusers write into
+/// `calls` how they were called.
+struct Machine<'a> {
+    home: &'a Path,
+}
+
+impl Machine<'_> {
+    /// Whom systemd-sysusers makes there; who is not root has no user but his own to give.
+    const USER: u32 = 4711;
+
+    fn new(home: &Path) -> Machine<'_> {
+        for folder in ["bin", "etc", "run/systemd/system"] {
+            fs::create_dir_all(home.join(folder)).unwrap();
+        }
+        fs::write(home.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
+        let machine = Machine { home };
+        let id = if rustix::process::geteuid().is_root() { Self::USER } else { 0 };
+        machine.program("systemd-sysusers", &format!("echo homing:x:{id}:{id}::/:/bin/false >> /etc/passwd"));
+        machine.program("systemctl", "");
+        machine
+    }
+
+    fn program(&self, name: &str, does: &str) {
+        let path = self.home.join("bin").join(name);
+        let calls = self.home.join("calls");
+        let script = format!("#!/bin/sh\necho {name} \"$@\" >> '{}'\n{does}\n", calls.display());
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[track_caller]
+    fn set_up(&self, typed: &str) -> (i32, String, String) {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private"]);
+        if !rustix::process::geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        let script = r#"mount --bind etc /etc && mount --bind run /run && exec "$@""#;
+        command.args(["sh", "-c", script, "sh"]).arg(homing());
+        let path = std::env::var("PATH").unwrap();
+        command.env_clear().env("PATH", format!("{}:{path}", self.home.join("bin").display()));
+        set_up_by(command, self.home, &[], typed)
+    }
+
+    /// What was called, and forgets it.
+    fn called(&self) -> Vec<String> {
+        let calls = fs::read_to_string(self.home.join("calls")).unwrap_or_default();
+        let _ = fs::remove_file(self.home.join("calls"));
+        calls.lines().map(str::to_owned).collect()
+    }
+}
+
+/// The goal: an installer is asked whether the service is to be installed. No leaves the machine as it is; yes makes the
+/// user, gives it the files and starts the service; and where systemd refuses, its words are shown, and what was made
+/// before is not lost.
+#[test]
+fn an_installer_takes_the_service_or_leaves_it() {
+    let folder = Folder::new();
+    let home = folder.path();
+    let machine = Machine::new(home);
+    let unit = home.join("etc/systemd/system/homing@.service");
+    let external = format!("127.0.0.1:{}", free());
+    let internal = format!("0.0.0.0:{}", free());
+    let first = [
+        &external,
+        &internal,
+        "sts.inside:8081", // name inside: no port
+        "sts.inside",
+        &external, // public
+        "",        // RTSP gateway: off
+        "",        // inside TLS: off
+        "no",      // user and password; then there is nothing to ask about them
+        "127.0.0.1:9",
+        "web",
+        "shop",
+        "battery",
+        "perhaps", // the service
+        "no",
+    ];
+    let (code, printed, said) = machine.set_up(&first.join("\n"));
+    assert_eq!(code, 0, "{printed}{said}");
+    for expected in
+        ["Name inside", "without a port", "Warning: [tunnel.vms] credentials = false", "yes or no"]
+    {
+        assert!(said.contains(expected), "{expected:?} is not in {said}");
+    }
+    assert!(printed.contains("https://sts.inside:") && printed.contains("To start it: homing"), "{printed}");
+    assert_eq!(machine.called(), [""; 0]);
+    assert!(!unit.exists());
+
+    // Again, with nothing but what the file says, until the last question.
+    let again = format!("{}yes\n", "\n".repeat(11));
+    let (code, printed, said) = machine.set_up(&again);
+    assert_eq!(code, 0, "{printed}{said}");
+    assert!(printed.contains("says all this already"), "{printed}");
+    assert!(printed.contains("It runs: journalctl -u homing@tunnel"), "{printed}");
+    let calls = [
+        "systemd-sysusers /etc/sysusers.d/homing.conf",
+        "systemctl daemon-reload",
+        "systemctl enable homing@tunnel.service",
+        "systemctl restart homing@tunnel.service",
+    ];
+    assert_eq!(machine.called(), calls);
+    assert!(fs::read_to_string(&unit).unwrap().contains("User=homing"), "{}", unit.display());
+    assert_eq!(
+        fs::read_to_string(home.join("etc/sysusers.d/homing.conf")).unwrap(),
+        fs::read_to_string(root().join("systemd/homing.conf")).unwrap()
+    );
+    let own = rustix::process::geteuid();
+    let user = if own.is_root() { Machine::USER } else { own.as_raw() };
+    let config = fs::metadata(home.join("etc/homing.toml")).unwrap();
+    assert_eq!((config.uid(), config.mode() & 0o777), (own.as_raw(), 0o640));
+    for entry in ["data", "data/tunnel-ca.pem"].map(|name| fs::metadata(home.join(name)).unwrap()) {
+        assert_eq!(entry.uid(), user);
+    }
+    if own.is_root() {
+        assert_eq!(config.gid(), Machine::USER, "the service reads it");
+    }
+
+    machine.program("systemctl", r#"[ "$1" != restart ] || { echo Job failed. >&2; exit 1; }"#);
+    let (code, printed, said) = machine.set_up(&again);
+    assert_eq!(code, 1, "{printed}{said}");
+    assert_eq!(machine.called(), calls);
+    assert!(said.contains("not installed: systemctl restart homing@tunnel.service: Job failed."), "{said}");
+    assert!(printed.contains("To start it: homing") && !printed.contains("It runs"), "{printed}");
 }
 
 /// The goal: the units of the repository are such as systemd takes, with little that a service could do beyond its work;

@@ -132,8 +132,8 @@ impl Vms {
         Ok(())
     }
 
-    /// What the administrator is told at every start.
-    pub(crate) fn warnings(&self, internal: SocketAddr) -> Vec<String> {
+    /// What the administrator is told at every start, a sentence without a full stop each.
+    pub fn warnings(&self, internal: SocketAddr) -> Vec<String> {
         let mut warnings = Vec::new();
         if !self.credentials {
             warnings.push(format!(
@@ -145,6 +145,12 @@ impl Vms {
             warnings.push(format!(
                 "[tunnel.vms] plain = \"everywhere\": passwords, of devices too, cross the network of {internal} readably \
                  when a client speaks plain HTTP"
+            ));
+        }
+        if self.tls == Https::Own && self.names.is_empty() && internal.ip().is_unspecified() {
+            warnings.push(format!(
+                "[tunnel.vms] names is empty, and internal is {internal}: its certificate says localhost alone, which no \
+                 VMS on another machine takes; give the names and addresses that it calls"
             ));
         }
         warnings
@@ -212,5 +218,15 @@ mod tests {
         trusting.vms.credentials = false;
         trusting.check().unwrap();
         assert!(trusting.vms.warnings(trusting.internal).concat().contains("without a password"));
+    }
+
+    #[test]
+    fn a_certificate_that_fits_no_other_machine_is_warned_about() {
+        let warned = |internal: &str, vms: Vms| vms.warnings(internal.parse().unwrap()).concat();
+        let named = Vms { names: vec!["sts.example".into()], ..Vms::default() };
+        for everywhere in ["0.0.0.0:8081", "[::]:8081"] {
+            assert!(warned(everywhere, Vms::default()).contains("names is empty"));
+            assert_eq!(warned(everywhere, named.clone()), "");
+        }
     }
 }

@@ -83,11 +83,16 @@ impl Asker {
         }
         let default = if default { "yes" } else { "no" };
         let question = Question { title, flag: "yes or no", explanation, default: Some(default.to_owned()) };
-        self.ask(&question, None, |answer| match answer.to_ascii_lowercase().as_str() {
-            "y" | "yes" => Ok(true),
-            "n" | "no" => Ok(false),
-            _ => bail!("yes or no"),
-        })
+        self.ask(&question, None, yes_or_no)
+    }
+}
+
+/// `true` for yes.
+pub(super) fn yes_or_no(answer: &str) -> anyhow::Result<bool> {
+    match answer.to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(true),
+        "n" | "no" => Ok(false),
+        _ => bail!("yes or no"),
     }
 }
 

@@ -1,11 +1,12 @@
 //! `homing tunnel setup`: what the tunnel server's installer asks, one question after the other, or all of it by flags.
 //!
-//! 1. Where it listens (external, internal) and what devices dial (public), each tried at once.
+//! 1. Where it listens (external, internal, the RTSP gateway's) and what devices dial (public), each tried at once.
 //! 2. Who may ask at the internal address, and which dispatcher account registers devices.
 //! 3. The private CA is made, the file written, the service installed if wanted; what is left to do is told.
 //!
 //! | module | what |
 //! |---|---|
+//! | [`addresses`] | where it listens, what it is called, what devices dial |
 //! | [`ask`] | flags, questions, answers |
 //! | [`mod@file`] | the configuration file |
 //! | [`machine`] | this machine's addresses, and the service |
@@ -13,6 +14,7 @@
 //! Run again, it begins with what the file says. Invariant: a file that is there is only replaced by who says so; no secret
 //! is an argument; what is merely doubtful is a warning, since the network may be finished later.
 
+mod addresses;
 mod ask;
 mod file;
 mod machine;
@@ -25,25 +27,21 @@ use super::{
     print, runtime,
 };
 use crate::config;
-use anyhow::{Context, bail};
+use addresses::{ask_addresses, ask_gateway, with_port};
+use anyhow::Context;
 use ask::{Asker, Question};
 use clap::Args;
 use homing_base::password;
 use homing_protocol::Secret;
-use homing_tunnel::{
-    Config,
-    setup::{self, Unusable},
-};
+use homing_tunnel::{Config, setup};
 use machine::Service;
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-/// Ports where nothing else is said.
-const EXTERNAL_PORT: u16 = 8443;
-const INTERNAL_PORT: u16 = 8081;
+/// Where nothing else is said.
 const DISPATCHER_PORT: u16 = 7444;
 
 const PASSWORD_LENGTH: usize = 20;
@@ -62,9 +60,25 @@ pub(super) struct Options {
     /// Where the VMS asks, IP:PORT; not the same IP address and port as the external one.
     #[arg(long)]
     internal: Option<String>,
+    /// Name or IP address by which the VMS calls this machine, for the certificate of the internal address; again, or with
+    /// commas, for several. Needed where that is every address of this machine.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    name_inside: Vec<String>,
     /// What devices dial, HOST:PORT; again, or with commas, for several.
     #[arg(long, value_delimiter = ',')]
     public: Vec<String>,
+    /// Where RTSP clients connect, IP:PORT; empty: nowhere.
+    #[arg(long)]
+    rtsp: Option<String>,
+    /// The same inside TLS.
+    #[arg(long)]
+    rtsps: Option<String>,
+    /// Asks the VMS for user and password, as it is by default.
+    #[arg(long, conflicts_with = "no_credentials")]
+    credentials: bool,
+    /// Asks the VMS for neither: the firewall alone keeps strangers away.
+    #[arg(long)]
+    no_credentials: bool,
     /// User of the internal address.
     #[arg(long)]
     user: Option<String>,
@@ -151,21 +165,26 @@ fn set_up(file: &Path, mut options: Options) -> Result<(), Refused> {
     for warning in &warnings {
         say(&format!("  Warning: {warning}."));
     }
+    ask_gateway(&asker, &mut options, &mut config, before.as_ref())?;
     let made = ask_credentials(&asker, &mut options, &mut config)?;
+    warnings.extend(config.vms.warnings(config.internal));
     warnings.extend(ask_dispatcher(&asker, &mut options, &mut config, &runtime)?);
     setup::check(&config).map_err(failed)?;
 
     write(&asker, file, before.as_ref(), &config, options.replace)?;
     let service = ask_service(&asker, &options)?;
-    if service {
-        let service = Service { units: &options.units, config: file, data: &config.data };
-        let unit = service.install()?;
+    let service = service.then_some(Service { units: &options.units, config: file, data: &config.data });
+    // Should it fail, a password that was made is still to be shown.
+    let installed = service.map(|service| service.install()).transpose();
+    if let Ok(Some(unit)) = &installed {
         print(&format!("{} is installed.\n", unit.display()));
     }
-    print(&told(file, &config, made, service && options.units == Path::new(machine::UNITS)));
+    let runs = matches!(installed, Ok(Some(_))) && options.units == Path::new(machine::UNITS);
+    print(&told(file, &config, made, runs));
     for warning in warnings {
         print(&format!("Warning: {warning}.\n"));
     }
+    installed.context("the file is written, the service is not installed")?;
     Ok(())
 }
 
@@ -190,114 +209,40 @@ fn take<T>(into: &mut T, given: Option<T>) {
     }
 }
 
-/// External, internal, public.
-fn ask_addresses(
-    asker: &Asker,
-    options: &mut Options,
-    config: &mut Config,
-    before: Option<&Config>,
-) -> Result<(), Refused> {
-    let ours = machine::addresses();
-    let list: Vec<String> = ours.iter().map(IpAddr::to_string).collect();
-    let list = if list.is_empty() { "none but loopback".to_owned() } else { list.join(", ") };
-    let usable = |address: SocketAddr, in_use_now: Option<SocketAddr>| match setup::try_address(address) {
-        Ok(()) => Ok(address),
-        // By the server that runs with this file.
-        Err(Unusable::Taken(_)) if in_use_now == Some(address) => Ok(address),
-        Err(Unusable::NotOurs(_)) => {
-            bail!("{} is not an address of this machine, which has {list}", address.ip())
-        }
-        Err(other) => Err(other.into()),
-    };
-
-    // With two adaptors, each has its side.
-    let outside = ours.first().filter(|_| ours.iter().filter(|ip| ip.is_ipv4()).count() > 1);
-    let suggested = outside
-        .map_or(format!("0.0.0.0:{EXTERNAL_PORT}"), |ip| SocketAddr::new(*ip, EXTERNAL_PORT).to_string());
-    let external = Question {
-        title: "External address",
-        flag: "--external",
-        explanation: &format!(
-            "IP:PORT where devices' connections arrive on this machine, through the firewall or Internet router.\n\
-             0.0.0.0 is every IPv4 address, [::] every address. This machine has: {list}"
-        ),
-        default: Some(before.map_or(suggested, |before| before.external.to_string())),
-    };
-    let check = |text: &str| usable(address(text, EXTERNAL_PORT)?, before.map(|before| before.external));
-    config.external = asker.ask(&external, options.external.take(), check)?;
-
-    let inside = ours.iter().find(|ip| **ip != config.external.ip() && is_of(ip, true));
-    let inside = inside.or_else(|| ours.iter().find(|ip| is_of(ip, true)));
-    let suggested = inside
-        .map_or(format!("127.0.0.1:{INTERNAL_PORT}"), |ip| SocketAddr::new(*ip, INTERNAL_PORT).to_string());
-    let internal = Question {
-        title: "Internal address",
-        flag: "--internal",
-        explanation: "IP:PORT where the VMS asks on this machine: to register devices, and for their video. It may be the IP\n\
-             address of the external one, with another port that the firewall keeps closed to the Internet.\n\
-             127.0.0.1 where the VMS is on this machine.",
-        default: Some(before.map_or(suggested, |before| before.internal.to_string())),
-    };
-    let outer = config.external;
-    config.internal = asker.ask(&internal, options.internal.take(), |text| {
-        let address = address(text, INTERNAL_PORT)?;
-        setup::try_both(outer, address)?;
-        usable(address, before.map(|before| before.internal))
-    })?;
-
-    let outer = Some(config.external.ip()).filter(|ip| !ip.is_unspecified()).or(ours.first().copied());
-    let dialled = outer.filter(|ip| is_of(ip, false));
-    let suggested = dialled.map(|ip| SocketAddr::new(ip, config.external.port()).to_string());
-    let public = Question {
-        title: "Public address",
-        flag: "--public",
-        explanation: "HOST:PORT that devices dial: the public IP address of the firewall or Internet router that forwards to\n\
-             the external address, or its DNS name. Several with commas, best first.",
-        default: before
-            .filter(|before| !before.public.is_empty())
-            .map(|before| before.public.join(","))
-            .or(suggested),
-    };
-    let given = Some(options.public.join(",")).filter(|given| !given.is_empty());
-    let port = config.external.port();
-    config.public = asker.ask(&public, given, |text| {
-        let all: Vec<String> = text.split(',').map(|one| with_port(one.trim(), port)).collect();
-        let checked = Config { public: all.clone(), ..Config::default() };
-        setup::check_public(&checked)?;
-        Ok(all)
-    })?;
-    Ok(())
-}
-
-fn is_of(ip: &IpAddr, private: bool) -> bool {
-    machine::is_private(*ip) == private
-}
-
-/// `IP:PORT`, or `IP` with the usual port.
-fn address(text: &str, port: u16) -> anyhow::Result<SocketAddr> {
-    let bare = text.trim_start_matches('[').trim_end_matches(']');
-    let alone = || bare.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, port));
-    text.parse()
-        .ok()
-        .or_else(alone)
-        .context("an IP address and a port are wanted, such as 10.1.0.10:8443 or [fd00::10]:8443")
-}
-
-/// `HOST:PORT`, or `HOST` with the external port.
-fn with_port(text: &str, port: u16) -> String {
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return SocketAddr::new(ip, port).to_string();
-    }
-    let has_port = text.rsplit_once(':').is_some_and(|(_, last)| last.parse::<u16>().is_ok());
-    if text.is_empty() || has_port { text.to_owned() } else { format!("{text}:{port}") }
-}
-
-/// User and password of the internal address; `true` if the password was made here.
+/// Whether user and password are asked for, and which; `true` if the password was made here.
 fn ask_credentials(asker: &Asker, options: &mut Options, config: &mut Config) -> Result<bool, Refused> {
+    let given = match (options.credentials, options.no_credentials) {
+        (true, _) => Some("yes"),
+        (_, true) => Some("no"),
+        _ => None,
+    };
+    let question = Question {
+        title: "Ask the VMS for user and password?",
+        flag: "--credentials",
+        explanation: &format!(
+            "no: whoever reaches {} registers, moves and looks through every device without a password.",
+            config.internal
+        ),
+        default: Some(if config.vms.credentials { "yes" } else { "no" }.to_owned()),
+    };
+    config.vms.credentials = asker.ask(&question, given.map(str::to_owned), ask::yes_or_no)?;
+    for warning in config.vms.warnings(config.internal) {
+        say(&format!("  Warning: {warning}."));
+    }
+    let gateway = &config.gateway;
+    let for_players = gateway.users.is_empty() && (!gateway.rtsp.is_empty() || !gateway.rtsps.is_empty());
+    let given = options.user.is_some() || options.password_file.is_some();
+    if !config.vms.credentials && !for_players && !given {
+        return Ok(false);
+    }
+    let (whose, signs_in) = match config.vms.credentials {
+        true => ("the internal address", "The VMS signs in with it."),
+        false => ("the RTSP gateway", "Players sign in with it."),
+    };
     let user = Question {
-        title: "User of the internal address",
+        title: &format!("User of {whose}"),
         flag: "--user",
-        explanation: "The VMS signs in with it.",
+        explanation: signs_in,
         default: Some(config.user.clone()),
     };
     config.user = asker.ask(&user, options.user.take(), |text| {
@@ -306,7 +251,7 @@ fn ask_credentials(asker: &Asker, options: &mut Options, config: &mut Config) ->
     })?;
     let keep = !config.password.is_empty();
     let question = Question {
-        title: "Password of the internal address",
+        title: &format!("Password of {whose}"),
         flag: "--password-file",
         explanation: "Whoever has it reaches every device. Empty for the one that is suggested.",
         default: Some(if keep { "as it is" } else { "a new one, shown at the end" }.to_owned()),
@@ -491,23 +436,30 @@ fn told(file: &Path, config: &Config, made: bool, runs: bool) -> String {
         text.push_str(&format!("  forward TCP {public} to {}\n", config.external));
     }
     text.push_str(&format!("  let this machine out to {}\n", config.dispatcher.address));
-    text.push_str(&format!(
-        "Between the surveillance network and this machine:\n  let the VMS in to TCP {}\n",
-        config.internal
-    ));
-    let inside = match config.internal.ip() {
-        ip if ip.is_loopback() => format!("http://{}", config.internal),
-        ip if ip.is_unspecified() => format!("https://ADDRESS-OF-THIS-MACHINE:{}", config.internal.port()),
-        _ => format!("https://{}", config.internal),
-    };
+    text.push_str("Between the surveillance network and this machine:\n");
+    let gateway = [("rtsp", &config.gateway.rtsp), ("rtsps", &config.gateway.rtsps)];
+    let gateway: Vec<(&str, SocketAddr)> =
+        gateway.into_iter().filter_map(|(scheme, address)| Some((scheme, address.parse().ok()?))).collect();
+    for address in [config.internal].into_iter().chain(gateway.iter().map(|(_, address)| *address)) {
+        text.push_str(&format!("  let the VMS in to TCP {address}\n"));
+    }
+    for (scheme, address) in gateway {
+        text.push_str(&format!("  players watch {scheme}://{}/SERIAL\n", called(address, config)));
+    }
+    let scheme = if config.internal.ip().is_loopback() { "http" } else { "https" };
+    let inside = format!("{scheme}://{}", called(config.internal, config));
     let trust = match config.internal.ip().is_loopback() {
         true => String::new(),
         false => format!("  trusted by {}\n", config.data.join("tunnel-ca.pem").display()),
     };
+    let user = match config.vms.credentials {
+        true => format!("user {:?} and its password", config.user),
+        false => "without user and password".to_owned(),
+    };
     text.push_str(&format!(
         "On the management server's page, Remote connect services, add a tunnel server:\n  name {:?}, internal address \
-         {inside}, user {:?} and its password\n{trust}",
-        config.name, config.user
+         {inside}, {user}\n{trust}",
+        config.name
     ));
     if config.certificate.as_os_str().is_empty() {
         let ca = config.data.join("tunnel-ca.pem");
@@ -524,24 +476,9 @@ fn told(file: &Path, config: &Config, made: bool, runs: bool) -> String {
     text
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_may_be_typed_without_their_usual_port() {
-        for (typed, expected) in [
-            ("10.1.0.10", "10.1.0.10:8443"),
-            ("10.1.0.10:443", "10.1.0.10:443"),
-            ("fd00::10", "[fd00::10]:8443"),
-            ("[fd00::10]", "[fd00::10]:8443"),
-            ("[fd00::10]:443", "[fd00::10]:443"),
-        ] {
-            assert_eq!(address(typed, 8443).unwrap().to_string(), expected);
-            assert_eq!(with_port(typed, 8443), expected);
-        }
-        assert!(address("sts.example:8443", 8443).is_err());
-        assert_eq!(with_port("sts.example", 8443), "sts.example:8443");
-        assert_eq!(with_port("sts.example:443", 8443), "sts.example:443");
-    }
+/// `HOST:PORT` by which the VMS calls an address of this machine.
+fn called(address: SocketAddr, config: &Config) -> String {
+    let known = [address.ip(), config.internal.ip()].into_iter().find(|ip| !ip.is_unspecified());
+    let known = known.map(|ip| ip.to_string()).or_else(|| config.vms.names.first().cloned());
+    with_port(&known.unwrap_or("ADDRESS-OF-THIS-MACHINE".to_owned()), address.port())
 }
