@@ -67,6 +67,8 @@ struct TunnelDescription {
     internal: SocketAddr,
     /// Its RTSP gateway: `rtsp://` this `/SERIAL`, with the same user and password.
     rtsp: SocketAddr,
+    /// The same inside TLS, with the certificate of the tunnel server's own CA.
+    rtsps: Option<SocketAddr>,
     user: String,
     password: Secret,
 }
@@ -171,6 +173,7 @@ async fn demo(options: &Options, folder: &Path, stop: &Stop) -> anyhow::Result<(
             internal: earlier.map_or(loopback(0), |earlier| earlier.internal),
             gateway: homing_tunnel::Gateway {
                 rtsp: earlier.map_or(loopback(0), |earlier| earlier.rtsp).to_string(),
+                rtsps: earlier.and_then(|earlier| earlier.rtsps).unwrap_or(loopback(0)).to_string(),
                 ..homing_tunnel::Gateway::default()
             },
             user: internal.user.clone(),
@@ -225,6 +228,7 @@ async fn demo(options: &Options, folder: &Path, stop: &Stop) -> anyhow::Result<(
             external: tunnel.external_addr(),
             internal: tunnel.internal_addr(),
             rtsp: tunnel.rtsp_addr().context("the demo's tunnel server has an RTSP gateway")?,
+            rtsps: tunnel.rtsps_addr(),
             user: internal.user,
             password: internal.password,
         },

@@ -1,16 +1,19 @@
-//! The RTSP gateway and players that are not ours: ffmpeg, GStreamer, live555's openRTSP and curl, over TCP and UDP, several
-//! at once.
+//! The RTSP gateway and players that are not ours: ffmpeg, GStreamer, live555's openRTSP and curl, over TCP, UDP and TLS,
+//! several at once.
 //!
 //! What a player has decoded tells by itself whether anything is missing: the simulated camera writes its frame numbers
 //! into the picture. (Debian 12 has no openRTSP, nor is VLC there built with live555: `cargo xtask test --only tools` fetches
 //! it. How it logs in is a test of `protocol/src/digest/tests.rs`, too.)
 
-use crate::harness::{Demo, Folder, output, seconds};
+use crate::harness::{Demo, Folder, Process, homing, output, root, seconds};
 use homing_camera::strip;
 use jiff::Timestamp;
 use std::{
     fs,
-    path::Path,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -36,6 +39,10 @@ struct Cinema {
     password: String,
     /// `host:port/SERIAL`.
     place: String,
+    /// The same for RTSPS.
+    place_inside_tls: String,
+    /// The CA that its certificate is of.
+    ca: PathBuf,
 }
 
 impl Cinema {
@@ -44,15 +51,26 @@ impl Cinema {
         let demo = Demo::start(&folder.join("data"), &["--cameras", "2"]);
         demo.wait_for_recording(Timestamp::now(), FIRST_FRAME);
         let place = format!("{}/{}", demo.text("/tunnel/rtsp"), demo.text("/cameras/0/serial"));
+        let place_inside_tls = format!("{}/{}", demo.text("/tunnel/rtsps"), demo.text("/cameras/0/serial"));
         let (user, password) =
             (demo.text("/tunnel/user").to_owned(), demo.text("/tunnel/password").to_owned());
-        Cinema { url: format!("rtsp://{place}"), place, user, password, _demo: demo, folder }
+        let (url, ca) = (format!("rtsp://{place}"), folder.join("data/tunnel/tunnel-ca.pem"));
+        Cinema { url, place, place_inside_tls, ca, user, password, _demo: demo, folder }
     }
 
     fn ffmpeg(&self, transport: &str) -> Command {
+        self.ffmpeg_of("rtsp", &self.place, transport)
+    }
+
+    /// Over TLS. (Debian 12's does not check certificates there, and has no option for it.)
+    fn ffmpeg_inside_tls(&self) -> Command {
+        self.ffmpeg_of("rtsps", &self.place_inside_tls, "tcp")
+    }
+
+    fn ffmpeg_of(&self, scheme: &str, place: &str, transport: &str) -> Command {
         let mut command = Command::new("ffmpeg");
         command.args(["-v", "error", "-xerror", "-rtsp_transport", transport, "-i"]);
-        command.arg(format!("rtsp://{}:{}@{}", self.user, self.password, self.place));
+        command.arg(format!("{scheme}://{}:{}@{place}", self.user, self.password));
         command.args(["-map", "0:v:0", "-fps_mode", "passthrough", "-frames:v", &PICTURES.to_string()]);
         command.args(["-f", "rawvideo", "-pix_fmt", "gray", "-y"]);
         command
@@ -60,8 +78,20 @@ impl Cinema {
 
     fn gstreamer(&self, transport: &str) -> Command {
         let mut command = Command::new("gst-launch-1.0");
-        command.args(["-q", "rtspsrc", "latency=0", "drop-on-latency=false"]);
-        command.args([format!("location={}", self.url), format!("protocols={transport}")]);
+        command.arg("-q");
+        self.pipeline(command, &self.url, transport)
+    }
+
+    /// Over TLS, to a server whose certificate is of this CA and names the address.
+    fn gstreamer_inside_tls(&self, ca: &Path) -> Command {
+        let mut command = Command::new("/usr/bin/python3");
+        command.arg(root().join("app/tests/it/gstreamer.py")).arg(ca);
+        self.pipeline(command, &format!("rtsps://{}", self.place_inside_tls), "tcp")
+    }
+
+    fn pipeline(&self, mut command: Command, url: &str, transport: &str) -> Command {
+        command.args(["rtspsrc", "name=source", "latency=0", "drop-on-latency=false"]);
+        command.args([format!("location={url}"), format!("protocols={transport}")]);
         command.args([format!("user-id={}", self.user), format!("user-pw={}", self.password)]);
         command.args(["!", "rtph264depay", "!", "h264parse", "!", "avdec_h264", "!", "videoconvert"]);
         command.args(["!", "video/x-raw,format=GRAY8", "!", "identity"]);
@@ -93,8 +123,8 @@ fn assert_complete(name: &str, numbers: &[u32]) {
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{name}: {numbers:?}");
 }
 
-/// The goal: each player shows the camera's pictures without one missing, over TCP and over UDP, while all of them watch
-/// at the same time; every one begins at once.
+/// The goal: each player shows the camera's pictures without one missing, over TCP, UDP and TLS, while all of them watch
+/// at the same time; every one begins at once. One that trusts another CA shows nothing.
 #[test]
 fn ffmpeg_and_gstreamer_miss_no_picture() {
     let cinema = Cinema::open();
@@ -104,6 +134,8 @@ fn ffmpeg_and_gstreamer_miss_no_picture() {
         ("ffmpeg over UDP", cinema.ffmpeg("udp")),
         ("GStreamer over TCP", cinema.gstreamer("tcp")),
         ("GStreamer over UDP", cinema.gstreamer("udp")),
+        ("ffmpeg over TLS", cinema.ffmpeg_inside_tls()),
+        ("GStreamer over TLS", cinema.gstreamer_inside_tls(&cinema.ca)),
     ] {
         let (shown, said) = (cinema.folder.join(name), cinema.folder.join(&format!("{name}.log")));
         match name.split(' ').next() {
@@ -131,6 +163,10 @@ fn ffmpeg_and_gstreamer_miss_no_picture() {
         let raw = fs::read(&shown).unwrap();
         assert_complete(name, &numbers(name, &raw));
     }
+    let another_ca = cinema.folder.join("data/dispatcher/dispatcher-ca.pem");
+    let refused = cinema.gstreamer_inside_tls(&another_ca).arg("location=/dev/null").output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("Failed to connect"), "{said}");
 }
 
 /// The goal: live555, which most players and recorders of this field are built on, loses nothing either, over TCP and over
@@ -174,4 +210,55 @@ fn players_show_what_is_wrong() {
     let password = std::mem::replace(&mut cinema.password, "guess".to_owned());
     let wrong = said(&mut cinema.ffmpeg("tcp"));
     assert!(wrong.contains("401") && !wrong.contains(&password), "{wrong}");
+}
+
+/// The goal: with RTSPS as at the internal address, clients that know nothing newer than TLS 1.2 are refused, and served
+/// where the administrator says so.
+#[test]
+fn rtsps_speaks_tls_1_2_where_the_internal_address_does() {
+    let folder = Folder::new();
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (external, internal, rtsps) = (free(), free(), free());
+    let file = folder.join("homing.toml");
+    for tls_1_2 in [false, true] {
+        let text = format!(
+            "[tunnel]\nexternal = '{external}'\ninternal = '{internal}'\npassword = 'of-the-internal-address'\n\
+             data = '{}'\ngateway.rtsps = '{rtsps}'\nvms.tls_1_2 = {tls_1_2}\n\
+             dispatcher = {{ address = 'https://127.0.0.1:9', account = 'a', password = 'b' }}\n",
+            folder.join("tunnel").display()
+        );
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut command = Command::new(homing());
+        let mut tunnel = Process::spawn("tunnel", command.args(["tunnel", "--config"]).arg(&file));
+        tunnel.wait_for_line("tunnel server runs", seconds(30));
+        let options = |version: &str| asked(&rtsps, version, &folder.join("tunnel/tunnel-ca.pem"));
+        assert_eq!(options("-tls1_3").unwrap(), "RTSP/1.0 200 OK");
+        match options("-tls1_2") {
+            Ok(answer) => assert!(tls_1_2 && answer == "RTSP/1.0 200 OK", "{answer}"),
+            Err(said) => assert!(!tls_1_2 && said.contains("alert protocol version"), "{said}"),
+        }
+        assert!(tunnel.terminate(seconds(10)).success());
+    }
+}
+
+/// What a gateway answers to OPTIONS over this version of TLS, its first line; otherwise what OpenSSL said.
+fn asked(gateway: &str, version: &str, ca: &Path) -> Result<String, String> {
+    let mut openssl = Command::new("openssl");
+    openssl.args(["s_client", "-quiet", "-verify_return_error", "-verify_ip", "127.0.0.1", version]);
+    openssl.arg("-CAfile").arg(ca).args(["-connect", gateway]);
+    let mut client =
+        openssl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let request = format!("OPTIONS rtsps://{gateway}/ RTSP/1.0\r\nCSeq: 1\r\n\r\n");
+    // It may have ended before it has read.
+    let _ = client.stdin.as_mut().unwrap().write_all(request.as_bytes());
+    let mut first = String::new();
+    BufReader::new(client.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    let _ = client.kill();
+    let said = client.wait_with_output().unwrap().stderr;
+    if first.is_empty() {
+        Err(String::from_utf8_lossy(&said).into_owned())
+    } else {
+        Ok(first.trim().to_owned())
+    }
 }

@@ -103,7 +103,7 @@ impl Bound {
         stop: &Stop,
     ) -> anyhow::Result<impl Future<Output = ()> + use<>> {
         let limits = config.gateway.clone();
-        let acceptor = TlsAcceptor::from(tls::server_config(leaf)?);
+        let acceptor = TlsAcceptor::from(tls::server_config_for(leaf, config.vms.tls_1_2, &[b"http/1.1"])?);
         let own = GatewayUser { name: config.user.clone(), password: config.password.clone() };
         let users = if limits.users.is_empty() { vec![own] } else { limits.users.clone() };
         let connections = limits.connections;
