@@ -35,7 +35,7 @@ pub struct Tested {
     /// Whether it can be used as it was entered.
     pub ok: bool,
     /// A word for programs: `ok`, `bad-address`, `unknown-host`, `refused`, `no-answer`, `not-tls`, `not-trusted`,
-    /// `wrong-name`, `tls`, `is-tls`, `credentials-wanted`, `wrong-credentials`, `too-many-attempts`,
+    /// `wrong-name`, `tls`, `is-tls`, `https-only`, `credentials-wanted`, `wrong-credentials`, `too-many-attempts`,
     /// `not-a-tunnel-server`, `other-external-address`.
     #[schema(example = "wrong-credentials")]
     pub code: String,
@@ -121,8 +121,8 @@ struct Address {
 impl Address {
     fn parse(url: &str) -> Result<Self, Box<Tested>> {
         let bad = || {
-            let message = "The internal address is written as http://host:port or https://host:port, such as \
-                           http://10.1.2.3:8081.";
+            let message = "The internal address is written as https://host:port or http://host:port, such as \
+                           https://10.1.2.3:8081.";
             Tested::failed("bad-address", message.to_owned())
         };
         let uri: http::Uri = url.trim_end_matches('/').parse().map_err(|_| bad())?;
@@ -255,6 +255,13 @@ async fn ask(entered: &TunnelServer, at: &Address) -> Result<Tested, Box<Tested>
     let server = tunnels::TunnelServer::new(entered)
         .map_err(|error| Tested::failed("bad-address", format!("{error:#}.")))?;
     let told = server.server().await.map_err(|error| match error {
+        CallError::Refused { problem, .. } if problem.error.code == "https-only" => {
+            let message = format!(
+                "It takes no plain HTTP from here: enter its internal address with https://, {}.",
+                entered.url.replacen("http://", "https://", 1)
+            );
+            Tested::failed("https-only", message)
+        }
         CallError::Refused { status, problem, .. } => match status.as_u16() {
             401 if entered.user.is_empty() => {
                 let message = "It wants a user and a password: use credentials, those of [tunnel] in its \
@@ -332,7 +339,7 @@ mod tests {
         for bad in ["", "10.1.2.3:8081", "ftp://sts:1", "http://", "http://u:p@sts:1", "http://sts:1/admin"] {
             let tested = parsed(bad).unwrap_err();
             assert_eq!(tested.code, "bad-address", "{bad}");
-            assert!(tested.message.contains("http://10.1.2.3:8081"));
+            assert!(tested.message.contains("https://10.1.2.3:8081"));
         }
     }
 }

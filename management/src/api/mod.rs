@@ -167,6 +167,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 fn passed_through(error: CallError) -> Failure {
     match error {
         CallError::Refused { status, problem, peer } => match status.as_u16() {
+            // Nor is the caller forbidden anything: its address is entered with http://.
+            403 if problem.error.code == "https-only" => Failure::new(StatusCode::BAD_GATEWAY, *problem),
             // Our own user and password there are wrong: nothing that the caller could mend by signing in.
             401 | 403 => {
                 let message =

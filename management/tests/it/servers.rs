@@ -5,7 +5,8 @@ use axum::{
     Router,
     http::{Method, StatusCode},
 };
-use homing_base::Stop;
+use homing_base::{Stop, http::Failure};
+use homing_protocol::api::Problem;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -142,6 +143,12 @@ async fn the_test_says_what_is_wrong_and_what_to_do() {
     let listener = homing_base::listen::bind(([127, 0, 0, 1], 0).into(), "another program").unwrap();
     let other = listener.local_addr().unwrap().port();
     stop.spawn(homing_base::http::serve(listener, Router::new(), None, stop.clone()));
+    // A tunnel server that is asked from another machine.
+    let listener = homing_base::listen::bind(([127, 0, 0, 1], 0).into(), "encrypted alone").unwrap();
+    let encrypted = listener.local_addr().unwrap().port();
+    let refused = async || Failure::new(StatusCode::FORBIDDEN, Problem::new("https-only", "Use https://."));
+    let refusing = Router::new().fallback(refused);
+    stop.spawn(homing_base::http::serve(listener, refusing, None, stop.clone()));
     let closed = homing_base::listen::bind(([127, 0, 0, 1], 0).into(), "closed").unwrap();
     let nobody = closed.local_addr().unwrap().port();
     drop(closed);
@@ -152,11 +159,16 @@ async fn the_test_says_what_is_wrong_and_what_to_do() {
         server
     };
     for (server, code, advice) in [
-        (with("url", "127.0.0.1:8081"), "bad-address", "http://10.1.2.3:8081"),
+        (with("url", "127.0.0.1:8081"), "bad-address", "https://10.1.2.3:8081"),
         (with("url", "http://nowhere.invalid:8081"), "unknown-host", "DNS"),
         (with("url", &format!("http://127.0.0.1:{nobody}")), "refused", "internal in its [tunnel]"),
         (with("url", &format!("http://127.0.0.1:{other}")), "not-a-tunnel-server", "another program"),
         (with("url", &format!("http://127.0.0.1:{secure}")), "is-tls", "https://"),
+        (
+            with("url", &format!("http://127.0.0.1:{encrypted}")),
+            "https-only",
+            &format!("https://127.0.0.1:{encrypted}."),
+        ),
         (with("url", &format!("https://localhost:{plain}")), "not-tls", "http://"),
         (with("password", "wrong"), "wrong-credentials", "user and password"),
         (with("user", ""), "credentials-wanted", "use credentials"),

@@ -19,8 +19,8 @@ export function editServer(server) {
   const internal = field({
     label: "Internal address",
     name: "url",
-    hint: "Where this server reaches it: http://10.1.2.3:8081, or https:// where it has a certificate.",
-    input: { value: server?.url ?? "http://", inputmode: "url", autocomplete: "off", autocapitalize: "none", spellcheck: "false", "data-testid": "server-url" },
+    hint: "Where this server reaches it: https://10.1.2.3:8081; http:// on this machine alone.",
+    input: { value: server?.url ?? "https://", inputmode: "url", autocomplete: "off", autocapitalize: "none", spellcheck: "false", "data-testid": "server-url" },
   });
   const external = field({
     label: "External address",
@@ -68,7 +68,7 @@ export function editServer(server) {
 
   /** @param {Tested} tested */
   function show(tested) {
-    const places = { "bad-address": internal, "unknown-host": internal, refused: internal, "wrong-credentials": password, "credentials-wanted": user, "other-external-address": external };
+    const places = { "bad-address": internal, "unknown-host": internal, refused: internal, "https-only": internal, "wrong-credentials": password, "credentials-wanted": user, "other-external-address": external };
     [internal, external, user, password].forEach((field) => field.refuse(""));
     const place = places[/** @type {keyof typeof places} */ (tested.code)];
     place?.element.setAttribute("aria-invalid", "true");
@@ -152,6 +152,7 @@ const HEADS = {
   "no-answer": "No answer",
   "not-tls": "It does not speak HTTPS",
   "is-tls": "It does not speak HTTP",
+  "https-only": "It wants HTTPS",
   "not-trusted": "Its certificate is not trusted yet",
   "wrong-name": "Its certificate is for another name",
   "wrong-credentials": "User or password is wrong",
