@@ -14,6 +14,7 @@
 //! | [`certificates`] | which end, and when somebody has to do something |
 //! | [`world`], [`board`] | what is known of the others, and how browsers see it change |
 //! | [`servers`], [`probe`] | which tunnel servers there are; whether one can be used |
+//! | [`sites`] | places with one Internet connection, and who knows of them |
 //! | [`tunnels`], [`sse`], [`recording`] | where that is known from |
 //! | [`api`], [`views`] | the JSON API and its OpenAPI document |
 //! | [`plan`] | bandwidth and storage, reckoned |
@@ -33,6 +34,7 @@ pub mod plan;
 pub mod probe;
 pub mod recording;
 pub mod servers;
+pub mod sites;
 pub mod sse;
 pub mod tunnels;
 pub mod views;
@@ -56,8 +58,12 @@ use std::{
 use tokio::{net::TcpListener, sync::Semaphore};
 
 /// The database's schema, in order.
-pub(crate) const MIGRATIONS: &[&str] =
-    &[include_str!("schema.sql"), include_str!("servers.sql"), include_str!("sign_ins.sql")];
+pub(crate) const MIGRATIONS: &[&str] = &[
+    include_str!("schema.sql"),
+    include_str!("servers.sql"),
+    include_str!("sign_ins.sql"),
+    include_str!("sites.sql"),
+];
 
 /// Password hashes at once; see [`api::account::sign_in`].
 const HASHES_AT_ONCE: usize = 2;
@@ -89,6 +95,7 @@ pub struct App {
     certificates: certificates::Certificates,
     recording: recording::Recording,
     servers: servers::Servers,
+    sites: sites::Sites,
     simulated: Arc<Vec<config::SimulatedCamera>>,
     guesses: Arc<guesses::Guesses>,
     hashing: Arc<Semaphore>,
@@ -121,12 +128,14 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
     let first_start = first_user(&accounts, &config.first_password).await?;
     let world = world::World::new(&config);
     let recording = recording::Recording::new(recording);
+    let sites = sites::Sites::open(database.clone()).await?;
     let servers = servers::Servers::open(
         &config.data,
         database.clone(),
         &config.tunnel_servers,
         world.clone(),
         recording.clone(),
+        sites.clone(),
     )
     .await?;
     let certificates = certificates::Certificates::new(world.clone(), own_certificates(leaf.clone()));
@@ -138,6 +147,7 @@ pub async fn bind(config: Config, recording: Router, ops: &Ops) -> anyhow::Resul
         certificates: certificates.clone(),
         recording,
         servers,
+        sites,
         simulated: Arc::new(config.simulated_cameras),
         guesses: Arc::new(guesses::Guesses::new(audit.clone())),
         hashing: Arc::new(Semaphore::new(HASHES_AT_ONCE)),

@@ -1,12 +1,13 @@
 //! Which tunnel servers there are: those of the configuration file, and those that were added on the page, kept in the
 //! database with sealed passwords.
 //!
-//! Invariant: one that is here is watched by one task, is known to [`World`], and the recording role has been told the
-//! way to its devices under the same name. Changes are carried out one at a time.
+//! Invariant: one that is here is watched by one task and told of sites by another, is known to [`World`], and the
+//! recording role has been told the way to its devices under the same name. Changes are carried out one at a time.
 
 use crate::{
     config::TunnelServer as Entered,
     recording::Recording,
+    sites::Sites,
     tunnels::TunnelServer,
     world::{Facts, World},
 };
@@ -34,6 +35,7 @@ struct Inner {
     vault: Vault,
     world: World,
     recording: Recording,
+    sites: Sites,
     known: Mutex<BTreeMap<String, Known>>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
@@ -43,7 +45,7 @@ struct Known {
     entered: Entered,
     configured: bool,
     server: TunnelServer,
-    /// Of its watcher; none before the role runs.
+    /// Of its watcher and of who tells it of sites; none before the role runs.
     watch: Option<Stop>,
 }
 
@@ -58,6 +60,7 @@ impl Servers {
         configured: &[Entered],
         world: World,
         recording: Recording,
+        sites: Sites,
     ) -> anyhow::Result<Self> {
         let vault = Vault::open("management", folder, &pool, SEALED).await?;
         let mut known = BTreeMap::new();
@@ -79,7 +82,7 @@ impl Servers {
         }
         let changing = tokio::sync::Mutex::new(());
         let known = Mutex::new(known);
-        Ok(Servers { inner: Arc::new(Inner { pool, vault, world, recording, known, changing }) })
+        Ok(Servers { inner: Arc::new(Inner { pool, vault, world, recording, sites, known, changing }) })
     }
 
     /// Its keys, to be kept while the role runs.
@@ -206,13 +209,14 @@ impl Known {
         Ok(Known { server: TunnelServer::new(&entered)?, entered, configured, watch: None })
     }
 
-    /// A watcher of its own, instead of the one that it had.
+    /// A watcher of its own, and who tells it of sites, instead of those that it had.
     fn watch(&mut self, inner: &Inner, stop: &Stop) {
         if let Some(before) = self.watch.take() {
             before.stop();
         }
         let own = stop.child();
         stop.spawn(self.server.clone().watch(inner.world.clone(), inner.recording.clone(), own.clone()));
+        stop.spawn(inner.sites.clone().keep_told(self.server.clone(), own.clone()));
         self.watch = Some(own);
     }
 }

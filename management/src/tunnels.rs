@@ -25,7 +25,8 @@ use http::Method;
 use http_body_util::BodyExt;
 use rand::Rng;
 use serde::Deserialize;
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::sync::watch;
 
 /// Between attempts: grows from the first to the last, each with jitter.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -45,6 +46,8 @@ const SELF_CHECK: Duration = Duration::from_secs(5);
 pub struct TunnelServer {
     name: String,
     client: ApiClient,
+    /// Told each time its event stream has opened.
+    reached: Arc<watch::Sender<()>>,
 }
 
 impl TunnelServer {
@@ -57,12 +60,17 @@ impl TunnelServer {
         let auth = if config.user.is_empty() { Auth::Nobody } else { Auth::Basic(config.credentials()) };
         let trust = config.trust_anchor_pem()?;
         let client = ApiClient::new(&role, &config.url, &auth, trust.as_deref())?;
-        Ok(TunnelServer { name: config.name.clone(), client })
+        Ok(TunnelServer { name: config.name.clone(), client, reached: Arc::default() })
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Changes each time it is reached again.
+    pub fn reached(&self) -> watch::Receiver<()> {
+        self.reached.subscribe()
     }
 
     /// Step 1.
@@ -270,6 +278,7 @@ impl TunnelServer {
                         "tunnel server reached"
                     );
                     world.tunnel_reached(&self.name, server, seen.devices.values().cloned().collect());
+                    self.reached.send_replace(());
                 }
                 // Before that, it is part of everything.
                 if server.is_some() {

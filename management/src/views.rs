@@ -180,11 +180,25 @@ pub struct Site {
     pub bps: u64,
     /// The same over the last minute.
     pub minute_bps: u64,
-    /// From which share of `upstream_mbit` on it counts as full, in percent.
-    pub warn_percent: u8,
-    /// `unknown`: its upstream was not declared; `room`; `full`: the last minute was above the warning's share.
+    /// From which share of `upstream_mbit` on it counts as full, in percent, as the tunnel servers are configured; none
+    /// while none of them can be reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warn_percent: Option<u8>,
+    /// `unknown`: its upstream was not declared, or no tunnel server can be reached; `room`; `full`: the last minute was
+    /// above the warning's share.
     #[schema(value_type = String, example = "room")]
     pub state: tunnel::SiteState,
+    /// Names of the tunnel servers that do not know of it yet as it stands here: they cannot be reached, or refuse it.
+    pub untold: Vec<String>,
+}
+
+/// What was entered is kept, and told to these as soon as they can be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Untold {
+    /// Names of tunnel servers.
+    #[schema(example = json!(["North"]))]
+    pub untold: Vec<String>,
 }
 
 /// What changes all the time about a device that is connected.

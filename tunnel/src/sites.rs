@@ -37,9 +37,6 @@ const BURST: Duration = Duration::from_millis(200);
 /// At least so much, so that a piece of an answer does not put a device into debt for long. Bytes.
 const BURST_LEAST: i64 = 32 * 1024;
 
-/// Sites at one tunnel server.
-pub(crate) const SITES_MAX: usize = 10_000;
-
 /// All sites.
 pub(crate) struct Sites {
     pool: SqlitePool,

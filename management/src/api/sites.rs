@@ -1,16 +1,22 @@
 //! Places with one Internet connection: what they use of it, and limits.
 //!
-//! Tunnel servers keep and enforce them; every one is told of every site, so that a device that moves stays at its site.
+//! What was entered is kept by [`crate::sites`], which tells every tunnel server, also one that is away now, or added later;
+//! they measure and enforce, so that a device that moves stays at its site.
 
-use super::{Body, Path, passed_through};
+use super::{Body, Path};
 use crate::{App, gate::Caller, views};
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use homing_base::http::Failure;
 use homing_protocol::{
     SerialNumber,
     api::{
         Problem,
-        tunnel::{Site, SiteChange, SiteState},
+        tunnel::{SiteChange, SiteState},
     },
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -23,25 +29,30 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// With what their devices use now, summed over the tunnel servers.
 #[utoipa::path(get, path = "/api/v1/sites", tag = "devices", responses((status = 200, body = [views::Site])))]
 pub async fn list(State(app): State<App>) -> Json<Vec<views::Site>> {
-    let asking = app.servers.all().into_iter().map(|server| async move {
+    let servers = app.servers.all();
+    let asking = servers.iter().map(|server| async move {
         let told = tokio::time::timeout(DEADLINE, server.sites()).await;
         told.ok().and_then(Result::ok).unwrap_or_default()
     });
     let told = futures_util::future::join_all(asking).await.concat();
-    let mut sites: BTreeMap<String, views::Site> = BTreeMap::new();
+    let kept = app.sites.all().await.into_iter().map(|(name, site)| {
+        let untold = app.sites.untold(&name, Some(&site), &servers);
+        (name.clone(), view(name, site, untold))
+    });
+    let mut sites: BTreeMap<String, views::Site> = kept.collect();
     for site in told {
-        match sites.get_mut(&site.name) {
-            None => {
-                sites.insert(site.name.clone(), view(site));
-            }
-            Some(known) => {
-                known.bps += site.bps;
-                known.minute_bps += site.minute_bps;
-                let share = f64::from(known.warn_percent) / 100.0 * 1e6;
-                if known.upstream_mbit.is_some_and(|upstream| known.minute_bps as f64 >= upstream * share) {
-                    known.state = SiteState::Full;
-                }
-            }
+        let Some(known) = sites.get_mut(&site.name) else { continue };
+        known.bps += site.bps;
+        known.minute_bps += site.minute_bps;
+        let is_first = known.warn_percent.is_none();
+        let warn_percent = known.warn_percent.unwrap_or(site.warn_percent).min(site.warn_percent);
+        known.warn_percent = Some(warn_percent);
+        let share = f64::from(warn_percent) / 100.0 * 1e6;
+        let is_full = |upstream| known.minute_bps as f64 >= upstream * share;
+        if site.state == SiteState::Full || !is_first && known.upstream_mbit.is_some_and(is_full) {
+            known.state = SiteState::Full;
+        } else if known.state == SiteState::Unknown {
+            known.state = site.state;
         }
     }
     Json(sites.into_values().collect())
@@ -49,17 +60,19 @@ pub async fn list(State(app): State<App>) -> Json<Vec<views::Site>> {
 
 /// Enter a site, or change it
 ///
-/// Its devices are those that are named; one that was at another site is there no more.
+/// Its devices are those that are named; one that was at another site is there no more. It is entered also where tunnel
+/// servers cannot be told now: they are told as soon as they can be.
 #[utoipa::path(put, path = "/api/v1/sites/{name}", tag = "devices", request_body = views::SiteChange,
     params(("name" = String, Path, description = "Its name")),
-    responses((status = 204, description = "Entered"), (status = 400, body = views::Problem),
-        (status = 409, body = views::Problem), (status = 502, body = views::Problem)))]
+    responses((status = 204, description = "Entered, and every tunnel server was told"),
+        (status = 202, description = "Entered, and some are still to be told", body = views::Untold),
+        (status = 400, body = views::Problem), (status = 409, body = views::Problem)))]
 pub async fn put(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
     Body(asked): Body<views::SiteChange>,
-) -> Result<StatusCode, Failure> {
+) -> Result<Response, Failure> {
     let devices = asked.devices.iter().map(|serial| serial.parse::<SerialNumber>());
     let devices = devices.collect::<Result<Vec<_>, _>>().map_err(|error| {
         Failure::new(StatusCode::BAD_REQUEST, Problem::new("bad-serial", error.to_string()))
@@ -72,10 +85,8 @@ pub async fn put(
         site.devices.len()
     );
     app.record(&caller, "change-site", &name, &detail).await?;
-    for server in app.servers.all() {
-        server.put_site(&name, &site).await.map_err(passed_through)?;
-    }
-    Ok(StatusCode::NO_CONTENT)
+    app.sites.put(&name, site).await?;
+    Ok(told(&app, &name).await)
 }
 
 /// Forget a site
@@ -83,37 +94,43 @@ pub async fn put(
 /// Its devices stay registered, and are at none.
 #[utoipa::path(delete, path = "/api/v1/sites/{name}", tag = "devices",
     params(("name" = String, Path, description = "Its name")),
-    responses((status = 204, description = "Forgotten"), (status = 404, body = views::Problem),
-        (status = 502, body = views::Problem)))]
+    responses((status = 204, description = "Forgotten, and every tunnel server was told"),
+        (status = 202, description = "Forgotten, and some are still to be told", body = views::Untold),
+        (status = 404, body = views::Problem)))]
 pub async fn remove(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
-) -> Result<StatusCode, Failure> {
+) -> Result<Response, Failure> {
     app.record(&caller, "remove-site", &name, "").await?;
-    let mut known = false;
-    for server in app.servers.all() {
-        match server.remove_site(&name).await {
-            Ok(()) => known = true,
-            Err(homing_base::client::CallError::Refused { status: StatusCode::NOT_FOUND, .. }) => (),
-            Err(error) => return Err(passed_through(error)),
-        }
-    }
-    match known {
-        true => Ok(StatusCode::NO_CONTENT),
+    match app.sites.remove(&name).await? {
+        true => Ok(told(&app, &name).await),
         false => Err(Failure::not_found(format!("There is no site called {name:?}."))),
     }
 }
 
-fn view(site: Site) -> views::Site {
+/// Whom it is still to be told.
+async fn told(app: &App, name: &str) -> Response {
+    let servers = app.servers.all();
+    app.sites.settle(&servers).await;
+    let untold = app.sites.untold(name, app.sites.all().await.get(name), &servers);
+    match untold.is_empty() {
+        true => StatusCode::NO_CONTENT.into_response(),
+        false => (StatusCode::ACCEPTED, Json(views::Untold { untold })).into_response(),
+    }
+}
+
+/// Before any tunnel server has told what it measures.
+fn view(name: String, site: SiteChange, untold: Vec<String>) -> views::Site {
     views::Site {
-        name: site.name,
+        name,
         upstream_mbit: site.upstream_mbit,
         limit_mbit: site.limit_mbit,
         devices: site.devices.iter().map(ToString::to_string).collect(),
-        bps: site.bps,
-        minute_bps: site.minute_bps,
-        warn_percent: site.warn_percent,
-        state: site.state,
+        bps: 0,
+        minute_bps: 0,
+        warn_percent: None,
+        state: SiteState::Unknown,
+        untold,
     }
 }

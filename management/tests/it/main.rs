@@ -8,3 +8,4 @@ mod fake;
 mod flow;
 mod moves;
 mod servers;
+mod sites;

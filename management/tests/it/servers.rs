@@ -18,7 +18,7 @@ fn north(url: &str) -> Value {
 }
 
 impl Site {
-    async fn until_server(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub async fn until_server(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let waiting = async {
             let mut ticks = tokio::time::interval(Duration::from_millis(10));
             loop {

@@ -81,16 +81,23 @@ function stateOf(site) {
   const mark = {
     full: { mark: "red", word: `Above ${site.warn_percent} %` },
     room: { mark: "green", word: "Has room" },
-    unknown: { mark: "grey", word: "Upstream not entered" },
+    unknown: { mark: "grey", word: site.upstream_mbit === undefined ? "Upstream not entered" : "Not known now" },
   }[site.state];
-  return h("span", { class: `badge badge-${mark.mark}` }, markOf(mark), mark.word);
+  return [
+    h("span", { class: `badge badge-${mark.mark}` }, markOf(mark), mark.word),
+    site.untold.length > 0 && h("div", { class: "muted", "data-testid": `site-untold-${site.name}` }, `Not told yet: ${site.untold.join(", ")}`),
+  ];
 }
+
+/** Said of whom could not be told yet. @param {{untold: string[]} | undefined} answer */
+const rest = (answer) => (answer ? ` ${answer.untold.join(", ")} will be told as soon as possible.` : "");
 
 /** Adds a site, or edits one. @param {Site} [site] */
 function editSite(site) {
   const number = (/** @type {number | undefined} */ value) => ({ value: value ?? "", inputmode: "decimal", autocomplete: "off", placeholder: "Mbit/s" });
+  const warned = (site ?? sites.all[0])?.warn_percent;
   const name = field({ label: "Name", name: "name", input: { value: site?.name ?? "", maxlength: 64, autocomplete: "off", disabled: site !== undefined, "data-testid": "site-name" } });
-  const upstream = field({ label: "Upstream of its Internet connection", name: "upstream", hint: "In Mbit/s, as the contract says or a speed test shows. You are warned above 80 %.", input: { ...number(site?.upstream_mbit), "data-testid": "site-upstream" } });
+  const upstream = field({ label: "Upstream of its Internet connection", name: "upstream", hint: `In Mbit/s, as the contract says or a speed test shows. You are warned ${warned === undefined ? "before it is full" : `above ${warned} %`}.`, input: { ...number(site?.upstream_mbit), "data-testid": "site-upstream" } });
   const limit = field({ label: "Limit", name: "limit", hint: "In Mbit/s; left empty, there is none. Devices share it fairly and slow down; nothing is dropped on the way.", input: { ...number(site?.limit_mbit), "data-testid": "site-limit" } });
   const chosen = new Set(site?.devices ?? []);
   const devices = store.devices.filter((device, index, all) => all.findIndex((other) => other.serial === device.serial) === index);
@@ -119,9 +126,9 @@ function editSite(site) {
       }
       save.disabled = true;
       try {
-        await call("PUT", path(name.value), { upstream_mbit: read(upstream), limit_mbit: read(limit), devices: [...chosen] });
+        const answer = await call("PUT", path(name.value), { upstream_mbit: read(upstream), limit_mbit: read(limit), devices: [...chosen] });
         dialog.close();
-        toast(`${name.value} was saved.`, "good");
+        toast(`${name.value} was saved.${rest(answer)}`, "good");
         await sites.ask();
       } catch (error) {
         general.replaceChildren(icon("alert"), h("span", {}, words(error)));
@@ -140,7 +147,8 @@ function removeSite(site) {
     text: `${plural(site.devices.length, "device")} of it ${site.devices.length === 1 ? "stays" : "stay"} registered, without a limit.`,
     action: "Remove",
     act: async () => {
-      await call("DELETE", path(site.name));
+      const answer = await call("DELETE", path(site.name));
+      toast(`${site.name} was removed.${rest(answer)}`);
       await sites.ask();
     },
   });

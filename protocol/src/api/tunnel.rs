@@ -420,6 +420,15 @@ pub struct Statistics {
     pub bytes_out: u64,
 }
 
+/// Sites at one server.
+pub const SITES_MAX: usize = 10_000;
+
+/// Characters of a site's name.
+const SITE_NAME_MAX: usize = 64;
+
+/// Mbit/s of a site: from a modem to a data centre.
+const SITE_RATES: std::ops::RangeInclusive<f64> = 0.01..=1_000_000.0;
+
 /// What is entered about a place with one Internet connection.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -435,6 +444,29 @@ pub struct SiteChange {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub devices: Vec<SerialNumber>,
+}
+
+impl SiteChange {
+    /// Whether it is one, under this name.
+    ///
+    /// # Errors
+    /// What to enter instead.
+    pub fn check(&self, name: &str) -> Result<(), &'static str> {
+        if name.trim().is_empty()
+            || name.chars().count() > SITE_NAME_MAX
+            || name.chars().any(char::is_control)
+        {
+            return Err("A site's name has 1 to 64 characters, in one line.");
+        }
+        match [self.upstream_mbit, self.limit_mbit]
+            .into_iter()
+            .flatten()
+            .any(|mbit| !SITE_RATES.contains(&mbit))
+        {
+            true => Err("upstream_mbit and limit_mbit are in Mbit/s, from 0.01 on."),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Whether a site's connection has room.

@@ -1,7 +1,6 @@
 //! Places with one Internet connection, in JSON: see `tunnel/src/sites.rs`.
 
 use super::{Api, Guarded, OneDevice, read};
-use crate::sites::SITES_MAX;
 use axum::{
     Json,
     body::Body,
@@ -10,15 +9,9 @@ use axum::{
 use homing_base::http::Failure;
 use homing_protocol::api::{
     Problem,
-    tunnel::{Site, SiteChange},
+    tunnel::{SITES_MAX, Site, SiteChange},
 };
 use http::{HeaderMap, StatusCode};
-
-/// Characters of a name.
-const NAME_MAX: usize = 64;
-
-/// Mbit/s: from a modem to a data centre.
-const RATES: std::ops::RangeInclusive<f64> = 0.01..=1_000_000.0;
 
 /// All sites
 #[utoipa::path(get, path = "/api/v1/sites", responses((status = 200, body = Vec<Site>), Guarded))]
@@ -37,12 +30,7 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<StatusCode, Failure> {
     let site: SiteChange = read(&headers, body).await?;
-    if name.trim().is_empty() || name.chars().count() > NAME_MAX || name.chars().any(char::is_control) {
-        return Err(Failure::bad_request("A site's name has 1 to 64 characters, in one line."));
-    }
-    if [site.upstream_mbit, site.limit_mbit].into_iter().flatten().any(|mbit| !RATES.contains(&mbit)) {
-        return Err(Failure::bad_request("upstream_mbit and limit_mbit are in Mbit/s, from 0.01 on."));
-    }
+    site.check(&name).map_err(Failure::bad_request)?;
     let all = api.devices.sites().all();
     if all.len() >= SITES_MAX && all.iter().all(|site| site.name != name) {
         let message = format!("{SITES_MAX} sites are as many as a tunnel server takes.");
