@@ -222,6 +222,17 @@ pub struct Figures {
     pub bps_out: u64,
 }
 
+/// One uplink of a device, from its beginning to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Connection {
+    /// The tunnel server that it led to.
+    #[schema(example = "North")]
+    pub tunnel_server: String,
+    /// As that tunnel server tells.
+    #[serde(flatten)]
+    pub connection: tunnel::Connection,
+}
+
 /// A move to another tunnel server, as it stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Moving {

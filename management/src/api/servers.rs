@@ -6,6 +6,7 @@ use crate::{
     config::TunnelServer as Entered,
     gate::Caller,
     probe::{self, Tested},
+    tunnels::TunnelServer,
     views,
 };
 use axum::{Json, extract::State, http::StatusCode};
@@ -30,8 +31,8 @@ const ANCHOR_MAX: usize = 32 * 1024;
 /// Tunnel servers at one management server.
 const SERVERS_MAX: usize = 200;
 
-/// A tunnel server that is slow does not hold up the figures of the others.
-const FIGURES_DEADLINE: Duration = Duration::from_secs(3);
+/// A tunnel server that is slow does not hold up what the others tell.
+const DEADLINE: Duration = Duration::from_secs(3);
 
 /// A tunnel server as it is entered in its dialog.
 #[derive(Deserialize, ToSchema)]
@@ -241,7 +242,7 @@ pub async fn test(
     responses((status = 200, body = [views::Figures])))]
 pub async fn figures(State(app): State<App>) -> Json<Vec<views::Figures>> {
     let asking = app.servers.all().into_iter().map(|server| async move {
-        let told = tokio::time::timeout(FIGURES_DEADLINE, server.figures()).await;
+        let told = tokio::time::timeout(DEADLINE, server.figures()).await;
         let told = told.ok().and_then(Result::ok).unwrap_or_default();
         let view = |told: tunnel::Figures| views::Figures {
             serial: told.serial.to_string(),
@@ -259,18 +260,42 @@ pub async fn figures(State(app): State<App>) -> Json<Vec<views::Figures>> {
 
 /// A device's last connections
 ///
-/// The newest first, at most 50 of each tunnel server that it is registered at, with the reasons for which they ended.
+/// The newest first, at most 50 of each tunnel server that it is registered at, with the reasons for which they ended. Those
+/// of a tunnel server that is away are left out, unless it is the only one.
 #[utoipa::path(get, path = "/api/v1/devices/{serial}/history", tag = "devices",
     params(("serial" = String, Path, description = "Serial number")),
-    responses((status = 200, body = [tunnel::Connection]), (status = 404, body = views::Problem),
+    responses((status = 200, body = [views::Connection]), (status = 404, body = views::Problem),
         (status = 502, body = views::Problem)))]
 pub async fn history(
     State(app): State<App>,
     Path(serial): Path<String>,
-) -> Result<Json<Vec<tunnel::Connection>>, Failure> {
-    let (serial, known) = devices::registered(&app, &serial)?;
-    let server = devices::tunnel_server(&app, Some(&known.tunnel_server))?;
-    server.history(serial).await.map(Json).map_err(passed_through)
+) -> Result<Json<Vec<views::Connection>>, Failure> {
+    let (serial, _) = devices::registered(&app, &serial)?;
+    let asking = app.world.registrations(serial).into_iter().map(async |known| {
+        let server = devices::tunnel_server(&app, Some(&known.tunnel_server))?;
+        let told =
+            tokio::time::timeout(DEADLINE, server.history(serial)).await.map_err(|_| silent(&server))?;
+        let view = |connection| views::Connection { tunnel_server: server.name().to_owned(), connection };
+        Ok(told.map_err(passed_through)?.into_iter().map(view).collect::<Vec<_>>())
+    });
+    let told: Vec<Result<_, Failure>> = futures_util::future::join_all(asking).await;
+    let nobody = told.iter().all(Result::is_err);
+    let mut all = Vec::new();
+    for told in told {
+        match told {
+            Ok(told) => all.extend(told),
+            Err(failure) if nobody => return Err(failure),
+            Err(_) => (),
+        }
+    }
+    all.sort_by_key(|one| std::cmp::Reverse(one.connection.since));
+    Ok(Json(all))
+}
+
+fn silent(server: &TunnelServer) -> Failure {
+    let message =
+        format!("The tunnel server {:?} did not answer within {} s.", server.name(), DEADLINE.as_secs());
+    Failure::new(StatusCode::BAD_GATEWAY, Problem::new("tunnel-server-silent", message))
 }
 
 /// What was entered about one that was added here.
@@ -304,7 +329,7 @@ fn refuse_taken(app: &App, entered: &Entered, itself: Option<&str>) -> Result<()
 
 fn refuse_unusable(entered: &Entered) -> Result<(), Failure> {
     let usable = probe::check_address(&entered.url)
-        .and_then(|()| crate::tunnels::TunnelServer::new(entered).map_err(|error| format!("{error:#}.")));
+        .and_then(|()| TunnelServer::new(entered).map_err(|error| format!("{error:#}.")));
     usable.map(|_| ()).map_err(|message| {
         Failure::new(StatusCode::UNPROCESSABLE_ENTITY, Problem::new("bad-address", message))
     })

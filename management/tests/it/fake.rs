@@ -60,6 +60,8 @@ pub struct FakeTunnel {
     pub sites: Arc<Mutex<BTreeMap<String, SiteChange>>>,
     /// What it was asked about moves, offers and registrations, in order.
     pub asked: Arc<Mutex<Vec<String>>>,
+    /// What it tells as the history of any device.
+    pub history: Arc<Mutex<Vec<Connection>>>,
     /// Name and data of every event.
     log: Arc<Mutex<Vec<(String, String)>>>,
     /// Ids from before this life are not known; a test counts it up.
@@ -75,6 +77,7 @@ impl FakeTunnel {
             server: Arc::new(Mutex::new(server(name, account))),
             sites: Arc::default(),
             asked: Arc::default(),
+            history: Arc::new(Mutex::new(one_that_stands_and_one_that_ended())),
             log: Arc::default(),
             life: Arc::default(),
             changed: broadcast::channel(64).0,
@@ -306,8 +309,11 @@ async fn unregister(State(tunnel): State<FakeTunnel>, Path(serial): Path<SerialN
     StatusCode::NO_CONTENT
 }
 
-/// One that ended, and one that stands.
-async fn history() -> Json<Vec<Connection>> {
+async fn history(State(tunnel): State<FakeTunnel>) -> Json<Vec<Connection>> {
+    Json(tunnel.history.lock().unwrap().clone())
+}
+
+fn one_that_stands_and_one_that_ended() -> Vec<Connection> {
     let ended = Connection {
         since: Timestamp::UNIX_EPOCH,
         until: Some(Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_secs(60)),
@@ -319,7 +325,7 @@ async fn history() -> Json<Vec<Connection>> {
         bytes_out: 20,
     };
     let stands = Connection { until: None, code: None, reason: None, ..ended.clone() };
-    Json(vec![stands, ended])
+    vec![stands, ended]
 }
 
 /// Of every device that is connected.

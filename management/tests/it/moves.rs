@@ -5,7 +5,7 @@ use axum::http::{Method, StatusCode};
 use homing_protocol::api::{
     Expiry,
     dispatcher::Contested,
-    tunnel::{MoveState, Moving},
+    tunnel::{Connection, MoveState, Moving},
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -20,6 +20,18 @@ async fn with_a_device(name: &str) -> Site {
     site.tunnel.put(device(serial(1), name));
     site.tunnel.connect(serial(1), true);
     site.until_device("connected", |device| device["connected"] == true).await;
+    site
+}
+
+/// One device, connected at both tunnel servers.
+async fn kept_by_both() -> Site {
+    let site = with_a_device("Gate").await;
+    let asked_for = Some(json!({"tunnel_server": "other", "keep": true}));
+    let (status, kept) = site.call(Method::PUT, &path("/move"), asked_for).await;
+    assert_eq!(status, StatusCode::OK, "{kept}");
+    site.second.connect(serial(1), true);
+    site.until_device("at both", |device| device["tunnel_server"] == "other" && device["connected"] == true)
+        .await;
     site
 }
 
@@ -159,6 +171,59 @@ async fn hardware_follows_its_device() {
     site.tunnel.connect(serial(1), true);
     looked_for("sts").await;
     assert_eq!(*site.recording.followed.lock().unwrap(), ["other", "sts"], "once each");
+    site.end().await;
+}
+
+/// The goal: where one of two tunnel servers that keep a device fails, recording goes on by the other.
+#[tokio::test]
+async fn recording_goes_on_by_the_other_where_one_of_two_tunnel_servers_fails() {
+    let site = kept_by_both().await;
+    site.call(Method::POST, "/api/v1/hardware", Some(json!({"serial": serial(1)}))).await;
+    let recorded_by = async || site.get("/api/v1/hardware").await[0]["device"]["server"].clone();
+    assert_eq!(recorded_by().await, "sts");
+
+    site.stop_tunnel().await;
+    let followed = async {
+        while recorded_by().await != "other" {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(crate::fake::DEADLINE, followed).await.expect("hardware follows");
+    let carried = site.get(&path("")).await;
+    assert_eq!(
+        (&carried["tunnel_server"], &carried["state"], &carried["connected"]),
+        (&json!("other"), &json!("green"), &json!(true))
+    );
+    assert_eq!(*site.recording.followed.lock().unwrap(), ["other"], "once");
+    site.end().await;
+}
+
+/// The goal: a device's history is that of all tunnel servers that it is registered at, the newest first, each connection
+/// with its own; one that is away hides none of the others'.
+#[tokio::test]
+async fn a_devices_history_is_that_of_all_its_tunnel_servers() {
+    let site = kept_by_both().await;
+    let began = |tunnel: &crate::fake::FakeTunnel, at: &[&str]| {
+        let mut history = tunnel.history.lock().unwrap();
+        let one = history[0].clone();
+        *history = at.iter().map(|at| Connection { since: at.parse().unwrap(), ..one.clone() }).collect();
+    };
+    let [first, second, third, fourth] =
+        ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z", "2026-01-04T00:00:00Z"];
+    began(&site.tunnel, &[fourth, second]);
+    began(&site.second, &[third, first]);
+    let told = async || {
+        let history = site.get(&path("/history")).await;
+        let one = |one: &Value| (one["tunnel_server"].clone(), one["since"].clone());
+        history.as_array().unwrap().iter().map(one).collect::<Vec<_>>()
+    };
+    let one = |server: &str, since: &str| (json!(server), json!(since));
+    let all = [one("sts", fourth), one("other", third), one("sts", second), one("other", first)];
+    assert_eq!(told().await, all);
+
+    site.stop_tunnel().await;
+    site.until_server("sts", |server| server["reachable"] == false).await;
+    assert_eq!(told().await, [one("other", third), one("other", first)]);
     site.end().await;
 }
 

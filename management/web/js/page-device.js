@@ -53,8 +53,8 @@ export class DevicePage {
 
   /** Asks what became of its connections, when that has changed. */
   async refreshHistory() {
-    const device = store.device(this.serial);
-    const of = device ? `${device.tunnel_server} ${device.connected} ${device.since} ${device.peer}` : "";
+    const all = store.registrations(this.serial);
+    const of = all.map((device) => `${device.tunnel_server} ${device.connected} ${device.since} ${device.peer}`).join();
     if (of === this.historyOf || document.hidden) return;
     try {
       this.history = await call("GET", `/api/v1/devices/${this.serial}/history`);
@@ -233,11 +233,13 @@ const SHOWN = 8;
 
 /** @param {import("./types.js").Connection[]} history */
 function connections(history) {
+  const several = history.some((one) => one.tunnel_server !== history[0].tunnel_server);
   const rows = history.map((one) =>
     h(
       "tr",
       {},
       h("td", { class: "num nowrap" }, full(one.since)),
+      several && h("td", {}, one.tunnel_server),
       h("td", { class: "num nowrap" }, one.code === undefined ? "stands" : one.until === undefined ? "–" : duration(Date.parse(one.until) - Date.parse(one.since))),
       h("td", {}, one.code === undefined ? "–" : sentence(one.reason ?? one.code)),
       h("td", { class: "spare mono nowrap" }, one.peer),
@@ -248,7 +250,7 @@ function connections(history) {
     h(
       "div",
       { class: "scroll-x" },
-      h("table", { class: "table" }, h("thead", {}, h("tr", {}, h("th", {}, "Connected"), h("th", {}, "For"), h("th", {}, "Ended because"), h("th", { class: "spare" }, "From"), h("th", { class: "spare end" }, "Received"))), h("tbody", {}, rows)),
+      h("table", { class: "table" }, h("thead", {}, h("tr", {}, h("th", {}, "Connected"), several && h("th", {}, "At"), h("th", {}, "For"), h("th", {}, "Ended because"), h("th", { class: "spare" }, "From"), h("th", { class: "spare end" }, "Received"))), h("tbody", {}, rows)),
     );
   return h(
     "section",

@@ -33,7 +33,7 @@
  *
  * @typedef {{peer: string, dialled?: string, since: string, rtt_ms?: number, streams: number}} Uplink
  * @typedef {{serial: string, tunnel_server: string, rtt_ms?: number, bytes_in: number, bytes_out: number, bps_in: number, bps_out: number}} Figures
- * @typedef {{since: string, until?: string, peer: string, dialled?: string, code?: string, reason?: string, bytes_in: number, bytes_out: number}} Connection
+ * @typedef {{tunnel_server: string, since: string, until?: string, peer: string, dialled?: string, code?: string, reason?: string, bytes_in: number, bytes_out: number}} Connection
  * @typedef {{name: string, upstream_mbit?: number, limit_mbit?: number, devices: string[], bps: number, minute_bps: number, warn_percent?: number, state: "unknown"|"room"|"full", untold: string[]}} Site
  * @typedef {{ok: boolean, code: string, message: string, certificate?: {fingerprint: string, trust_anchor: string, names: string[]}, name?: string, public: string[]}} Tested
  *
