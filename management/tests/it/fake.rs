@@ -21,8 +21,8 @@ use homing_protocol::{
         dispatcher::Offer,
         recording,
         tunnel::{
-            self, ChangeDevice, Connection, Device, Figures, Move, MoveState, Moving, NewDevice, RelayState,
-            Server, SiteChange, SiteState,
+            ChangeDevice, Connection, Device, Figures, Move, MoveState, Moving, NewDevice, RelayState,
+            Server, SiteChange,
         },
     },
     secret::Credentials,
@@ -149,8 +149,7 @@ impl FakeTunnel {
             .route("/api/v1/devices/{serial}/credentials", get(credentials))
             .route("/api/v1/devices/{serial}/history", get(history))
             .route("/api/v1/figures", get(figures))
-            .route("/api/v1/sites", get(sites))
-            .route("/api/v1/sites/{name}", put(put_site).delete(remove_site))
+            .merge(crate::sites::routes())
             .route("/api/v1/devices/{serial}/handover", get(handover))
             .route("/api/v1/devices/{serial}/move", put(begin_move).delete(undo_move))
             .route("/api/v1/devices/{serial}/offer", put(offer).delete(withdraw_offer))
@@ -341,37 +340,6 @@ async fn figures(State(tunnel): State<FakeTunnel>) -> Json<Vec<Figures>> {
         bps_out: 1000,
     };
     Json(connected.map(figures).collect())
-}
-
-async fn sites(State(tunnel): State<FakeTunnel>) -> Json<Vec<tunnel::Site>> {
-    let sites = tunnel.sites.lock().unwrap();
-    let site = |(name, site): (&String, &SiteChange)| tunnel::Site {
-        name: name.clone(),
-        upstream_mbit: site.upstream_mbit,
-        limit_mbit: site.limit_mbit,
-        devices: site.devices.clone(),
-        bps: 1_000_000,
-        minute_bps: 1_000_000,
-        warn_percent: 70,
-        state: SiteState::Room,
-    };
-    Json(sites.iter().map(site).collect())
-}
-
-async fn put_site(
-    State(tunnel): State<FakeTunnel>,
-    Path(name): Path<String>,
-    Json(site): Json<SiteChange>,
-) -> StatusCode {
-    tunnel.sites.lock().unwrap().insert(name, site);
-    StatusCode::NO_CONTENT
-}
-
-async fn remove_site(State(tunnel): State<FakeTunnel>, Path(name): Path<String>) -> StatusCode {
-    match tunnel.sites.lock().unwrap().remove(&name) {
-        Some(_) => StatusCode::NO_CONTENT,
-        None => StatusCode::NOT_FOUND,
-    }
 }
 
 async fn credentials(Path(_): Path<SerialNumber>) -> Json<Credentials> {

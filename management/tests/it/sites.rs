@@ -1,9 +1,14 @@
 //! Sites as an administrator enters them, at tunnel servers that come and go.
 
 use crate::fake::{DEADLINE, FakeTunnel, Site, serial};
-use axum::http::{Method, StatusCode};
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::{Method, StatusCode},
+    routing::{get, put},
+};
 use homing_base::Stop;
-use homing_protocol::api::tunnel::SiteChange;
+use homing_protocol::api::tunnel::{self, SiteChange, SiteState};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -17,6 +22,44 @@ fn with_limit(limit_mbit: f64) -> SiteChange {
 
 fn knows(tunnel: &FakeTunnel, sites: &[(&str, &SiteChange)]) -> bool {
     tunnel.sites.lock().unwrap().iter().map(|(name, site)| (name.as_str(), site)).eq(sites.iter().copied())
+}
+
+/// What a tunnel server answers about sites.
+pub fn routes() -> Router<FakeTunnel> {
+    Router::new()
+        .route("/api/v1/sites", get(sites))
+        .route("/api/v1/sites/{name}", put(put_site).delete(remove_site))
+}
+
+async fn sites(State(tunnel): State<FakeTunnel>) -> Json<Vec<tunnel::Site>> {
+    let sites = tunnel.sites.lock().unwrap();
+    let site = |(name, site): (&String, &SiteChange)| tunnel::Site {
+        name: name.clone(),
+        upstream_mbit: site.upstream_mbit,
+        limit_mbit: site.limit_mbit,
+        devices: site.devices.clone(),
+        bps: 1_000_000,
+        minute_bps: 1_000_000,
+        warn_percent: 70,
+        state: SiteState::Room,
+    };
+    Json(sites.iter().map(site).collect())
+}
+
+async fn put_site(
+    State(tunnel): State<FakeTunnel>,
+    Path(name): Path<String>,
+    Json(site): Json<SiteChange>,
+) -> StatusCode {
+    tunnel.sites.lock().unwrap().insert(name, site);
+    StatusCode::NO_CONTENT
+}
+
+async fn remove_site(State(tunnel): State<FakeTunnel>, Path(name): Path<String>) -> StatusCode {
+    match tunnel.sites.lock().unwrap().remove(&name) {
+        Some(_) => StatusCode::NO_CONTENT,
+        None => StatusCode::NOT_FOUND,
+    }
 }
 
 impl Site {
