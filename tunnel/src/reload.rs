@@ -23,6 +23,8 @@ pub struct Reloader {
     pub(crate) relay: Arc<Relay>,
     pub(crate) guard: Arc<Guard>,
     pub(crate) leaf: Arc<Leaf>,
+    /// Of the internal address; none where it speaks no TLS.
+    pub(crate) vms_leaf: Option<Arc<Leaf>>,
 }
 
 impl Reloader {
@@ -42,6 +44,9 @@ impl Reloader {
         let config = &reloaded.config;
         config.check()?;
         self.leaf.refresh().context("[tunnel] certificate")?;
+        if let Some(leaf) = &self.vms_leaf {
+            leaf.refresh().context("[tunnel.vms] certificate")?;
+        }
         if config.dispatcher != running.dispatcher {
             self.relay.dispatcher().reload(&config.dispatcher)?;
         }

@@ -245,6 +245,7 @@ impl Bound {
             relay: Arc::clone(&self.relay),
             guard: Arc::clone(&self.guard),
             leaf: Arc::clone(&self.leaf),
+            vms_leaf: self.vms_leaf.clone(),
         }
     }
 

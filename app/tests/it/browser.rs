@@ -227,6 +227,8 @@ fn a_tunnel_server_is_tested_added_renamed_and_removed_and_a_site_entered() {
     // The test of what is entered: each mistake by its name, without anything being saved.
     browser.run("location.hash = '#/services'", &[]).unwrap();
     browser.click("[data-testid=add-server]");
+    let begun = browser.run("return document.querySelector('[data-testid=server-url]').value", &[]).unwrap();
+    assert_eq!(begun, "https://");
     browser.enter("[data-testid=server-name]", "North");
     let tested = "[data-testid=server-tested]";
     for (url, said) in [
@@ -280,6 +282,11 @@ fn a_tunnel_server_is_tested_added_renamed_and_removed_and_a_site_entered() {
     browser.enter("[data-testid=site-upstream]", "10");
     browser.click(&format!("[data-testid=site-device-{serial}]"));
     pictures(&browser, "site-dialog");
+    browser.click("[data-testid=site-save]");
+    browser.wait_for_text("[data-testid=site-Shop]", "Shop", seconds(10));
+    // It says what the tunnel server is configured to warn at.
+    browser.click("[data-testid=site-Shop]");
+    browser.wait_for_text("[data-testid=site-dialog]", "You are warned above 80 %", seconds(5));
     browser.click("[data-testid=site-save]");
     browser.wait_for_text("[data-testid=site-Shop]", "Shop", seconds(10));
     pictures(&browser, "services");

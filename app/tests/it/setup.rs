@@ -453,7 +453,7 @@ fn an_installer_takes_the_service_or_leaves_it() {
 }
 
 /// The goal: the units of the repository are such as systemd takes, with little that a service could do beyond its work;
-/// and setup installs one that names this program, its file and its folder.
+/// and setup installs one that names this program, its file, its folder and every role's master key.
 #[test]
 fn units_are_well_formed_and_hardened() {
     let folder = Folder::new();
@@ -492,6 +492,11 @@ fn units_are_well_formed_and_hardened() {
     );
     assert!(unit.contains(&start), "{start}\n{unit}");
     assert!(unit.contains(&format!("ReadWritePaths=\"{}\"", home.join("data").display())), "{unit}");
+    for role in ["dispatcher", "tunnel", "recording", "management"] {
+        for key in [format!("homing-{role}-master-key\n"), format!("homing-{role}-master-key-old\n")] {
+            assert!(unit.contains(&format!("LoadCredential={key}")), "{key}{unit}");
+        }
+    }
     fs::copy(units.join("homing@.service"), units.join("homing@tunnel.service")).unwrap();
 
     // As they are in packages, with a program that is there.

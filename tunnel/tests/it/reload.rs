@@ -6,9 +6,22 @@ use crate::{
     world::{PASSWORD, USER, World, send_from, within},
 };
 use bytes::Bytes;
-use homing_base::client::basic;
+use homing_base::{
+    client::basic,
+    tls::{Https, look},
+};
 use homing_protocol::secret::Credentials;
+use homing_tunnel::Config;
 use http::{Request, StatusCode};
+use std::{
+    fs::File,
+    io::Write,
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+use tokio::net::TcpStream;
 
 async fn status_with(world: &World, password: &str) -> StatusCode {
     let request = Request::get("/api/v1/devices")
@@ -87,4 +100,47 @@ async fn step_2_relay_goes_on_with_the_new_password_of_the_dispatcher_account() 
     let reloaded = world.reloader.reload(&world.config, &now, &[]).unwrap();
     assert_eq!(reloaded.changed, ["dispatcher.password"]);
     world.dispatcher.relayed_times(1).await;
+}
+
+/// Certificates for this name in the files that [`files`] names, written at this time.
+fn renew(folder: &Path, name: &str, at: SystemTime) {
+    for listener in ["external", "internal"] {
+        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        let pems = [("chain", made.cert.pem()), ("key", made.signing_key.serialize_pem())];
+        for (what, pem) in pems {
+            let path = folder.join(format!("{listener}-{what}.pem"));
+            let mut file =
+                File::options().write(true).create(true).truncate(true).mode(0o600).open(path).unwrap();
+            file.write_all(pem.as_bytes()).unwrap();
+            file.set_modified(at).unwrap();
+        }
+    }
+}
+
+fn files(config: &mut Config) {
+    std::fs::create_dir_all(&config.data).unwrap();
+    let at = |name: &str| config.data.join(name);
+    (config.vms.certificate, config.vms.private_key) = (at("internal-chain.pem"), at("internal-key.pem"));
+    (config.certificate, config.private_key) = (at("external-chain.pem"), at("external-key.pem"));
+    config.vms.tls = Https::Files;
+    config.public = vec!["before.example:0".into()];
+    renew(&config.data, "before.example", SystemTime::UNIX_EPOCH);
+}
+
+async fn shown(at: SocketAddr) -> Vec<String> {
+    within(look(within(TcpStream::connect(at)).await.unwrap(), "x.example")).await.unwrap().names
+}
+
+/// Goal: certificates in PEM files are read at once, those of the external address and those of the internal.
+#[tokio::test]
+async fn renewed_certificates_are_shown_at_once_at_both_addresses() {
+    let world = World::with(true, files).await;
+    for address in [world.external, world.internal] {
+        assert_eq!(shown(address).await, ["before.example"], "{address}");
+    }
+    renew(&world.config.data, "after.example", SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+    world.reloader.reload(&world.config, &world.config, &[]).unwrap();
+    for address in [world.external, world.internal] {
+        assert_eq!(shown(address).await, ["after.example"], "{address}");
+    }
 }
