@@ -57,7 +57,8 @@ struct Inner {
 /// What a tunnel server has of them, as far as is known.
 #[derive(Clone, Default)]
 struct Known {
-    sites: BTreeMap<String, SiteChange>,
+    /// None: it was never reached.
+    sites: Option<BTreeMap<String, SiteChange>>,
     /// The last one that was told, or tried to.
     version: u64,
 }
@@ -140,9 +141,9 @@ impl Sites {
     /// Names of those of these tunnel servers that do not know a site as it is, or not of its removal, as far as is known.
     pub fn untold(&self, name: &str, site: Option<&SiteChange>, servers: &[TunnelServer]) -> Vec<String> {
         let known = self.inner.known.borrow();
-        let is_untold = |server: &&TunnelServer| match known.get(server.name()) {
-            None => true,
-            Some(one) => one.sites.get(name) != site,
+        let is_untold = |server: &&TunnelServer| {
+            let sites = known.get(server.name()).and_then(|one| one.sites.as_ref());
+            sites.is_none_or(|sites| sites.get(name) != site)
         };
         servers.iter().filter(is_untold).map(|server| server.name().to_owned()).collect()
     }
@@ -194,7 +195,7 @@ impl Sites {
                 let kept = self.take_over(server, &there).await?;
                 let told = align(server, &mut there, &kept).await;
                 self.inner.known.send_modify(|known| {
-                    known.entry(server.name().to_owned()).or_default().sites = there;
+                    known.entry(server.name().to_owned()).or_default().sites = Some(there);
                 });
                 told.map_err(anyhow::Error::from)
             }
