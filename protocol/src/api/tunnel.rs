@@ -423,6 +423,9 @@ pub struct Statistics {
 /// Sites at one server.
 pub const SITES_MAX: usize = 10_000;
 
+/// Devices at one site; more would not fit into the longest request that a tunnel server reads.
+pub const SITE_DEVICES_MAX: usize = 4_000;
+
 /// Characters of a site's name.
 const SITE_NAME_MAX: usize = 64;
 
@@ -457,6 +460,9 @@ impl SiteChange {
             || name.chars().any(char::is_control)
         {
             return Err("A site's name has 1 to 64 characters, in one line.");
+        }
+        if self.devices.len() > SITE_DEVICES_MAX {
+            return Err("A site has 4,000 devices at most; enter it as several.");
         }
         match [self.upstream_mbit, self.limit_mbit]
             .into_iter()

@@ -52,8 +52,8 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-/// The longest request body: a registration is far smaller.
-const BODY_MAX_BYTES: usize = 16 * 1024;
+/// The longest request body: a site with all the devices that it may have.
+const BODY_MAX_BYTES: usize = 64 * 1024;
 
 #[derive(OpenApi)]
 #[openapi(

@@ -5,7 +5,7 @@ use crate::{
     world::{World, within},
 };
 use bytes::Bytes;
-use homing_protocol::api::tunnel::{Site, SiteState};
+use homing_protocol::api::tunnel::{SITE_DEVICES_MAX, Site, SiteState};
 use homing_tunnel::Event;
 use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
@@ -149,4 +149,21 @@ async fn a_site_that_is_nearly_full_is_told_and_so_is_one_that_has_room_again() 
     assert_eq!(world.api(Method::DELETE, "/api/v1/sites/Depot", None).await.0, StatusCode::NO_CONTENT);
     assert_eq!(world.api(Method::DELETE, "/api/v1/sites/Depot", None).await.0, StatusCode::NOT_FOUND);
     assert_eq!(world.handle.device(device.serial).unwrap().site, None);
+}
+
+/// Goal: the largest site that may be entered can be entered, and a larger one is refused in words.
+#[tokio::test]
+async fn a_site_may_be_as_large_as_is_said() {
+    let world = World::new().await;
+    let site = |count: usize| {
+        let serials: Vec<String> = (0..count).map(|number| format!("00408C{number:06X}")).collect();
+        json!({"upstream_mbit": 10_000.0, "limit_mbit": 8_000.0, "devices": serials})
+    };
+    world.site("Stadium", site(SITE_DEVICES_MAX)).await;
+    let (_, all) = world.api(Method::GET, "/api/v1/sites", None).await;
+    assert_eq!(all[0]["devices"].as_array().unwrap().len(), SITE_DEVICES_MAX);
+    let more = Some(site(SITE_DEVICES_MAX + 1));
+    let (status, answer) = world.api(Method::PUT, "/api/v1/sites/Stadium", more).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(answer["error"]["message"].as_str().unwrap().contains("4,000 devices at most"), "{answer}");
 }
