@@ -21,6 +21,10 @@ pub const DISPATCHER_API_PORT: u16 = 7444;
 pub const EXTERNAL_PORT: u16 = 8443;
 /// The tunnel server's internal port; open from the surveillance network only.
 pub const INTERNAL_PORT: u16 = 8081;
+/// The port of its RTSP gateway; likewise.
+pub const GATEWAY_PORT: u16 = 8554;
+/// First and last port that it sends UDP from.
+pub const UDP_PORTS: [u16; 2] = [50000, 50999];
 
 /// One end of a cable: box, name there, address there (a switch has none).
 pub type End = (&'static str, &'static str, &'static str);
@@ -110,11 +114,25 @@ impl Layout {
         }
     }
 
+    /// Lets UDP of the RTSP gateway through to the VMS, where a firewall stands between.
+    pub fn let_udp_through(self, lab: &Lab) {
+        let of_two_adaptors = documented_rules("# RTSP over UDP");
+        match self {
+            Layout::TwoAdaptors => lab.load_rules("firewall2", &of_two_adaptors),
+            // As the document says beside them.
+            Layout::OneAdaptor => lab.load_rules(
+                "firewall2",
+                &of_two_adaptors.replace(Layout::TwoAdaptors.internal(), self.internal()),
+            ),
+            Layout::SameNetwork => (),
+        }
+    }
+
     /// What must not be possible: who, and where to.
     pub fn walls(self, lab: &Lab) -> Vec<(super::Host, &'static str, String)> {
         let (external, internal) = (self.external(), self.internal());
         let mut walls = Vec::new();
-        for port in [INTERNAL_PORT, 8554, 22, 8080] {
+        for port in [INTERNAL_PORT, GATEWAY_PORT, 22, 8080] {
             walls.push((lab.site(), "site", format!("{PUBLIC}:{port}")));
             // As if somebody on the Internet had a route to the inside.
             walls.push((lab.internet(), "internet", format!("{internal}:{port}")));

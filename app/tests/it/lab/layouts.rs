@@ -4,7 +4,7 @@
 use super::{
     camera::{Encoding, GOP},
     layout::Layout,
-    pictures::{assert_as_sent, pictures},
+    pictures::{assert_as_sent, assert_none_missing, pictures, slices},
     topology::Lab,
     world::World,
 };
@@ -32,8 +32,8 @@ struct Line {
     planned_down: f64,
 }
 
-/// The goal: in each of the three layouts a device presses, is dispatched, added and recorded, picture by picture, while
-/// nothing else is reachable. The lines of the three sites carry what the plan says, within a few per cent: a usual
+/// The goal: in each of the three layouts a device presses, is dispatched, added and recorded, picture by picture, and is
+/// watched by ffmpeg beside the VMS through the RTSP gateway, over TCP and UDP, while nothing else is reachable. The lines of the three sites carry what the plan says, within a few per cent: a usual
 /// stream with sound, the white paper's, and a large one.
 #[test]
 fn video_passes_in_every_layout_and_the_plan_says_what_the_wire_carries() {
@@ -85,6 +85,13 @@ fn pass(layout: Layout, encoding: Encoding) -> Line {
     let sent = world.camera.sent();
     let start = assert_as_sent(&recorded, &sent, 0.05);
     assert!(recorded.len() as u32 >= encoding.fps * 14, "{layout:?}: {} pictures", recorded.len());
+    layout.let_udp_through(&lab);
+    for transport in ["tcp", "udp"] {
+        let units = encoding.fps * 5;
+        let seen = slices(&world.watch(transport, units));
+        assert_eq!(seen.len(), units as usize, "{layout:?}: over {transport}");
+        assert_none_missing(&seen, &world.camera.sent());
+    }
     assert_eq!(lab.arrivals().begun(), from_outside.begun(), "{layout:?}: somebody connected to the site");
     lab.betray_the_centre();
     let walls = layout.walls(&lab);

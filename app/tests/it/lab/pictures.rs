@@ -64,7 +64,7 @@ pub fn pictures(file: &Path) -> Vec<Picture> {
 }
 
 /// Hashes of the VCL NAL units of an Annex B stream.
-fn slices(stream: &[u8]) -> Vec<String> {
+pub fn slices(stream: &[u8]) -> Vec<String> {
     let mut hashes = Vec::new();
     let mut rest = stream;
     while let Some(start) = rest.windows(3).position(|three| three == [0, 0, 1]) {
@@ -109,4 +109,13 @@ pub fn assert_as_sent(recorded: &[Picture], sent: &[Sent], tolerance_s: f64) -> 
         );
     }
     start
+}
+
+/// Holds slices that somebody has seen against what the camera says it sent: none missing between the first and the last.
+#[track_caller]
+pub fn assert_none_missing(seen: &[String], sent: &[Sent]) {
+    let first = seen.first().expect("nothing was seen");
+    let start = sent.iter().position(|sent| sent.sha256 == *first).expect("the first one was never sent");
+    let originals: Vec<&String> = sent[start..].iter().take(seen.len()).map(|sent| &sent.sha256).collect();
+    assert_eq!(seen.iter().collect::<Vec<_>>(), originals);
 }

@@ -1,15 +1,19 @@
 //! The lab by itself, with no program of ours: its walls stand, its watch sees, its camera counts.
 
 use super::{
+    Host,
     camera::{self, Camera, Encoding},
-    layout::{CENTRAL, DISPATCHER, DISPATCHER_API_PORT, EXTERNAL_PORT, INTERNAL_PORT, Layout, PUBLIC},
+    layout::{
+        CENTRAL, DISPATCHER, DISPATCHER_API_PORT, EXTERNAL_PORT, GATEWAY_PORT, INTERNAL_PORT, Layout, PUBLIC,
+        UDP_PORTS,
+    },
     pictures::{assert_as_sent, pictures},
     topology::{FromOutside, Lab, SITE_PUBLIC, SITE_PUBLIC_AFTERWARDS, name_for},
 };
 use crate::harness::{Folder, output, seconds, wait_for};
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
     path::Path,
     process::Command,
 };
@@ -23,7 +27,7 @@ fn only_the_connections_of_the_document_are_possible() {
         let listen = |address: &str, port: u16| lab.tunnel().listen(&format!("{address}:{port}"));
         let external = listen(layout.external(), EXTERNAL_PORT);
         let internal = listen(layout.internal(), INTERNAL_PORT);
-        let _gateway = listen(layout.internal(), 8554);
+        let _gateway = listen(layout.internal(), GATEWAY_PORT);
         let _in_the_way = [listen("0.0.0.0", 22), listen("0.0.0.0", 8080)];
         let _nobody_comes_here = lab.central().listen("0.0.0.0:8080");
         let dispatcher = lab.internet().listen(&format!("{DISPATCHER}:{DISPATCHER_API_PORT}"));
@@ -31,7 +35,7 @@ fn only_the_connections_of_the_document_are_possible() {
         let _out = lab.site().connect(&format!("{PUBLIC}:{EXTERNAL_PORT}")).expect("the site reaches it");
         let (_, peer) = external.accept().unwrap();
         assert_eq!(peer.ip().to_string(), SITE_PUBLIC, "masqueraded");
-        for port in [INTERNAL_PORT, 8554] {
+        for port in [INTERNAL_PORT, GATEWAY_PORT] {
             let reached = lab.central().connect(&format!("{}:{port}", layout.internal()));
             reached.expect("the VMS reaches it");
         }
@@ -69,6 +73,32 @@ fn the_public_address_leads_back_where_the_firewall_turns_it_around() {
     lab.load("firewall1", "# Leads back");
     let _there = dial().expect("turned around");
     external.accept().unwrap();
+}
+
+/// The goal: with the rules of the document for it, the RTSP gateway's UDP passes once the player has sent something, and
+/// nothing passes that it did not ask for; without, nothing does.
+#[test]
+fn udp_passes_for_players_that_ask_for_it() {
+    for layout in [Layout::TwoAdaptors, Layout::OneAdaptor] {
+        let lab = Lab::new(layout);
+        let socket = |host: Host, address: &str, port: u16| {
+            let socket = host.inside(|| UdpSocket::bind((address, port)).unwrap());
+            socket.set_read_timeout(Some(seconds(1))).unwrap();
+            socket
+        };
+        let gateway = socket(lab.tunnel(), layout.internal(), UDP_PORTS[1]);
+        let player = socket(lab.central(), CENTRAL, 6970);
+        let arrives = |from: &UdpSocket, to: &UdpSocket| {
+            from.send_to(b"hello", to.local_addr().unwrap()).unwrap();
+            to.recv_from(&mut [0; 5]).is_ok()
+        };
+        assert!(!arrives(&player, &gateway), "{layout:?}: without the rules");
+        layout.let_udp_through(&lab);
+        assert!(!arrives(&gateway, &player), "{layout:?}: unasked");
+        assert!(arrives(&player, &gateway) && arrives(&gateway, &player), "{layout:?}");
+        let beyond = socket(lab.tunnel(), layout.internal(), UDP_PORTS[1] + 1);
+        assert!(!arrives(&player, &beyond), "{layout:?}: beyond the range");
+    }
 }
 
 /// The goal: with a new public address old flows are dead, and new ones come from there.

@@ -198,7 +198,12 @@ impl Lab {
 
     /// Loads a block of docs/network.md.
     pub fn load(&self, firewall: &str, first_line: &str) {
-        self.host(firewall).run("nft", &[&documented_rules(first_line)]);
+        self.load_rules(firewall, &documented_rules(first_line));
+    }
+
+    /// Loads rules of nftables.
+    pub fn load_rules(&self, firewall: &str, rules: &str) {
+        self.host(firewall).run("nft", &[rules]);
     }
 
     /// What the site's line has carried: bytes of IP packets up, and down.

@@ -4,7 +4,8 @@ use super::{
     Host,
     camera::{self, Camera, Encoding},
     layout::{
-        DISPATCHER, DISPATCHER_API_PORT, DISPATCHER_PORT, EXTERNAL_PORT, INTERNAL_PORT, Layout, PUBLIC,
+        DISPATCHER, DISPATCHER_API_PORT, DISPATCHER_PORT, EXTERNAL_PORT, GATEWAY_PORT, INTERNAL_PORT, Layout,
+        PUBLIC, UDP_PORTS,
     },
     topology::Lab,
 };
@@ -32,6 +33,9 @@ pub struct World {
     pub dispatcher: Process,
     /// The API, asked from the surveillance network, with a token of the administrator's.
     pub api: Http,
+    /// `host:port` of the RTSP gateway.
+    gateway: String,
+    central: Host,
     site: Host,
     agent_config: PathBuf,
     /// Serial number and OAK on the label.
@@ -47,6 +51,7 @@ impl World {
             (lab.internet(), lab.tunnel(), lab.central(), lab.site());
         let external = format!("{}:{EXTERNAL_PORT}", lab.layout.external());
         let internal = format!("{}:{INTERNAL_PORT}", lab.layout.internal());
+        let gateway = format!("{}:{GATEWAY_PORT}", lab.layout.internal());
         let dispatcher_api = format!("{DISPATCHER}:{DISPATCHER_API_PORT}");
 
         let dispatcher_config = write(
@@ -94,6 +99,7 @@ impl World {
                         &data,
                     ][..],
                     &["--external", &external, "--internal", &internal, "--public", &public],
+                    &["--rtsp", &gateway],
                     &["--dispatcher", &dispatcher_api, "--dispatcher-ca", &anchor.display().to_string()],
                     &["--account", "lab", "--account-password-file", &account, "--password-file", &password],
                 ]
@@ -102,6 +108,10 @@ impl World {
         // No firewall of the others turns connections from inside around.
         assert_eq!(set_up.contains("Warning"), !turned_around, "{set_up}");
         assert_eq!(set_up.contains("hairpin NAT"), !turned_around, "{set_up}");
+        // What the document wants beside the rules for UDP.
+        let written = fs::read_to_string(&tunnel_config).unwrap();
+        let udp = format!("[tunnel.gateway]\nudp_ports = {UDP_PORTS:?}\n");
+        write(&folder, "tunnel.toml", &written.replace("[tunnel.gateway]\n", &udp));
         let tunnel = tunnel_host.spawn(&homing, &["tunnel", "--config", &tunnel_config]);
         wait_until_listening(&tunnel_host, &internal);
 
@@ -143,6 +153,8 @@ impl World {
             tunnel,
             dispatcher,
             api,
+            gateway,
+            central,
             site,
             agent_config,
             label: Default::default(),
@@ -228,6 +240,17 @@ impl World {
         let file = self.folder.join("recording.mp4");
         fs::write(&file, answer.unwrap_or_else(|error| panic!("{path}: {error}")).body).unwrap();
         file
+    }
+
+    /// Watches the device in the surveillance network with ffmpeg, through the RTSP gateway over `tcp` or `udp`, and gives
+    /// what came: so many access units, as Annex B.
+    #[track_caller]
+    pub fn watch(&self, transport: &str, units: u32) -> Vec<u8> {
+        let url = format!("rtsp://vms:{}@{}/{}", SECRETS[1], self.gateway, self.label.0);
+        let mut ffmpeg = self.central.command("ffmpeg");
+        ffmpeg.args(["-v", "error", "-xerror", "-timeout", "20000000", "-rtsp_transport", transport]);
+        ffmpeg.args(["-i", &url, "-map", "0:v:0", "-c", "copy", "-frames:v", &units.to_string()]);
+        harness::output(ffmpeg.args(["-f", "h264", "-"]))
     }
 
     /// Everything that any program of ours has logged so far.
