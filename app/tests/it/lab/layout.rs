@@ -13,6 +13,10 @@ pub const PUBLIC: &str = "198.51.100.2";
 pub const DISPATCHER: &str = "198.51.100.1";
 /// The surveillance network's host.
 pub const CENTRAL: &str = "10.2.0.10";
+/// The tunnel server's external and public address where it has one of IPv6, with two adaptors.
+pub const EXTERNAL_IPV6: &str = "2001:db8:d::10";
+/// The dispatcher's host there.
+pub const DISPATCHER_IPV6: &str = "2001:db8:19::1";
 /// The dispatcher's port for devices.
 pub const DISPATCHER_PORT: u16 = 7443;
 /// The dispatcher's port for tunnel servers.

@@ -3,9 +3,9 @@
 
 use super::{
     camera::{Encoding, GOP},
-    layout::Layout,
+    layout::{DISPATCHER_API_PORT, DISPATCHER_IPV6, DISPATCHER_PORT, EXTERNAL_IPV6, GATEWAY_PORT, Layout},
     pictures::{assert_as_sent, assert_none_missing, pictures, slices},
-    topology::Lab,
+    topology::{Lab, SITE_IPV6},
     world::World,
 };
 use crate::harness::{seconds, wait_for};
@@ -132,4 +132,50 @@ fn pass(layout: Layout, encoding: Encoding) -> Line {
         down: (after.1 - before.1) as f64 / took,
         planned_down: sum(&|bytes, frames| way.acknowledgements(bytes, frames)),
     }
+}
+
+/// The goal: a site that has IPv6 reaches a tunnel server that has it, without any translation, and is recorded picture by
+/// picture; by IPv6, too, nobody reaches anything else, and nobody connects to the site.
+#[test]
+fn a_device_comes_over_ipv6() {
+    let lab = Lab::with_ipv6();
+    let dispatcher = lab.internet().listen(&format!("[{DISPATCHER_IPV6}]:{DISPATCHER_API_PORT}"));
+    lab.tunnel().connect(&dispatcher.local_addr().unwrap().to_string()).expect("out to the dispatcher");
+
+    let mut world = World::build(&lab, Encoding::default());
+    let from_outside = lab.arrivals();
+    world.register().unwrap();
+    world.agent("press").unwrap();
+    let device = world.wait_for_device("yellow", "tunnel", seconds(30));
+    let peer = device["peer"].as_str().unwrap_or_default();
+    assert!(peer.starts_with(&format!("[{SITE_IPV6}]:")), "{device}");
+    let camera = world.add();
+    let first = wait_for("a first frame is recorded", seconds(30), || world.last_frame(camera));
+    let (start, end) = (first + SignedDuration::from_secs(1), first + SignedDuration::from_secs(6));
+    let secured = end + SignedDuration::from_secs(5);
+    wait_for("a while is on disk", seconds(60), || world.recorded_until(camera, secured));
+    let recorded = pictures(&world.export(camera, start, end));
+    assert!(recorded.len() as u32 >= Encoding::default().fps * 4, "{} pictures", recorded.len());
+    assert_as_sent(&recorded, &world.camera.sent(), 0.05);
+    assert_eq!(lab.arrivals().begun(), from_outside.begun(), "somebody connected to the site");
+
+    let (site, internet, tunnel) = (lab.site(), lab.internet(), lab.tunnel());
+    let _in_the_way = [22, GATEWAY_PORT].map(|port| tunnel.listen(&format!("[{EXTERNAL_IPV6}]:{port}")));
+    let _also = lab.internet().listen(&format!("[{DISPATCHER_IPV6}]:{DISPATCHER_PORT}"));
+    let _camera = site.listen("[::]:554");
+    let walls = [
+        (&site, EXTERNAL_IPV6, 22),
+        (&site, EXTERNAL_IPV6, GATEWAY_PORT),
+        (&internet, EXTERNAL_IPV6, GATEWAY_PORT),
+        (&internet, SITE_IPV6, 554),
+        (&tunnel, SITE_IPV6, 554),
+        (&tunnel, DISPATCHER_IPV6, DISPATCHER_PORT),
+    ];
+    std::thread::scope(|scope| {
+        for (from, to, port) in walls {
+            scope.spawn(move || assert!(from.connect(&format!("[{to}]:{port}")).is_err(), "[{to}]:{port}"));
+        }
+    });
+    assert!(lab.arrivals().tcp > from_outside.tcp, "the watch sees IPv6");
+    world.end();
 }

@@ -33,6 +33,8 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 pub const SITE: &str = "192.168.1.10";
 /// The site's first public address.
 pub const SITE_PUBLIC: &str = "203.0.113.2";
+/// The same over IPv6, where it has no other.
+pub const SITE_IPV6: &str = "2001:db8:51::10";
 /// The site's public address after [`Lab::give_the_site_a_new_public_address`].
 pub const SITE_PUBLIC_AFTERWARDS: &str = "203.0.113.77";
 
@@ -48,6 +50,28 @@ const ROUTES: [(&str, &str); 3] = [
     ("site", "default via 192.168.1.1"),
     ("router", "default via 203.0.113.1"),
     ("firewall1", "default via 198.51.100.1"),
+];
+
+/// Boxes between the site and the tunnel server, their adaptors and IPv6 addresses.
+const IPV6: [(&str, &str, &str); 8] = [
+    ("site", "lan", "2001:db8:51::10/64"),
+    ("router", "lan", "2001:db8:51::1/64"),
+    ("router", "wan", "2001:db8:20::2/64"),
+    ("internet", "homes", "2001:db8:20::1/64"),
+    ("internet", "offices", "2001:db8:19::1/64"),
+    ("firewall1", "wan", "2001:db8:19::2/64"),
+    ("firewall1", "dmz", "2001:db8:d::1/64"),
+    ("tunnel", "outer", "2001:db8:d::10/64"),
+];
+
+/// Box and route of IPv6. Nothing is translated, so the Internet knows the way to everybody.
+const IPV6_ROUTES: [(&str, &str); 6] = [
+    ("site", "default via 2001:db8:51::1"),
+    ("router", "default via 2001:db8:20::1"),
+    ("internet", "2001:db8:51::/64 via 2001:db8:20::2"),
+    ("internet", "2001:db8:d::/64 via 2001:db8:19::2"),
+    ("firewall1", "default via 2001:db8:19::1"),
+    ("tunnel", "default via 2001:db8:d::1"),
 ];
 
 /// Counts what the site's line carries, where it leaves its host: behind that, the kernel may have joined packets.
@@ -74,6 +98,7 @@ table inet watch {
     chain input {
         type filter hook input priority filter; policy drop;
         iifname { lo, lan } accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
         ct state established,related accept
         counter name dropped_from_outside
     }
@@ -95,6 +120,8 @@ table ip nat {
 pub struct Lab {
     /// Where its tunnel server stands.
     pub layout: Layout,
+    /// Whether devices come over IPv6.
+    pub ipv6: bool,
     name: String,
     /// Prints a line for every TCP connection attempt that arrives from outside at the site's router.
     capture: Option<Process>,
@@ -135,8 +162,12 @@ impl Lab {
         );
         remove_stale();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut lab =
-            Lab { layout, name: format!("{PREFIX}{}-{number}-", std::process::id()), capture: None };
+        let mut lab = Lab {
+            layout,
+            ipv6: false,
+            name: format!("{PREFIX}{}-{number}-", std::process::id()),
+            capture: None,
+        };
         for name in BOXES {
             ip(&format!("netns add {}{name}", lab.name));
             let settings = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.disable_ipv6=1"];
@@ -173,6 +204,28 @@ impl Lab {
         let mut capture = Process::spawn("tcpdump", &mut capture);
         capture.wait_for_line("listening on wan", seconds(10));
         lab.capture = Some(capture);
+        lab
+    }
+
+    /// With two adaptors, and IPv6 from the site to the outer one, besides IPv4.
+    pub fn with_ipv6() -> Lab {
+        let mut lab = Lab::new(Layout::TwoAdaptors);
+        lab.ipv6 = true;
+        for (name, adaptor, address) in IPV6 {
+            let settings = ["net.ipv6.conf.all.disable_ipv6=0", "net.ipv6.conf.all.forwarding=1"];
+            lab.host(name).run("sysctl", &["-q", "-w", settings[0], settings[1]]);
+            ip(&format!("-n {}{name} address add {address} dev {adaptor} nodad", lab.name));
+        }
+        for (name, route) in IPV6_ROUTES {
+            ip(&format!("-n {}{name} -6 route add {route}", lab.name));
+        }
+        lab.load("firewall1", "# IPv6 besides IPv4");
+        for (name, _, _) in IPV6 {
+            wait_for("nobody else was found to have these addresses", seconds(10), || {
+                let unsure = lab.host(name).run("ip", &["-6", "address", "show", "tentative"]);
+                if unsure.is_empty() { Ok(()) } else { Err(unsure) }
+            });
+        }
         lab
     }
 
