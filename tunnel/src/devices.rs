@@ -35,7 +35,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -62,6 +62,8 @@ pub(crate) struct Devices {
     pub for_dispatcher: Notify,
     /// Factory default passwords are replaced.
     replaces_passwords: AtomicBool,
+    /// So many may be connected at once.
+    uplinks_max: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -130,6 +132,7 @@ impl Devices {
         history: History,
         sites: Sites,
         replaces_passwords: bool,
+        uplinks_max: usize,
     ) -> anyhow::Result<Self> {
         let mut inner = Inner::default();
         let mut remembered = history.remembered().await?;
@@ -140,7 +143,7 @@ impl Devices {
             sites.admit(entry.record.serial, &entry.pace);
             inner.entries.insert(entry.record.serial, entry);
         }
-        Ok(Devices {
+        let devices = Devices {
             store,
             history,
             sites,
@@ -152,7 +155,21 @@ impl Devices {
             locks: Locks::default(),
             for_dispatcher: Notify::new(),
             replaces_passwords: AtomicBool::new(replaces_passwords),
-        })
+            uplinks_max: AtomicUsize::new(uplinks_max),
+        };
+        devices.keep_events(&devices.lock());
+        Ok(devices)
+    }
+
+    /// From now on so many may be connected at once.
+    pub fn set_uplinks_max(&self, uplinks: usize) {
+        self.uplinks_max.store(uplinks, Ordering::Relaxed);
+        self.keep_events(&self.lock());
+    }
+
+    /// As many as those make that can go and come.
+    fn keep_events(&self, inner: &Inner) {
+        self.events.keep_for(inner.entries.len().min(self.uplinks_max.load(Ordering::Relaxed)));
     }
 
     /// From now on factory default passwords are replaced, or left.
@@ -271,6 +288,7 @@ impl Devices {
         let entry = Entry::new(record, true);
         self.sites.admit(entry.record.serial, &entry.pace);
         inner.entries.insert(entry.record.serial, entry);
+        self.keep_events(&inner);
         Ok(true)
     }
 
@@ -322,6 +340,7 @@ impl Devices {
         if !entry.provisional {
             self.events.push(Event::Removed(serial));
         }
+        self.keep_events(&inner);
         for connected in entry.uplinks {
             connected.uplink.close(EndReason::Closed("the device's registration was deleted".to_owned()));
         }

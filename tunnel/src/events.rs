@@ -5,10 +5,13 @@
 //! than is kept ends instead of leaving something out: it never holds up what it watches. An [`EventId`] of another life
 //! of the server is never taken for one of this.
 
+mod kept;
+
 use homing_protocol::{
     SerialNumber,
     api::tunnel::{Device, Site},
 };
+use kept::Kept;
 use std::{
     collections::VecDeque,
     fmt,
@@ -17,8 +20,12 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// Changes kept for who follows slowly, or was away. Some 500 bytes each.
-const KEPT: usize = 4096;
+/// Changes kept for who follows slowly, or was away, however few devices there are.
+const KEPT_MIN: usize = 4096;
+
+/// Changes kept for each device, or a few thousand that go and come in a second would leave nothing to follow on from: all
+/// of them may do so twice.
+const KEPT_PER_DEVICE: usize = 4;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,23 +72,26 @@ impl FromStr for EventId {
 #[derive(Debug)]
 pub(crate) struct Journal {
     epoch: u64,
-    kept: Arc<Mutex<VecDeque<Event>>>,
+    kept: Arc<Mutex<Kept>>,
     /// How many events there have been; the newest kept is the last of them.
     count: watch::Sender<u64>,
 }
 
 impl Journal {
     pub fn new() -> Self {
-        Journal { epoch: rand::random(), kept: Arc::default(), count: watch::Sender::new(0) }
+        let kept = Arc::new(Mutex::new(Kept::new(KEPT_MIN)));
+        Journal { epoch: rand::random(), kept, count: watch::Sender::new(0) }
+    }
+
+    /// From now on so many devices may go and come.
+    pub fn keep_for(&self, devices: usize) {
+        lock(&self.kept).set_limit(KEPT_MIN.max(KEPT_PER_DEVICE * devices));
     }
 
     /// Something happened.
     pub fn push(&self, event: Event) {
         let mut kept = lock(&self.kept);
-        if kept.len() == KEPT {
-            kept.pop_front();
-        }
-        kept.push_back(event);
+        kept.push(event);
         self.count.send_modify(|count| *count += 1);
     }
 
@@ -108,7 +118,7 @@ impl Journal {
 pub struct Events {
     first: VecDeque<Arc<Device>>,
     after: EventId,
-    kept: Arc<Mutex<VecDeque<Event>>>,
+    kept: Arc<Mutex<Kept>>,
     count: watch::Receiver<u64>,
 }
 
@@ -126,7 +136,7 @@ impl Events {
                 if ahead > 0 {
                     let at = kept.len().checked_sub(usize::try_from(ahead).ok()?)?;
                     self.after.number += 1;
-                    return kept.get(at).cloned();
+                    return kept.get(at);
                 }
             }
             self.count.changed().await.ok()?;
@@ -144,7 +154,7 @@ impl Events {
     }
 }
 
-fn lock(kept: &Mutex<VecDeque<Event>>) -> MutexGuard<'_, VecDeque<Event>> {
+fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -176,13 +186,33 @@ mod tests {
         let to_come = EventId { number: 4, ..id };
         assert!(journal.follow_after(to_come).is_none(), "never told");
         assert!(Journal::new().follow_after(EventId { number: 0, ..id }).is_none(), "another life");
-        for _ in 0..KEPT - 2 {
+        for _ in 0..KEPT_MIN - 2 {
             journal.push(removed(4));
         }
         assert!(journal.follow_after(id).is_some(), "just kept");
         journal.push(removed(4));
         assert!(journal.follow_after(id).is_none(), "too long ago");
-        assert_eq!(lock(&journal.kept).len(), KEPT);
+        assert_eq!(lock(&journal.kept).len(), KEPT_MIN);
+    }
+
+    /// Goal: as much is kept as so many devices make who go and come twice; and no more than that, when they are fewer.
+    #[tokio::test]
+    async fn what_is_kept_grows_with_the_devices_and_shrinks() {
+        let journal = Journal::new();
+        journal.keep_for(3000);
+        let before = journal.follow(VecDeque::new()).id();
+        for _ in 0..4 * 3000 {
+            journal.push(removed(1));
+        }
+        assert!(journal.follow_after(before).is_some());
+        journal.push(removed(1));
+        assert!(journal.follow_after(before).is_none());
+        let mut events = journal.follow_after(EventId { number: 12_000, ..before }).unwrap();
+        journal.keep_for(2000);
+        assert_eq!(lock(&journal.kept).len(), 8000);
+        assert_eq!(events.next().await, Some(removed(1)), "the newest stay");
+        journal.keep_for(1);
+        assert_eq!(lock(&journal.kept).len(), KEPT_MIN);
     }
 
     /// Goal: a follower that is too slow ends, and so does one whose server has ended.
@@ -190,7 +220,7 @@ mod tests {
     async fn a_follower_that_is_too_slow_ends() {
         let journal = Journal::new();
         let mut slow = journal.follow(VecDeque::new());
-        for _ in 0..=KEPT {
+        for _ in 0..=KEPT_MIN {
             journal.push(removed(1));
         }
         assert_eq!(slow.next().await, None);

@@ -52,6 +52,7 @@ impl Reloader {
         }
         self.guard.set(config.credentials());
         self.devices.set_replaces_passwords(config.replace_default_passwords);
+        self.devices.set_uplinks_max(config.limits.uplinks);
         self.config.set(config.clone());
         Ok(reloaded)
     }

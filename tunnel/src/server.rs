@@ -92,7 +92,8 @@ pub async fn bind(config: Config, ops: &Ops, workers: &Workers) -> anyhow::Resul
     let voucher_key = store.voucher_key().await?;
     let period = figures::period(config.limits.uplink_settings().ping_interval);
     let sites = Sites::open(store.pool(), config.bandwidth, period).await?;
-    let devices = Arc::new(Devices::open(store, history, sites, config.replace_default_passwords).await?);
+    let (replaces, uplinks) = (config.replace_default_passwords, config.limits.uplinks);
+    let devices = Arc::new(Devices::open(store, history, sites, replaces, uplinks).await?);
     let metrics = Arc::new(Metrics::default());
     metrics.register(ops, &devices);
     let dispatcher = Dispatcher::new(

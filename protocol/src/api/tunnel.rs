@@ -27,8 +27,8 @@
 //! **Events.** `device` with a [`Device`], `removed` with `{"serial": …}`, `site` with a [`Site`] that has become nearly
 //! full, or has room again; each has an id. A stream that is opened with
 //! the last id that was seen (`Last-Event-ID`, as browsers do by themselves, or `?after=`) begins with `resumed` and goes
-//! on after that one. Without an id, or where what came after it is not kept any more (the server keeps 4096, and none
-//! over a restart), it begins with [`Reset`]: forget everything; then one `device` each, without ids, and `ready`, whose
+//! on after that one. Without an id, or where what came after it is not kept any more (the server keeps four for
+//! each device that can be connected, never fewer than 4096, and none over a restart), it begins with [`Reset`]: forget everything; then one `device` each, without ids, and `ready`, whose
 //! id is the first to resume from. A reader that falls behind is dropped, and opens it again with its last id.
 //!
 //! Problem codes: `bad-serial-number`, `bad-oak`, `bad-request`, `already-registered`, `not-found`, `unauthorized`,

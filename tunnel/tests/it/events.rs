@@ -2,13 +2,16 @@
 
 use crate::{
     device::Device,
-    world::{World, password, within},
+    world::{World, new_device, password, within},
 };
 use bytes::Bytes;
-use http::{Method, Request};
+use futures_util::{StreamExt, stream};
+use homing_protocol::SerialNumber;
+use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::Value;
+use std::collections::HashMap;
 
 /// A reader of the stream.
 struct Reader {
@@ -143,4 +146,68 @@ async fn a_client_that_was_away_misses_nothing_or_is_told_that_it_has() {
         reader.until("device", |there| there["serial"] == "00408C702009").await;
         reader.until("ready", |_| true).await;
     }
+}
+
+/// Goal: a client that is away while a crowd goes, comes and goes again is told all of that, by resuming: more than a small
+/// server keeps, as often as a crowd can do so.
+#[tokio::test]
+async fn a_client_that_was_away_while_a_crowd_went_and_came_misses_nothing() {
+    const CROWD: usize = 1400;
+    let world = World::with(true, |config| config.replace_default_passwords = false).await;
+    let crowd: Vec<Device> = (0..CROWD).map(|number| Device::new(&format!("00408C80{number:04}"))).collect();
+    let registering = stream::iter(&crowd).for_each_concurrent(32, async |device| {
+        // Its key is vouched for at once, so that it may come without a dispatcher.
+        let mut new = new_device(device);
+        new.fingerprint = Some(device.fingerprint.to_string());
+        let new = serde_json::to_value(&new).unwrap();
+        let (status, answer) = world.api(Method::POST, "/api/v1/devices", Some(new)).await;
+        assert_eq!(status, StatusCode::CREATED, "{answer}");
+    });
+    registering.await;
+    let anchor = world.trust_anchor();
+    let connected = async |count: usize| {
+        let until = async {
+            while world.api(Method::GET, "/api/v1/statistics", None).await.1["connected"] != count {
+                tokio::task::yield_now().await;
+            }
+        };
+        within(until).await;
+    };
+    let come = async || {
+        let dialling = stream::iter(&crowd).for_each_concurrent(32, async |device| {
+            let uplink = within(device.dial(world.external, &anchor)).await.unwrap();
+            device.serve(uplink, &world.site);
+        });
+        dialling.await;
+        connected(CROWD).await;
+    };
+    let go = async || {
+        crowd.iter().for_each(Device::cut);
+        connected(0).await;
+    };
+    come().await;
+    let mut reader = Reader::open(&world, "", None).await;
+    let last = reader.until("ready", |_| true).await.id.unwrap();
+    drop(reader);
+    go().await;
+    come().await;
+    go().await;
+
+    let mut reader = Reader::open(&world, "", Some(&last)).await;
+    assert_eq!(reader.next().await.name, "resumed");
+    let mut told: HashMap<SerialNumber, Vec<bool>> = HashMap::new();
+    let mut gone = 0;
+    let reading = async {
+        while gone < CROWD {
+            let event = reader.next().await;
+            assert_eq!(event.name, "device");
+            let states = told.entry(event.data["serial"].as_str().unwrap().parse().unwrap()).or_default();
+            let connected = event.data["connected"].as_bool().unwrap();
+            if states.last() != Some(&connected) {
+                states.push(connected);
+                gone += usize::from(states.ends_with(&[false, true, false]));
+            }
+        }
+    };
+    within(reading).await;
 }
