@@ -29,6 +29,9 @@ const BURST: i64 = 5_000 * FRAME;
 /// Price of a DATA frame, from which its payload is taken off: in pieces of more than 128 bytes data earns.
 const DATA: i64 = 128;
 
+/// Price of a DATA frame that nobody can take: all windows of an uplink may be on their way in long ones.
+const LOST: i64 = FRAME / 2;
+
 /// Earned by a head that we send: its answer's head and end, windows, a reset.
 const OUR_HEADERS: i64 = 8 * FRAME;
 
@@ -91,6 +94,12 @@ impl Allowance {
             _ => FRAME + length,
         };
         self.check(name(kind))
+    }
+
+    /// DATA of a stream that is no more. Some may have been on its way when that ended; it earns nothing.
+    pub fn receive_lost(&mut self) -> Result<(), Flood> {
+        self.left -= LOST;
+        self.check("DATA of streams that have ended")
     }
 
     /// WebSocket bytes from the peer: `heads` that were not payload, `payload` that was.

@@ -40,11 +40,11 @@ struct Device {
 pub(super) async fn tell(demo: Description, stop: Stop) {
     let told = tokio::select! {
         told = story(&demo) => told,
-        () = stop.cancelled() => return,
+        () = stop.leaving() => return,
     };
-    // Whoever stops hears no more of the servers that stop with him.
+    // Whoever leaves hears no more of the servers that leave with him.
     if let Err(error) = told
-        && !stop.is_stopped()
+        && !stop.is_leaving()
     {
         tracing::error!(error = format!("{error:#}"), "the demo's cameras were not all set up");
     }

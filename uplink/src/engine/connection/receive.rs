@@ -9,6 +9,7 @@ use crate::engine::Broken;
 use crate::engine::frame::{self, Code, Head};
 use crate::engine::hpack::HeaderList;
 use crate::engine::stream::Stream;
+use crate::flood::Flood;
 use http::{HeaderMap, StatusCode};
 
 /// Largest window there is (§6.9.1).
@@ -65,9 +66,10 @@ impl State {
 
     /// What can be judged by a frame's head.
     fn begin_frame(&mut self, head: Head) -> Received {
-        self.allowance
-            .receive(head.kind, head.flags, head.length)
-            .map_err(|flood| Fault { reason: EndReason::Flooded { frames: flood.0 }, code: None })?;
+        // DATA is judged by whether somebody can take it.
+        if head.kind != frame::DATA {
+            self.allowance.receive(head.kind, head.flags, head.length).map_err(flooded)?;
+        }
         if !self.peer.is_known && (head.kind != frame::SETTINGS || head.has(frame::ACK)) {
             return Err(Fault::new(Code::PROTOCOL_ERROR, "what came is no beginning of HTTP/2"));
         }
@@ -137,11 +139,14 @@ impl State {
             self.receive_window = self.connection_window;
             self.answer(frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes())?;
         }
-        let Some(stream) = self.stream(head.stream) else { return Ok(()) };
+        let Some(stream) = self.stream(head.stream) else {
+            return self.allowance.receive_lost().map_err(flooded);
+        };
         stream.receive_window -= length;
         let is_over = stream.receive_window < 0;
         // Padded data is looked at as a whole.
         let is_malformed = !head.has(frame::PADDED) && !stream.expects(length as u64);
+        self.allowance.receive(head.kind, head.flags, head.length).map_err(flooded)?;
         if is_over {
             self.break_stream(
                 head.stream,
@@ -378,6 +383,10 @@ fn put_head(
         }
         (false, Some(status)) => stream.put_head(status, headers),
     }
+}
+
+fn flooded(flood: Flood) -> Fault {
+    Fault { reason: EndReason::Flooded { frames: flood.0 }, code: None }
 }
 
 /// A payload without its padding (§6.1).
