@@ -9,7 +9,7 @@ use homing_media::{
     rtsp::{Decoder, Interleaved, Message, Method, Request, Response},
 };
 use homing_protocol::{Secret, digest::DigestGuard};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{broadcast, watch},
@@ -30,7 +30,8 @@ const SDP: &str = "v=0\r\no=- 1 1 IN IP4 192.168.77.7\r\ns=Door\r\nc=IN IP4 192.
 pub struct Camera(Arc<Inner>);
 
 struct Inner {
-    feed: broadcast::Sender<Bytes>,
+    /// Large; most devices' cameras send nothing.
+    feed: LazyLock<broadcast::Sender<Bytes>>,
     state: Mutex<State>,
     /// Sessions that play now.
     playing: watch::Sender<usize>,
@@ -52,7 +53,7 @@ impl Default for Camera {
     fn default() -> Self {
         let state = State { password: crate::device::PASSWORD.into(), sequence: 65_000, ..State::default() };
         Camera(Arc::new(Inner {
-            feed: broadcast::Sender::new(65_536),
+            feed: LazyLock::new(|| broadcast::Sender::new(65_536)),
             state: Mutex::new(state),
             playing: watch::Sender::new(0),
             connections: watch::Sender::new(0),
