@@ -269,6 +269,7 @@ impl Frames {
 mod tests {
     use super::*;
     use std::time::Duration;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     fn frame(kind: u8, length: usize) -> Vec<u8> {
         let mut frame = vec![0; HEAD + length];
@@ -333,5 +334,34 @@ mod tests {
         assert!((0..100_000).any(|_| device.receive(0, PADDED, 256).is_err()), "padding");
         let mut device = Allowance::new();
         assert!((0..100_000).any(|_| device.receive_framing(6, 0).is_err()), "WebSocket");
+    }
+
+    /// Goal: a server that reads through the guard is rid of a flood, and of nobody who is answered.
+    #[tokio::test]
+    async fn a_guarded_server_stops_reading_a_flood() {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let mut guarded = FloodGuard::new(server);
+        client.write_all(&[7; PREFACE]).await.unwrap();
+        let mut away = [0; 4096];
+        assert_eq!(guarded.read(&mut away).await.unwrap(), PREFACE);
+        for _ in 0..20_000 {
+            client.write_all(&frame(1, 20)).await.unwrap();
+            assert_eq!(guarded.read(&mut away).await.unwrap(), HEAD + 20, "requests that are answered");
+            let answer = [frame(1, 20), frame(0, 5)].concat();
+            let slices = [io::IoSlice::new(&answer[..10]), io::IoSlice::new(&answer[10..])];
+            assert_eq!(guarded.write_vectored(&slices).await.unwrap(), answer.len());
+            client.read_exact(&mut away[..answer.len()]).await.unwrap();
+        }
+        client.write_all(&frame(6, 8).repeat(10_002)).await.unwrap();
+        let flood = async {
+            while guarded.read(&mut away).await? > 0 {}
+            io::Result::Ok(())
+        }
+        .await
+        .unwrap_err();
+        assert_eq!(
+            (flood.kind(), flood.to_string()),
+            (io::ErrorKind::InvalidData, "flooded with PING".to_owned())
+        );
     }
 }
