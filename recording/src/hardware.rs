@@ -1,7 +1,7 @@
 //! Add Hardware (step 8): ask a device who it is and what it shows, and make cameras of its channels.
 //!
 //! 1. ONVIF GetDeviceInformation, GetServices, Media2 GetProfiles and GetStreamUri, as the given user; for a plain
-//!    RTSP address a session is opened and closed instead. Through a tunnel it must have RTSP over WebSocket.
+//!    RTSP address a session is opened and closed instead. Through a tunnel it must have RTSP over WebSocket or HTTP.
 //! 2. Of each channel (video source) the best H.264 profile is taken.
 //!
 //! Not here: storing what was found.
@@ -78,10 +78,10 @@ pub(crate) async fn ask(connectors: &Connectors, new: &NewHardware) -> Result<Fo
     let serial = serial(&new.device, &information.serial_number)?;
     let services = device.services().await.map_err(failed)?;
     let media = media2_path(&services).unwrap_or_else(|| MEDIA2_PATH.to_owned());
-    if let DeviceAddress::Tunnel { .. } = &new.device {
-        check_rtsp(&mut device, &services, &media, new).await?;
-    }
     let profiles = device.call(&media, &GetProfiles::all()).await.map_err(failed)?;
+    if let (DeviceAddress::Tunnel { .. }, Some(profile)) = (&new.device, profiles.0.first()) {
+        check_rtsp(&mut device, &services, &media, &profile.token, new).await?;
+    }
     let mut best = media2::best_profiles(&profiles.0);
     best.truncate(MAX_CHANNELS);
     if best.is_empty() {
@@ -98,12 +98,13 @@ pub(crate) async fn ask(connectors: &Connectors, new: &NewHardware) -> Result<Fo
     Ok(Found { serial, model: model.trim().chars().take(200).collect(), channels })
 }
 
-/// Pictures come through a tunnel by RTSP over WebSocket alone; a device without it is named here, not when its
+/// Pictures come through a tunnel by RTSP over WebSocket or HTTP; a device with neither is named here, not when its
 /// recording stays empty.
 async fn check_rtsp(
     device: &mut Device<ToDevice<'_>>,
     services: &Services,
     media: &str,
+    profile: &str,
     new: &NewHardware,
 ) -> Result<(), Failure> {
     let Some(named) = services.find(MEDIA2_NS) else { return Ok(()) };
@@ -117,9 +118,14 @@ async fn check_rtsp(
     if told.rtsp_web_socket_uri.is_some() {
         return Ok(());
     }
+    let cause = match device.call(media, &GetStreamUri::rtsp_over_http(profile)).await {
+        Ok(_) => return Ok(()),
+        Err(cause @ (DeviceError::Answer(_) | DeviceError::Status(_))) => cause,
+        Err(error) => return Err(device_failure(new, &error)),
+    };
     let message = format!(
-        "{} has no RTSP over WebSocket, by which pictures come through a tunnel; check its firmware, or put a site \
-         agent in front of it",
+        "{} has no RTSP over WebSocket, nor over HTTP ({cause}), by which pictures come through a tunnel; check its \
+         firmware, or put a site agent in front of it",
         describe(&new.device)
     );
     Err(failure(StatusCode::UNPROCESSABLE_ENTITY, "no-rtsp-over-websocket", message))

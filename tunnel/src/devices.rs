@@ -17,6 +17,7 @@ use crate::{
     passwords::Password,
     record::{Record, Standing},
     registrations::{Registrations, Secrets},
+    rtsp::RtspWay,
     sites::Sites,
 };
 use homing_protocol::{
@@ -105,8 +106,8 @@ pub(crate) struct Connected {
     pub via: Option<usize>,
     /// How much it carries.
     pub meter: Meter,
-    /// Path of its RTSP over WebSocket, once asked for.
-    pub rtsp_path: OnceCell<String>,
+    /// By what it carries RTSP, once asked for.
+    pub rtsp_way: OnceCell<RtspWay>,
     /// URL of the stream that it names first, once asked for.
     pub first_stream: OnceCell<String>,
     /// The proxy's last log-in that was accepted, for the next request.

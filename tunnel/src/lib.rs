@@ -8,7 +8,7 @@
 //!   │                 devices.rs (memory, events) ── record.rs (pure) ── registrations.rs (disk)
 //!   │                    │
 //!   ├────▶ proxy.rs ─▶ reach.rs ─▶ uplink ◀── uplinks.rs ◀── device (steps 6, 7)
-//!   │         └─ splice.rs ▲  └─ rtsp.rs
+//!   │         └─ splice.rs ▲  └─ rtsp.rs ─ rtsp_over_http.rs
 //!   └────▶ gateway ────────┘
 //! ```
 //!
@@ -54,6 +54,7 @@ mod registrations;
 mod relay;
 mod reload;
 mod rtsp;
+mod rtsp_over_http;
 mod server;
 pub mod setup;
 mod sites;
@@ -67,5 +68,6 @@ pub use config::{
 pub use events::{Event, EventId, Events, NoEventId};
 pub use reach::{ReachError, RtspLink, TunnelHandle};
 pub use reload::Reloader;
-pub use rtsp::NoRtsp;
+pub use rtsp::{NoRtsp, RtspStream};
+pub use rtsp_over_http::RtspOverHttp;
 pub use server::{Bound, bind};

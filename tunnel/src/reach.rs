@@ -6,7 +6,7 @@ use crate::{
     devices::{Connected, Devices},
     events::Events,
     registrations::relay_word,
-    rtsp::{self, NoRtsp},
+    rtsp::{self, NoRtsp, RtspStream},
 };
 use bytes::Bytes;
 use homing_base::http::Failure;
@@ -18,7 +18,7 @@ use homing_protocol::{
     },
     secret::Credentials,
 };
-use homing_uplink::{Body, RequestError, WebSocketStream};
+use homing_uplink::{Body, RequestError};
 use http::{Request, Response, StatusCode};
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -35,7 +35,7 @@ pub struct TunnelHandle {
 #[derive(Debug)]
 pub struct RtspLink {
     /// RTSP with interleaved RTP; `AsyncRead + AsyncWrite`. Each write is a packet of its own: gather them.
-    pub stream: WebSocketStream,
+    pub stream: RtspStream,
     /// The single-threaded runtime that everything of this device runs on: spawn what reads from `stream` there, and
     /// a frame costs no switch between threads.
     pub worker: Handle,
@@ -162,18 +162,18 @@ impl TunnelHandle {
         answered.map_err(|error| self.request_failed(serial, error))
     }
 
-    /// Opens RTSP to a device: RTSP over WebSocket (`rtsp.onvif.org`) by extended CONNECT. Where the device has it is
-    /// asked once per uplink, with the registered credentials.
+    /// Opens RTSP to a device: RTSP over WebSocket (`rtsp.onvif.org`) by extended CONNECT, or else RTSP over HTTP. What the
+    /// device has, and where, is asked once per uplink, with the registered credentials.
     ///
     /// # Errors
     /// See [`ReachError`].
     pub async fn open_rtsp(&self, serial: SerialNumber) -> Result<RtspLink, ReachError> {
         let connected = self.connected(serial)?;
-        let path = connected.rtsp_path.get_or_try_init(|| async {
-            rtsp::websocket_path(&connected.uplink, serial.host(), self.credentials(serial).await?).await
+        let way = connected.rtsp_way.get_or_try_init(|| async {
+            rtsp::find(&connected.uplink, serial.host(), self.credentials(serial).await?).await
         });
-        let opened = match path.await {
-            Ok(path) => rtsp::open(&connected.uplink, path, self.credentials(serial)).await,
+        let opened = match way.await {
+            Ok(way) => rtsp::open(&connected.uplink, way, serial.host(), self.credentials(serial)).await,
             Err(refused) => Err(refused),
         };
         let stream = opened.map_err(|refused| self.no_rtsp(serial, refused))?;

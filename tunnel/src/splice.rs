@@ -1,4 +1,4 @@
-//! Bytes between a connection of the VMS and a WebSocket stream of a device, both ways, in one task.
+//! Bytes between a connection of the VMS and RTSP of a device, both ways, in one task.
 //!
 //! Towards the VMS nothing is copied and nothing allocated: chunks are slices of what TLS decrypted, gathered until
 //! there are no more (or enough), and written with one system call. That is what a relay costs: a wake-up and a system call
@@ -7,9 +7,8 @@
 //! Back-pressure: what the VMS does not take stays within [`GATHERED_MAX_BYTES`] here and the stream's window in the
 //! uplink; then the device waits with this stream, and with no other.
 
-use crate::outbox::Outbox;
+use crate::{outbox::Outbox, rtsp::RtspStream};
 use bytes::Bytes;
-use homing_uplink::WebSocketStream;
 use std::{
     cell::RefCell,
     future::Future,
@@ -42,7 +41,7 @@ pub(crate) enum Ended {
 /// Copies until one side ends; then the other is closed in order.
 pub(crate) struct Splice<C> {
     client: C,
-    device: WebSocketStream,
+    device: RtspStream,
     /// From the device, not yet written.
     down: Outbox,
     device_ended: bool,
@@ -52,7 +51,7 @@ pub(crate) struct Splice<C> {
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Splice<C> {
     /// `early` is what the VMS sent before it had its answer.
-    pub fn new(client: C, early: Bytes, device: WebSocketStream) -> Self {
+    pub fn new(client: C, early: Bytes, device: RtspStream) -> Self {
         Splice { client, device, down: Outbox::default(), device_ended: false, up: early }
     }
 

@@ -237,7 +237,7 @@ impl Uplinks {
             dialled,
             via,
             meter: Meter::new(Instant::now()),
-            rtsp_path: OnceCell::new(),
+            rtsp_way: OnceCell::new(),
             first_stream: OnceCell::new(),
             login: Mutex::default(),
         };

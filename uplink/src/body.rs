@@ -170,6 +170,17 @@ impl BodySender {
         Ok(())
     }
 
+    /// Ready when the stream has credit for a piece, see [`start_send`](Self::start_send).
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        self.stream.poll_credit(cx, DATA_MAX).map_err(BodyError::from)
+    }
+
+    /// Sends `data` without waiting, once [`poll_ready`](Self::poll_ready) says so. What there is no credit for stays in
+    /// memory until there is: pieces of 16 kB at most.
+    pub fn start_send(&mut self, data: Bytes) -> Result<(), BodyError> {
+        Ok(self.stream.send_data(Chunk::from(data), false)?)
+    }
+
     /// Sends everything of `body`, then the end. An error of the body resets the stream.
     pub async fn send_all<B>(self, body: B) -> Result<(), BodyError>
     where

@@ -63,7 +63,7 @@ pub use tls::{
 pub use tls_stream::HandshakeError;
 pub use transport::{Exporter, ExporterError};
 pub use upgrade::{BearerToken, HeadError};
-pub use uplink::{OpenError, RequestError, Uplink, UplinkDriver, UplinkSettings, UplinkStats};
+pub use uplink::{OpenError, PendingAnswer, RequestError, Uplink, UplinkDriver, UplinkSettings, UplinkStats};
 
 pub(crate) use upgrade::shown;
 pub use upgrade::websocket_accept;

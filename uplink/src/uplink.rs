@@ -216,6 +216,22 @@ impl Uplink {
         self.receive_head(receiver, upload).await
     }
 
+    /// Begins a request whose body the caller sends as it comes, and whose answer may never come: it has no deadline.
+    /// Dropping the answer cancels the stream.
+    pub async fn begin(&self, request: Request<()>) -> Result<(BodySender, PendingAnswer), RequestError> {
+        let (receiver, sender) = self.send_head(request.into_parts().0, None, false).await?;
+        Ok((BodySender::new(Sender::Opened(sender)), PendingAnswer(receiver)))
+    }
+
+    /// Whether the device offers WebSocket: SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441 §3). Waits for its settings.
+    pub async fn offers_websocket(&self) -> Result<bool, RequestError> {
+        let waited = self.shared.settings.response_deadline;
+        match timeout(waited, self.shared.engine.offers_websocket()).await {
+            Ok(offered) => offered.map_err(RequestError::Ended),
+            Err(_) => Err(RequestError::Timeout { waited }),
+        }
+    }
+
     /// Opens a WebSocket by extended CONNECT (RFC 8441 §5), `path` with query. A device that does not offer it is told by
     /// [`OpenError::NotSupported`].
     pub async fn open_websocket(
@@ -265,12 +281,8 @@ impl Uplink {
         path: &str,
         headers: HeaderMap,
     ) -> Result<(Response<Body>, Sender), OpenError> {
-        let deadline = self.shared.settings.response_deadline;
-        match timeout(deadline, self.shared.engine.offers_websocket()).await {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) => return Err(OpenError::NotSupported),
-            Ok(Err(reason)) => return Err(RequestError::Ended(reason).into()),
-            Err(_) => return Err(RequestError::Timeout { waited: deadline }.into()),
+        if !self.offers_websocket().await? {
+            return Err(OpenError::NotSupported);
         }
         let mut request = Request::new(());
         *request.method_mut() = Method::CONNECT;
@@ -370,6 +382,22 @@ impl std::fmt::Debug for Uplink {
             .field("stats", &self.stats())
             .field("end", &self.shared.engine.ended())
             .finish()
+    }
+}
+
+/// The answer to a request that was begun ([`Uplink::begin`]). Dropping it cancels the request.
+pub struct PendingAnswer(engine::Receiver);
+
+impl PendingAnswer {
+    /// Its head, once; an error if the request breaks off, before or after that.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, RequestError>> {
+        self.0.poll_head(cx).map_err(failed)
+    }
+}
+
+impl std::fmt::Debug for PendingAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PendingAnswer")
     }
 }
 

@@ -363,6 +363,11 @@ impl GetStreamUri {
     pub fn rtsp(profile_token: impl Into<String>) -> Self {
         GetStreamUri { protocol: "RTSP".into(), profile_token: profile_token.into() }
     }
+
+    /// RTP over RTSP over HTTP (ONVIF Streaming Specification §5.1.1.4).
+    pub fn rtsp_over_http(profile_token: impl Into<String>) -> Self {
+        GetStreamUri { protocol: "RtspOverHttp".into(), profile_token: profile_token.into() }
+    }
 }
 
 impl Message for GetStreamUri {

@@ -6,6 +6,7 @@
 //! | [`security`] | advanced security: trust anchors | 5 dispatch |
 //! | [`uplink`] | where to dial | 5 dispatch |
 //! | [`media2`] | streams | 8 add |
+//! | [`media`] | the same of devices without Media2: where RTSP over HTTP is | 8 add |
 //!
 //! A client makes a [`Request`], posts [`Request::to_xml`] to the service's address and gives the
 //! answer to [`Request::parse_answer`]. A device gives what it was posted to [`DeviceRequest::parse`]
@@ -14,6 +15,7 @@
 //! Not a whole ONVIF: elements that nobody here reads are skipped, and not written.
 
 pub mod device;
+pub mod media;
 pub mod media2;
 pub mod security;
 pub mod uplink;
@@ -22,6 +24,8 @@ use crate::soap::{Element, Envelope, Fault, SoapError};
 
 /// Namespace of the device management service.
 pub const DEVICE_NS: &str = "http://www.onvif.org/ver10/device/wsdl";
+/// Namespace of the media service that Media2 came after.
+pub const MEDIA_NS: &str = "http://www.onvif.org/ver10/media/wsdl";
 /// Namespace of the Media2 service.
 pub const MEDIA2_NS: &str = "http://www.onvif.org/ver20/media/wsdl";
 /// Namespace of the uplink service.

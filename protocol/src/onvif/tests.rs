@@ -100,6 +100,11 @@ fn every_message_there_and_back() {
         Profile { token: "p2".into(), name: "Bare".into(), ..Profile::default() },
     ]));
     there_and_back(GetStreamUri::rtsp("p1"));
+    there_and_back(GetStreamUri::rtsp_over_http("p1"));
+    there_and_back(media::GetProfiles);
+    there_and_back(media::Profiles(vec!["p1".into(), "p2".into()]));
+    there_and_back(media::GetStreamUri::rtsp_over_http("p1"));
+    there_and_back(media::StreamUri("http://cam/a?b=1&c=2".into()));
     there_and_back(StreamUri("rtsp://cam:554/a?b=1&c=2".into()));
 
     there_and_back(uplink::ServiceCapabilities {

@@ -13,7 +13,7 @@ use homing_protocol::onvif::device::{DeviceInformation, Service, Services};
 use homing_protocol::onvif::media2::{self, Profile, Profiles, StreamUri, VideoEncoder, VideoSource};
 use homing_protocol::onvif::{DeviceRequest, MEDIA2_NS, Message as _};
 use homing_protocol::secret::Credentials;
-use homing_protocol::soap::Envelope;
+use homing_protocol::soap::{Envelope, Fault};
 use homing_recording::connect::{BoxFuture, ConnectError, DeviceConnector, Stream};
 use http::{Request, Response, StatusCode, header};
 use tokio::net::TcpStream;
@@ -31,6 +31,8 @@ struct Tunnel {
     connected: AtomicBool,
     /// Whether it has RTSP over WebSocket.
     websocket: AtomicBool,
+    /// Whether it has RTSP over HTTP.
+    http: AtomicBool,
     streams: AtomicUsize,
     /// What the device's password is now, where the tunnel server is asked for it.
     password: OnceLock<&'static str>,
@@ -45,6 +47,7 @@ impl Tunnel {
             source: source.url.clone(),
             connected: AtomicBool::new(false),
             websocket: AtomicBool::new(false),
+            http: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
             password: OnceLock::new(),
             home: home.handle().clone(),
@@ -84,6 +87,12 @@ impl Tunnel {
             }
             .to_element(),
             DeviceRequest::GetProfiles(_) => Profiles(profiles()).to_element(),
+            DeviceRequest::GetStreamUri(asked)
+                if asked.protocol == "RtspOverHttp" && !self.http.load(Ordering::Relaxed) =>
+            {
+                let fault = Fault::receiver(&["ActionNotSupported"], "no such transport");
+                return Response::new(fault.to_xml(envelope.version).into());
+            }
             DeviceRequest::GetStreamUri(asked) => {
                 // The site's own address, with a port that means nothing here, and with a password.
                 StreamUri(format!("rtsp://root:sesame@192.168.0.90:8554/{}", asked.profile_token))
@@ -209,8 +218,8 @@ async fn hardware_follows_its_device_to_another_tunnel_server() {
     tokio::task::spawn_blocking(move || drop(home)).await.unwrap();
 }
 
-/// Goal: step 8 add. Wrong credentials, an absent device and one without RTSP over WebSocket are told as such; each
-/// channel becomes a camera that records over the device's own connection, on its own runtime; when the device is away
+/// Goal: step 8 add. Wrong credentials, an absent device and one without RTSP over WebSocket or HTTP are told as
+/// such; each channel becomes a camera that records over the device's own connection, on its own runtime; when the device is away
 /// the tunnel server's reason is shown.
 #[tokio::test(flavor = "multi_thread")]
 async fn step_8_add() {
@@ -247,7 +256,8 @@ async fn step_8_add() {
     let (status, problem) = add(SERIAL, "sesame").await.unwrap_err();
     assert_eq!((status, problem.code.as_str()), (422, "no-rtsp-over-websocket"));
     assert!(problem.message.contains("site agent"), "{problem:?}");
-    tunnel.websocket.store(true, Ordering::Relaxed);
+    assert!(problem.message.contains("nor over HTTP (the device answers: "), "{problem:?}");
+    tunnel.http.store(true, Ordering::Relaxed);
 
     let hardware = add(SERIAL, "sesame").await.unwrap();
     assert_eq!((hardware.serial.to_string().as_str(), hardware.model.as_str()), (SERIAL, "Maker E 2"));

@@ -1,6 +1,6 @@
 //! The device's end of a stream: one RTSP session through its uplink, and what comes goes into the hub.
 //!
-//! 1. RTSP over WebSocket, DESCRIBE, SETUP of every track; the state says what there is, or why there is nothing.
+//! 1. RTSP through the uplink, DESCRIBE, SETUP of every track; the state says what there is, or why there is nothing.
 //! 2. PLAY when the first viewer does. Until then and after, the session is kept alive by us, with receiver reports.
 //! 3. Packets that came together become one [`Unit`]; a picture begins one, so that a viewer can begin there.
 //! 4. TEARDOWN when nobody has watched for a while.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | any method, absolute form, host a serial number | the same request through the device's uplink, bodies streamed |
 //! | the same with `Upgrade: websocket`, or extended CONNECT | a WebSocket through the uplink, frames as they are (`websocket.rs`) |
-//! | `CONNECT SERIAL:554` | RTSP over WebSocket through the uplink, as plain RTSP to the client (`connect.rs`) |
+//! | `CONNECT SERIAL:554` | RTSP over WebSocket or HTTP through the uplink, as plain RTSP to the client (`connect.rs`) |
 //! | `CONNECT SERIAL:80` | HTTP/1.1 inside it, each request as above |
 //! | `CONNECT SERIAL:443` | the same inside TLS, which ends here |
 //!

@@ -1,6 +1,9 @@
 //! Devices: a key, an uplink, and a little ONVIF, HTTP and RTSP over WebSocket behind it.
 
-use crate::camera::Camera;
+use crate::{
+    camera::Camera,
+    over_http::{self, OverHttp},
+};
 use bytes::Bytes;
 use homing_base::Stop;
 use homing_protocol::{
@@ -20,7 +23,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
     task::JoinHandle,
 };
@@ -71,7 +74,9 @@ pub struct Device {
     /// What its RTSP leads to, once switched on; else bytes come back.
     pub camera: Camera,
     /// Whether it has RTSP over WebSocket.
-    pub has_rtsp: bool,
+    pub has_websocket: bool,
+    /// Its RTSP over HTTP, if it has that.
+    pub over_http: Option<OverHttp>,
     /// Cancelled to cut the uplink.
     line: Arc<Mutex<CancellationToken>>,
 }
@@ -98,7 +103,8 @@ impl Device {
             key: Arc::new(key.serialize_der()),
             streams_ended: Arc::default(),
             camera: Camera::default(),
-            has_rtsp: true,
+            has_websocket: true,
+            over_http: None,
             line: Arc::default(),
         }
     }
@@ -134,25 +140,29 @@ impl Device {
         let (ended, lock, line) = (self.streams_ended.clone(), self.lock.clone(), token.child_token());
         let cut = line.clone();
         *self.line.lock().unwrap() = line.clone();
-        let (camera, has_rtsp) = (self.camera.clone(), self.has_rtsp);
+        let (camera, has_websocket, over_http) =
+            (self.camera.clone(), self.has_websocket, self.over_http.clone());
         let service = Arc::new(move |incoming: Incoming| {
-            let (guard, ended) = (guard.clone(), ended.clone());
+            let (guard, streams_ended) = (guard.clone(), ended.clone());
             let (lock, line, camera) = (lock.clone(), line.clone(), camera.clone());
-            let door = Door { guard, lock, line, camera, has_rtsp };
-            async move { answer(incoming, &door, &ended).await }
+            let over_http = over_http.clone();
+            let door = Door { guard, lock, line, camera, has_websocket, over_http, streams_ended };
+            async move { answer(incoming, &door).await }
         });
         stop.spawn(uplink.serve(service, ServeSettings::default(), cut))
     }
 }
 
 /// What a request has to get through.
-struct Door {
-    guard: Arc<DigestGuard>,
+pub struct Door {
+    pub guard: Arc<DigestGuard>,
     lock: Arc<Mutex<Lock>>,
     /// Cancelled to cut the uplink.
     line: CancellationToken,
-    camera: Camera,
-    has_rtsp: bool,
+    pub camera: Camera,
+    has_websocket: bool,
+    over_http: Option<OverHttp>,
+    pub streams_ended: Arc<watch::Sender<usize>>,
 }
 
 impl Door {
@@ -173,7 +183,7 @@ impl Door {
     }
 }
 
-async fn answer(mut incoming: Incoming, guard: &Door, ended: &watch::Sender<usize>) {
+async fn answer(mut incoming: Incoming, guard: &Door) {
     let path = incoming.request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
     match (incoming.request.method().clone(), path.as_str()) {
         (Method::CONNECT, RTSP_PATH) => {
@@ -186,7 +196,10 @@ async fn answer(mut incoming: Incoming, guard: &Door, ended: &watch::Sender<usiz
             } else {
                 echo(stream).await;
             }
-            ended.send_modify(|ended| *ended += 1);
+            guard.streams_ended.send_modify(|ended| *ended += 1);
+        }
+        (Method::GET | Method::POST, over_http::PATH) if guard.over_http.is_some() => {
+            guard.over_http.clone().unwrap().serve(incoming, guard).await;
         }
         // A WebSocket of its own, for whoever asks; with the password at another path.
         (Method::CONNECT, "/ws" | "/guarded-ws") => {
@@ -197,7 +210,9 @@ async fn answer(mut incoming: Incoming, guard: &Door, ended: &watch::Sender<usiz
             let Some(incoming) = incoming else { return };
             echo(incoming.accept_websocket("chat").unwrap()).await;
         }
-        (Method::POST, "/onvif/device_service" | "/onvif/media2") => services(incoming, guard, &path).await,
+        (Method::POST, "/onvif/device_service" | "/onvif/media2" | over_http::MEDIA1) => {
+            services(incoming, guard, &path).await
+        }
         (Method::POST, "/axis-cgi/pwdgrp.cgi") => {
             let Some(mut incoming) = authenticated(incoming, guard, "POST", &path) else { return };
             let body = std::mem::take(incoming.request.body_mut()).collect(4096).await.unwrap();
@@ -263,7 +278,7 @@ async fn answer(mut incoming: Incoming, guard: &Door, ended: &watch::Sender<usiz
 }
 
 /// RTSP is the VMS's and the camera's business: here it is bytes that come back.
-async fn echo(mut stream: homing_uplink::WebSocketStream) {
+pub async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
         if buffer.starts_with(b"FLOOD") {
@@ -279,7 +294,7 @@ async fn echo(mut stream: homing_uplink::WebSocketStream) {
 }
 
 /// The request, if it comes with the device's user and password; else it is answered with a challenge.
-fn authenticated(incoming: Incoming, door: &Door, method: &str, path: &str) -> Option<Incoming> {
+pub fn authenticated(incoming: Incoming, door: &Door, method: &str, path: &str) -> Option<Incoming> {
     let now = jiff::Timestamp::now().as_second() as u64;
     let authorization = incoming.request.headers().get("authorization").and_then(|value| value.to_str().ok());
     let (guard, mut lock) = (&door.guard, door.lock.lock().unwrap());
@@ -304,7 +319,14 @@ async fn services(incoming: Incoming, guard: &Door, path: &str) {
         let _ = incoming.respond(response.body(Bytes::from(xml)).unwrap());
     };
     let answer = |element| Envelope::answer(envelope.version, element).to_xml();
+    let media1 = guard.over_http.as_ref().filter(|over_http| over_http.has_media1_alone());
+    if let Some(element) = media1.and_then(|over_http| over_http::media1(&envelope, over_http)) {
+        return respond(200, answer(element));
+    }
     match DeviceRequest::parse(&envelope).unwrap() {
+        DeviceRequest::GetServices(_) if media1.is_some() => {
+            return respond(200, answer(over_http::services().to_element()));
+        }
         DeviceRequest::GetServices(_) => (),
         DeviceRequest::GetDeviceInformation(_) => {
             let information =
@@ -339,6 +361,15 @@ async fn services(incoming: Incoming, guard: &Door, path: &str) {
             let profile = media2::Profile { token: "live".into(), video_source, ..Default::default() };
             return respond(200, answer(media2::Profiles(vec![profile]).to_element()));
         }
+        DeviceRequest::GetStreamUri(ask) if ask.protocol == "RtspOverHttp" => {
+            return match &guard.over_http {
+                Some(over_http) => respond(200, answer(media2::StreamUri(over_http.uri()).to_element())),
+                None => {
+                    let fault = Fault::receiver(&["ActionNotSupported"], "not here");
+                    respond(500, fault.to_xml(envelope.version));
+                }
+            };
+        }
         DeviceRequest::GetStreamUri(_) => {
             let uri = format!("rtsp://root:{PASSWORD}@{}/live", crate::camera::HOST);
             return respond(200, answer(media2::StreamUri(uri).to_element()));
@@ -349,7 +380,7 @@ async fn services(incoming: Incoming, guard: &Door, path: &str) {
         other => panic!("{other:?}"),
     }
     let media2 = media2::ServiceCapabilities {
-        rtsp_web_socket_uri: guard.has_rtsp.then(|| format!("ws://192.168.1.7{RTSP_PATH}")),
+        rtsp_web_socket_uri: guard.has_websocket.then(|| format!("ws://192.168.1.7{RTSP_PATH}")),
         ..Default::default()
     };
     let services = device::Services(vec![device::Service {

@@ -20,7 +20,7 @@ async fn problem(response: Response<Incoming>) -> serde_json::Value {
 }
 
 /// `CONNECT`, and what came with the answer.
-async fn connect(world: &World, target: &str) -> (String, TcpStream) {
+pub async fn connect(world: &World, target: &str) -> (String, TcpStream) {
     let mut tcp = TcpStream::connect(world.internal).await.unwrap();
     let head =
         format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: {}\r\n\r\n", password());

@@ -178,10 +178,10 @@ impl World {
         (device, serving)
     }
 
-    /// The same without RTSP over WebSocket.
+    /// The same without RTSP, over WebSocket or HTTP.
     pub async fn ready_without_rtsp(&self, serial: &str) -> Device {
         let mut device = Device::new(serial);
-        device.has_rtsp = false;
+        device.has_websocket = false;
         self.make_ready(&device).await;
         device
     }

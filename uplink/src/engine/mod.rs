@@ -220,21 +220,23 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    /// The head of the answer.
+    /// The head of the answer, once.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Broken>> {
+        let state = &mut *self.engine.lock().state;
+        let Some(stream) = state.stream(self.id) else { return Poll::Ready(Err(Broken::cancelled())) };
+        if let Some(head) = stream.head.take() {
+            return Poll::Ready(Ok(*head));
+        }
+        if let Some(broken) = &stream.broken {
+            return Poll::Ready(Err(broken.clone()));
+        }
+        stream.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// [`poll_head`](Self::poll_head) as a future.
     pub async fn head(&mut self) -> Result<Response<()>, Broken> {
-        std::future::poll_fn(|cx| {
-            let state = &mut *self.engine.lock().state;
-            let Some(stream) = state.stream(self.id) else { return Poll::Ready(Err(Broken::cancelled())) };
-            if let Some(head) = stream.head.take() {
-                return Poll::Ready(Ok(*head));
-            }
-            if let Some(broken) = &stream.broken {
-                return Poll::Ready(Err(broken.clone()));
-            }
-            stream.reader = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await
+        std::future::poll_fn(|cx| self.poll_head(cx)).await
     }
 
     /// What has come, in one piece; none at the end. Its credit is given back.

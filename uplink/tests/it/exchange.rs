@@ -4,7 +4,9 @@ use crate::world::*;
 use bytes::Bytes;
 use homing_uplink::*;
 use http::{HeaderMap, Request, StatusCode};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Notify;
 
 const CARRIERS: [Carrier; 2] = [Carrier::Native, Carrier::WebSocket];
 
@@ -73,6 +75,45 @@ async fn bodies_stream_both_ways_over_both_carriers() {
         pair.end().await;
     }
     server.end().await;
+}
+
+/// Goal: a request that is begun waits for its answer as long as the device likes, beyond every deadline; its body goes out
+/// as the caller sends it, and so does its end.
+#[tokio::test]
+async fn a_request_that_is_begun_has_no_deadline() {
+    let mut server = Server::start().await;
+    let waited = Duration::from_millis(1);
+    let impatient = UplinkSettings { response_deadline: waited, ..Default::default() };
+    let late = Arc::new(Notify::new());
+    let when = late.clone();
+    let service = move |incoming| answer_late(incoming, when.clone());
+    let pair = server.pair(Carrier::Native, (impatient, Default::default()), service).await;
+    let begun = pair.uplink.begin(Request::post("/").body(()).expect("a request"));
+    let (mut body, mut answer) = within("a stream", begun).await.expect("a stream");
+    for _ in 0..3 {
+        within("credit", poll_fn(|cx| body.poll_ready(cx))).await.expect("credit");
+        body.start_send(Bytes::from_static(b"piece")).expect("sent");
+    }
+    body.finish().expect("sent");
+    // Another one, by whose end the first one's would have come.
+    let asked = within("a timeout", pair.uplink.request(get("/"))).await;
+    assert_eq!(asked.expect_err("too late"), RequestError::Timeout { waited });
+    late.notify_one();
+    let head = within("an answer", poll_fn(|cx| answer.poll_head(cx))).await.expect("an answer");
+    assert_eq!(head.headers()["x-received"], "15");
+    pair.end().await;
+    server.end().await;
+
+    async fn answer_late(mut incoming: Incoming, late: Arc<Notify>) {
+        if incoming.request.method() == "GET" {
+            return std::future::pending().await;
+        }
+        let body = std::mem::take(incoming.request.body_mut());
+        let received = body.collect(100).await.expect("a body");
+        late.notified().await;
+        let response = http::Response::builder().header("x-received", received.len());
+        let _ = incoming.respond(response.body(Bytes::new()).expect("a response"));
+    }
 }
 
 /// Goal: a WebSocket is a byte pipe, both ways, to its orderly end.
