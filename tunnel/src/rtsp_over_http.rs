@@ -41,7 +41,7 @@ const KEPT_MAX_BYTES: usize = 16 * 1024;
 
 /// RTSP over HTTP to a device, as `AsyncRead` and `AsyncWrite`.
 ///
-/// 1. Made by [`open`], when the device has answered GET.
+/// 1. Made when the device has answered GET ([`TunnelHandle::open_rtsp`](crate::TunnelHandle::open_rtsp)).
 /// 2. Bytes both ways. Reading also sees to POST: a device that refuses it is an error of the reader.
 /// 3. Shutting the writing side down ends POST; the end of GET reads as the end.
 /// 4. Dropping it cancels both requests.
