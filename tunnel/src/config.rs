@@ -101,7 +101,7 @@ pub struct Gateway {
     pub udp: bool,
     /// First and last port that UDP is sent from; 0: any free ones.
     pub udp_ports: [u16; 2],
-    /// Connections at once.
+    /// Connections at once, of those who have given a password; as many of others.
     pub connections: usize,
     /// Streams from devices at once.
     pub streams: usize,
@@ -189,7 +189,7 @@ pub struct Limits {
     pub response_ms: u64,
     /// A reader on the internal address that takes nothing for so long is dropped.
     pub stalled_ms: u64,
-    /// Connections at once on the internal address.
+    /// Connections at once on the internal address, of those who got an answer that was no refusal; as many of others.
     pub internal_connections: usize,
     /// Connections at once on the internal address from one network.
     pub internal_connections_per_address: usize,

@@ -1,4 +1,5 @@
-//! Floods of control frames, at both ends: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM, CONTINUATION, empty DATA.
+//! Floods of control frames, at both ends: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM, CONTINUATION, empty DATA; and,
+//! at the server's end, of DATA that no stream takes.
 //!
 //! `h2` bounds the memory that they take (one answer to a PING or SETTINGS at a time, so many CONTINUATIONs and reset
 //! streams), but not the time: a peer that sends nothing else keeps its worker busy, and with it every uplink there.

@@ -453,3 +453,23 @@ proptest! {
         outcome(&[&bytes]);
     }
 }
+
+/// Goal: what was on its way when a stream ended is let pass, as much as all windows of an uplink hold; a device that goes on
+/// sending what nobody can take loses its uplink.
+#[test]
+fn data_that_nobody_can_take_is_let_pass_for_a_while() {
+    let engine = engine();
+    let (mut receiver, _sender) = get(&engine);
+    engine.receive(&head(1, 0, &[(":status", "200"), ("content-length", "5")])).unwrap();
+    assert_eq!(status(&mut receiver).unwrap().unwrap(), StatusCode::OK);
+    let piece = data(1, 0, &[7; 1000]);
+    engine.receive(&piece).unwrap();
+    assert!(read(&mut receiver).1.unwrap().is_err(), "longer than it says");
+    drop(receiver);
+    let passed = (0..20_000).take_while(|_| {
+        engine.take_out();
+        engine.receive(&piece).is_ok()
+    });
+    let passed = passed.count();
+    assert!((4_096..12_000).contains(&passed), "{passed}");
+}

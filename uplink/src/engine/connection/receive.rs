@@ -139,7 +139,8 @@ impl State {
             self.receive_window = self.connection_window;
             self.answer(frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes())?;
         }
-        let Some(stream) = self.stream(head.stream) else {
+        // One that broke may be held by its reader for as long as that likes.
+        let Some(stream) = self.stream(head.stream).filter(|stream| stream.broken.is_none()) else {
             return self.allowance.receive_lost().map_err(flooded);
         };
         stream.receive_window -= length;
